@@ -1,0 +1,138 @@
+//! Starting an agent: what it needs, in the order in which it is needed.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use orca_cluster::node::Reconciler;
+use orca_dataplane::DataPlane;
+use orca_wire::endpoint::LocalError;
+use orca_wire::identity::{Identity, Peer, SealError, SealingKey};
+use orca_wire::{Access, Client, Endpoint, Plane};
+use std::net::SocketAddr;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::error;
+
+use crate::docker::{self, Docker};
+use crate::driver::Driver;
+use crate::errand::Errands;
+use crate::hands::{Hands, Tools, chain};
+use crate::ledger::Ledger;
+use crate::module_log::Logs;
+use crate::session::Session;
+use crate::wasm;
+
+/// Goals that may wait to be taken; only the newest is used.
+const GOALS_MAX: usize = 4;
+
+#[derive(Debug)]
+pub struct Config {
+    /// The agent's own part of the data directory: ledger, modules, logs, keys.
+    pub directory: PathBuf,
+    /// Directories that no container may mount any part of.
+    pub state_directories: Vec<PathBuf>,
+    /// Files of secrets go below this, if it is on tmpfs.
+    pub runtime_directory: PathBuf,
+    pub docker_socket: PathBuf,
+    /// Where control nodes are.
+    pub control: Vec<SocketAddr>,
+    pub identity: Identity,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the certificate in {} is not a node's", .0.display())]
+    NotANode(PathBuf),
+    #[error("the directory {} cannot be used", path.display())]
+    Directory { path: PathBuf, #[source] source: io::Error },
+    #[error("the node's sealing key cannot be used")]
+    SealingKey(#[from] SealError),
+    #[error(transparent)]
+    Wasm(#[from] wasm::EngineError),
+    #[error("no endpoint to reach control nodes from")]
+    Endpoint(#[from] LocalError),
+}
+
+/// What of the agent the data plane needs before it starts.
+#[derive(Debug)]
+pub struct Modules {
+    engine: wasm::Engine,
+    pub replicas: Arc<wasm::Replicas>,
+}
+
+/// A running agent; dropped, it stops where it is. What it runs in containers goes on.
+#[derive(Debug)]
+pub struct Agent {
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Agent {
+    /// The Wasm engine, which the proxy calls into. `runtime` is where modules run.
+    pub fn modules(directory: &std::path::Path, runtime: tokio::runtime::Handle) -> Result<Modules, StartError> {
+        let engine = wasm::Engine::new(directory.join("compiled"), runtime)?;
+        Ok(Modules { engine, replicas: Arc::default() })
+    }
+
+    pub async fn start(config: Config, modules: Modules, dataplane: DataPlane) -> Result<Agent, StartError> {
+        let Config { directory, state_directories, runtime_directory, docker_socket, control, identity } = config;
+        let Peer::Node { node, .. } = *identity.peer() else {
+            return Err(StartError::NotANode(directory));
+        };
+        let cluster = identity.cluster();
+        let sealing_key = SealingKey::load_or_create(&directory)?;
+        let logs = Logs::open(directory.join("logs"))
+            .map_err(|source| StartError::Directory { path: directory.join("logs"), source })?;
+        let ledger = Ledger::in_directory(&directory);
+        let goal = ledger.read().unwrap_or_else(|fault| {
+            error!(error = chain(&fault), "the ledger is not used; a control node will say what belongs here");
+            None
+        });
+        let docker = Docker::new(docker::Config {
+            socket: docker_socket,
+            cluster: cluster.to_string(),
+            runtime_directory,
+            state_directories,
+        });
+        let endpoint = Endpoint::client(Access::Certificate(identity))?;
+        let session = Session::new(Client::new(endpoint, Plane::Agent, control));
+        let (hands, finished) = Hands::new(Tools {
+            docker: docker.clone(),
+            wasm: modules.engine,
+            replicas: modules.replicas,
+            logs: logs.clone(),
+            dataplane: dataplane.clone(),
+            session: session.clone(),
+            cluster,
+            node,
+            sealing_key,
+            modules: directory.join("modules"),
+        });
+        let (goals, goals_taken) = mpsc::channel(GOALS_MAX);
+        let (reports, reports_sent) = watch::channel(None);
+        let errands = Errands { docker: docker.clone(), logs, node };
+        let driver = Driver {
+            brain: Reconciler::new(goal, crate::clock::now()),
+            hands,
+            finished,
+            ledger,
+            events: docker.events(),
+            docker,
+            dataplane,
+            goals: goals_taken,
+            reports,
+            data: directory,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let tasks = vec![tokio::spawn(driver.run()), tokio::spawn(session.run(reports_sent, goals, errands))];
+        Ok(Agent { tasks })
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What happens to our containers, as it happens. A stream of events says what changed and never what is, so on
+//! connecting, and after every gap, everything is listed first; the events from just before the list follow, and an
+//! exit that both show is told once.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use bollard::models::EventMessage;
+use bollard::query_parameters::EventsOptionsBuilder;
+use futures_util::StreamExt as _;
+use orca_cluster::id::ReplicaId;
+use orca_cluster::node::{Condition, Seen};
+use orca_cluster::replica::{Cause, Engine};
+use orca_cluster::time::Timestamp;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::{Docker, LABEL_CLUSTER, LABEL_REPLICA, address, error, is_running, now, timestamp};
+
+/// Notices that wait to be read; when it is full, reading the engine's stream waits as well.
+const WAITING_MAX: usize = 256;
+/// First and longest pause before connecting again.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Silence after which the engine is asked whether it is still there, and how long it may take to say so.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+const PING_MAX: Duration = Duration::from_secs(10);
+/// The events asked for begin this long before the list, for a clock that was read a moment late.
+const OVERLAP: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    Seen(Seen),
+    /// The engine came, went, or is another version. Told before anything is seen through it.
+    Engine(Engine),
+}
+
+/// What happens, until it is dropped. It connects again by itself.
+#[derive(Debug)]
+pub struct Events {
+    notices: mpsc::Receiver<Notice>,
+    task: JoinHandle<()>,
+}
+
+impl Events {
+    /// Waits for the next. Nothing is lost when the wait is given up.
+    pub async fn next(&mut self) -> Notice {
+        match self.notices.recv().await {
+            Some(notice) => notice,
+            // The task ends only by a panic, and has no more to say.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The reader is gone.
+struct Closed;
+
+impl Docker {
+    pub fn events(&self) -> Events {
+        let (sender, notices) = mpsc::channel(WAITING_MAX);
+        let watch = Watch { docker: self.clone(), sender, engine: Engine::Unknown, told: BTreeMap::new(), oom: BTreeSet::new() };
+        Events { notices, task: tokio::spawn(watch.run()) }
+    }
+}
+
+struct Watch {
+    docker: Docker,
+    sender: mpsc::Sender<Notice>,
+    engine: Engine,
+    /// When the newest exit ended that was told of each replica.
+    told: BTreeMap<ReplicaId, String>,
+    /// Containers in which the kernel killed for memory since their start.
+    oom: BTreeSet<String>,
+}
+
+impl Watch {
+    async fn run(mut self) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let engine = self.docker.engine().await;
+            let is_ready = matches!(engine, Engine::Ready { .. });
+            if engine != self.engine {
+                self.engine = engine.clone();
+                if self.tell(Notice::Engine(engine)).await.is_err() {
+                    return;
+                }
+            }
+            if is_ready {
+                match self.follow(&mut pause).await {
+                    Ok(()) => {}
+                    Err(Gap::Closed) => return,
+                    Err(Gap::Engine(cause)) => tracing::debug!(cause = error::words(&cause), "the engine's events broke off"),
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Lists everything, then passes events on until they break off.
+    async fn follow(&mut self, pause: &mut Duration) -> Result<(), Gap> {
+        let since = now() - OVERLAP;
+        self.list().await?;
+        *pause = PAUSE_MIN;
+
+        let filters = HashMap::from([
+            ("type", vec!["container".to_owned()]),
+            ("event", ["start", "die", "destroy", "oom"].map(str::to_owned).to_vec()),
+            ("label", vec![format!("{LABEL_CLUSTER}={}", self.docker.config().cluster)]),
+        ]);
+        let options = EventsOptionsBuilder::default().since(&seconds(since)).filters(&filters).build();
+        let client = self.docker.client()?;
+        let mut events = std::pin::pin!(client.events(Some(options)));
+        loop {
+            match timeout(SILENCE_MAX, events.next()).await {
+                Ok(Some(Ok(event))) => self.event(event).await?,
+                Ok(Some(Err(error))) => return Err(self.docker.cause(error).into()),
+                Ok(None) => return Ok(()),
+                Err(_silence) => {
+                    let client = self.docker.client_within(PING_MAX)?;
+                    client.ping().await.map_err(|error| self.docker.cause(error))?;
+                }
+            }
+        }
+    }
+
+    async fn list(&mut self) -> Result<(), Gap> {
+        let mut all = Vec::new();
+        self.told.clear();
+        for id in self.docker.list(&[]).await? {
+            let Some(inspected) = self.docker.inspect(&id).await? else { continue };
+            let Some(found) = self.docker.found(&inspected).await else { continue };
+            if let Condition::Exited { .. } = found.condition
+                && let Some(finished) = inspected.state.and_then(|state| state.finished_at)
+            {
+                self.told.insert(found.replica, finished);
+            }
+            all.push(found);
+        }
+        self.see(Seen::All(all)).await
+    }
+
+    async fn event(&mut self, event: EventMessage) -> Result<(), Gap> {
+        let Some(actor) = event.actor else { return Ok(()) };
+        let (Some(id), labels) = (actor.id, actor.attributes.unwrap_or_default()) else { return Ok(()) };
+        let Some(replica) = labels.get(LABEL_REPLICA).and_then(|label| label.parse().ok()) else { return Ok(()) };
+        match event.action.as_deref() {
+            Some("oom") => {
+                self.oom.insert(id);
+                Ok(())
+            }
+            Some("start") => match self.docker.inspect(&id).await? {
+                Some(inspected) if is_running(&inspected) => {
+                    self.see(Seen::Running { replica, address: address(&inspected) }).await
+                }
+                // What became of it is another event.
+                _ => Ok(()),
+            },
+            Some("die") => {
+                let code = labels.get("exitCode").and_then(|code| code.parse().ok()).unwrap_or_default();
+                self.died(replica, &id, code).await
+            }
+            Some("destroy") => {
+                self.oom.remove(&id);
+                self.told.remove(&replica);
+                self.see(Seen::Vanished { replica }).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn died(&mut self, replica: ReplicaId, id: &str, code: i64) -> Result<(), Gap> {
+        let mut out_of_memory = self.oom.remove(id);
+        let mut last_lines = Vec::new();
+        if let Some(inspected) = self.docker.inspect(id).await? {
+            let state = inspected.state.clone().unwrap_or_default();
+            let before = state.finished_at.and_then(|finished| self.told.insert(replica, finished));
+            if before.is_some() && before.as_ref() == self.told.get(&replica) {
+                return Ok(());
+            }
+            out_of_memory |= state.oom_killed.unwrap_or_default();
+            last_lines = self.docker.last_lines(&inspected, before.as_deref().and_then(timestamp)).await;
+        }
+        self.see(Seen::Exited { replica, code, out_of_memory, last_lines }).await
+    }
+
+    async fn see(&self, seen: Seen) -> Result<(), Gap> {
+        self.tell(Notice::Seen(seen)).await.map_err(|Closed| Gap::Closed)
+    }
+
+    async fn tell(&self, notice: Notice) -> Result<(), Closed> {
+        self.sender.send(notice).await.map_err(|_| Closed)
+    }
+}
+
+/// Why following ended.
+enum Gap {
+    Closed,
+    Engine(Cause),
+}
+
+impl From<Cause> for Gap {
+    fn from(cause: Cause) -> Gap {
+        Gap::Engine(cause)
+    }
+}
+
+/// As the engine reads a time with a fraction.
+fn seconds(at: Timestamp) -> String {
+    format!("{}.{:03}000000", at.0 / 1000, at.0 % 1000)
+}

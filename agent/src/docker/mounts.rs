@@ -1,0 +1,74 @@
+//! What of the host a container may never mount, whoever asks: whatever would hand it the host itself or Orca's
+//! secrets. Links are followed first, so that another name for the same place is no way around.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use orca_cluster::replica::Cause;
+
+/// These and everything below them.
+const FORBIDDEN: [&str; 4] = ["/proc", "/sys", "/etc", "/var/lib/docker"];
+
+/// Gives the real path of a host directory that may be mounted.
+pub fn allowed(path: &str, socket: &Path, state: &[PathBuf]) -> Result<PathBuf, Cause> {
+    let refuse = |reason: String| Err(Cause::Refused { reason });
+    let real = match fs::canonicalize(path) {
+        Ok(real) => real,
+        Err(error) => return refuse(format!("the host path {path} cannot be mounted: {error}; create it first")),
+    };
+    match conflict(&real, socket, state) {
+        None => Ok(real),
+        Some(with) => refuse(format!("the host path {path} may not be mounted: {with}")),
+    }
+}
+
+fn conflict(real: &Path, socket: &Path, state: &[PathBuf]) -> Option<String> {
+    if real == Path::new("/") {
+        return Some("it is the whole host".to_owned());
+    }
+    let inside = FORBIDDEN.iter().find(|forbidden| real.starts_with(forbidden));
+    if let Some(forbidden) = inside {
+        return Some(format!("it is in {forbidden}"));
+    }
+    let resolve = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    // A directory that has the socket in it gives the engine away as well.
+    if resolve(socket).starts_with(real) {
+        return Some("the Docker engine's socket is in it".to_owned());
+    }
+    let mut state = state.iter().map(|path| resolve(path));
+    let met = state.find(|state| real.starts_with(state) || state.starts_with(real))?;
+    Some(format!("{} holds Orca's own state", met.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_would_give_the_host_away_is_refused_under_any_name() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        for directory in ["ok", "state/db", "sockets"] {
+            fs::create_dir_all(path(directory)).unwrap();
+        }
+        fs::write(path("sockets/docker.sock"), "").unwrap();
+        for (link, to) in [("to-etc", "/etc"), ("to-root", "/"), ("to-state", "state"), ("to-ok", "ok")] {
+            symlink(if to.starts_with('/') { to.into() } else { path(to) }, path(link)).unwrap();
+        }
+        let check = |asked: &Path| {
+            let socket = path("sockets/docker.sock");
+            allowed(asked.to_str().unwrap(), &socket, &[path("state")]).is_ok()
+        };
+        for good in ["ok", "to-ok", "ok/../ok"] {
+            assert!(check(&path(good)), "{good}");
+        }
+        for bad in ["to-etc", "to-root", "to-state", "state", "state/db", "sockets", "sockets/docker.sock", ".", "absent"] {
+            assert!(!check(&path(bad)), "{bad}");
+        }
+        for bad in ["/", "/proc", "/proc/self", "/sys/fs", "/etc/passwd", "/usr/../etc"] {
+            assert!(!check(Path::new(bad)), "{bad}");
+        }
+    }
+}

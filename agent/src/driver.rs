@@ -1,0 +1,138 @@
+//! Runs [`Reconciler`]: the only loop of a node. It holds no opinion about any of what passes through.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use orca_cluster::goal::Goal;
+use orca_cluster::node::{ActionId, Finished, Reconciler};
+use orca_cluster::replica::{Engine, Facts, Observed};
+use orca_cluster::time::Timestamp;
+use orca_dataplane::DataPlane;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::error;
+
+use crate::clock::now;
+use crate::docker::{Docker, Events, Notice};
+use crate::facts;
+use crate::hands::{Hands, chain};
+use crate::ledger::Ledger;
+
+/// How often what replicas use is measured.
+const USAGE_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub struct Driver {
+    pub brain: Reconciler,
+    pub hands: Arc<Hands>,
+    pub finished: mpsc::UnboundedReceiver<(ActionId, Finished)>,
+    pub ledger: Ledger,
+    pub docker: Docker,
+    pub events: Events,
+    pub dataplane: DataPlane,
+    pub goals: mpsc::Receiver<Goal>,
+    pub reports: watch::Sender<Option<Arc<Observed>>>,
+    pub data: std::path::PathBuf,
+    pub version: String,
+}
+
+impl Driver {
+    /// Until the session's end of `goals` is dropped.
+    pub async fn run(mut self) {
+        let mut engine = Engine::Unknown;
+        let mut usage = interval(USAGE_INTERVAL);
+        usage.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (measured, mut measurements) = mpsc::channel(1);
+        let mut reported = Instant::now();
+        loop {
+            while let Some(action) = self.brain.poll_action() {
+                self.hands.start(action);
+            }
+            let due = reported + self.brain.report_interval();
+            if self.brain.take_changed() || Instant::now() >= due {
+                reported = Instant::now();
+                self.report(&engine);
+            }
+            let wake = self.brain.poll_timeout().map(|(at, _why)| at);
+            tokio::select! {
+                goal = self.goals.recv() => match goal {
+                    Some(goal) => self.take_goal(goal).await,
+                    None => return,
+                },
+                Some((id, finished)) = self.finished.recv() => self.brain.handle_finished(id, finished, now()),
+                notice = self.events.next() => match notice {
+                    Notice::Seen(seen) => self.brain.handle_seen(seen, now()),
+                    Notice::Engine(is) => {
+                        engine = is;
+                        self.report(&engine);
+                    }
+                },
+                _ = usage.tick() => {
+                    let (mut meter, measured) = (self.docker.meter(), measured.clone());
+                    tokio::spawn(async move {
+                        if let Ok(usage) = meter.read().await {
+                            // One measurement that nobody has taken yet is enough.
+                            let _ = measured.try_send(usage);
+                        }
+                    });
+                }
+                Some(usage) = measurements.recv() => self.brain.handle_usage(usage),
+                () = sleep_until(due) => {}
+                () = sleep_to(wake) => self.brain.handle_timeout(now()),
+            }
+        }
+    }
+
+    /// In the ledger before anything is done about it: after a crash the node knows what it began.
+    async fn take_goal(&mut self, mut goal: Goal) {
+        // Only the newest matters.
+        while let Ok(newer) = self.goals.try_recv() {
+            goal = newer;
+        }
+        if goal.number <= self.brain.goal().number {
+            return;
+        }
+        let (ledger, written) = (self.ledger.clone(), goal.clone());
+        match tokio::task::spawn_blocking(move || ledger.write(&written)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(fault)) => error!(error = chain(&fault), "the goal is not in the ledger; a reboot now would forget it"),
+            Err(fault) => error!(error = %fault, "writing the ledger failed"),
+        }
+        self.brain.handle_goal(goal, now());
+    }
+
+    fn report(&self, engine: &Engine) {
+        let now = now();
+        if !self.brain.is_oriented(now) {
+            return;
+        }
+        // Counted before the tables are named: what is in flight was let in by these tables or earlier ones.
+        let (replicas, acknowledged) = self.brain.observed();
+        let traffic = self.dataplane.traffic(now);
+        let facts = self.facts(engine);
+        self.reports.send_replace(Some(Arc::new(Observed { at: now, replicas, acknowledged, traffic, facts })));
+    }
+
+    fn facts(&self, engine: &Engine) -> Facts {
+        let host = facts::host(&self.data);
+        Facts {
+            host_name: host.name,
+            architecture: host.architecture,
+            kernel: host.kernel,
+            cpu: host.cpu,
+            memory: host.memory,
+            memory_available: host.memory_available,
+            disk_available: host.disk_available,
+            containers: engine.clone(),
+            proxy: self.dataplane.addresses(),
+            version: self.version.clone(),
+        }
+    }
+}
+
+async fn sleep_to(at: Option<Timestamp>) {
+    match at {
+        Some(at) => tokio::time::sleep(at.since(now())).await,
+        None => std::future::pending().await,
+    }
+}

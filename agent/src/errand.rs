@@ -1,0 +1,158 @@
+//! What a control node asks on behalf of a person: a replica's log lines, a command in it. One stream each; the
+//! person's going away ends the stream, and with it the work.
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use orca_cluster::id::NodeId;
+use orca_cluster::secret::Opaque;
+use orca_wire::Stream;
+use orca_wire::message::agent::{
+    Errand, ExecErrand, ExecInput, ExecOutput, LogLine, LogStream, LogsErrand,
+};
+use orca_wire::stream::StreamError;
+use tokio::io::AsyncWriteExt;
+use tracing::debug;
+
+use crate::docker::{self, Docker};
+use crate::hands::chain;
+use crate::module_log::{self, Logs};
+
+/// Whoever runs errands; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Errands {
+    pub docker: Docker,
+    pub logs: Logs,
+    pub node: NodeId,
+}
+
+impl Errands {
+    pub async fn run(self, errand: Errand, stream: Stream) {
+        let result = match errand {
+            Errand::Logs(errand) if errand.module => self.module_logs(errand, stream).await,
+            Errand::Logs(errand) => self.container_logs(errand, stream).await,
+            Errand::Exec(errand) => self.exec(errand, stream).await,
+        };
+        if let Err(error) = result {
+            debug!(error = chain(&error), "an errand ended early");
+        }
+    }
+
+    async fn module_logs(&self, errand: LogsErrand, mut stream: Stream) -> Result<(), StreamError> {
+        let query = module_log::Query {
+            since: errand.since,
+            tail: errand.tail.map(|tail| usize::try_from(tail).unwrap_or(usize::MAX)),
+        };
+        let line = |line: module_log::Line| LogLine {
+            at: line.at,
+            replica: errand.replica,
+            node: self.node,
+            stream: match line.source {
+                module_log::Source::Stdout => LogStream::Stdout,
+                module_log::Source::Stderr | module_log::Source::Orca => LogStream::Stderr,
+            },
+            text: line.text,
+        };
+        if !errand.follow {
+            // A replica that never printed has no log; that is not an error.
+            for read in self.logs.read(errand.replica, query).unwrap_or_default() {
+                stream.send(&line(read)).await?;
+            }
+            return stream.finish().await;
+        }
+        let Ok(lines) = self.logs.follow(errand.replica, query) else { return stream.finish().await };
+        let mut lines = std::pin::pin!(lines);
+        let closed = stream.closed();
+        let mut closed = std::pin::pin!(closed);
+        loop {
+            tokio::select! {
+                () = &mut closed => return Ok(()),
+                read = lines.next() => match read {
+                    Some(Ok(read)) => stream.send(&line(read)).await?,
+                    Some(Err(_)) | None => return stream.finish().await,
+                },
+            }
+        }
+    }
+
+    async fn container_logs(&self, errand: LogsErrand, mut stream: Stream) -> Result<(), StreamError> {
+        let request = docker::LogRequest { since: errand.since, tail: errand.tail, follow: errand.follow };
+        let Ok(lines) = self.docker.logs(errand.replica, request).await else { return stream.finish().await };
+        let mut lines = std::pin::pin!(lines);
+        let closed = stream.closed();
+        let mut closed = std::pin::pin!(closed);
+        loop {
+            let read = tokio::select! {
+                () = &mut closed => return Ok(()),
+                read = lines.next() => read,
+            };
+            let Some(Ok(read)) = read else { return stream.finish().await };
+            let line = LogLine {
+                at: read.at,
+                replica: errand.replica,
+                node: self.node,
+                stream: match read.source {
+                    docker::Source::Stdout => LogStream::Stdout,
+                    docker::Source::Stderr => LogStream::Stderr,
+                },
+                text: read.text,
+            };
+            stream.send(&line).await?;
+        }
+    }
+
+    async fn exec(&self, errand: ExecErrand, mut stream: Stream) -> Result<(), StreamError> {
+        let request = docker::ExecRequest {
+            argv: errand.command,
+            terminal: errand.terminal.map(|size| docker::Size { columns: size.columns, rows: size.rows }),
+            stdin: errand.stdin,
+            env: Vec::new(),
+        };
+        let docker::Exec { control, mut input, mut output } = match self.docker.exec(errand.replica, request).await {
+            Ok(exec) => exec,
+            Err(error) => {
+                stream.send(&ExecOutput::Failed { reason: chain(&error) }).await?;
+                return stream.finish().await;
+            }
+        };
+        let Stream { mut sender, mut receiver } = stream;
+        let typing = async {
+            while let Ok(Some(typed)) = receiver.next::<ExecInput>().await {
+                let written = match typed {
+                    ExecInput::Bytes(Opaque(bytes)) => input.write_all(&bytes).await,
+                    ExecInput::End => input.shutdown().await,
+                    ExecInput::Resize(size) => {
+                        // A command that has just ended has no terminal any more.
+                        let _ = control.resize(docker::Size { columns: size.columns, rows: size.rows }).await;
+                        Ok(())
+                    }
+                };
+                if written.is_err() {
+                    break;
+                }
+            }
+            // What is typed after the command's end goes nowhere; its output is what ends the errand.
+            std::future::pending::<()>().await;
+        };
+        let printing = async {
+            while let Some(piece) = output.next().await {
+                let Ok(docker::Output { source, bytes }) = piece else { break };
+                let bytes = Opaque(Bytes::into(bytes));
+                let piece = match source {
+                    docker::Source::Stdout => ExecOutput::Stdout(bytes),
+                    docker::Source::Stderr => ExecOutput::Stderr(bytes),
+                };
+                sender.send(&piece).await?;
+            }
+            let end = match control.code().await {
+                Ok(code) => ExecOutput::Exit { code },
+                Err(error) => ExecOutput::Failed { reason: chain(&error) },
+            };
+            sender.send(&end).await?;
+            sender.finish().await
+        };
+        tokio::select! {
+            () = typing => Ok(()),
+            result = printing => result,
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Carries out the reconciler's actions: a `match`, and a task for each. Every action ends in exactly one result,
+//! also when it fails, so that nothing stays under way for ever.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use bytes::Bytes;
+use orca_cluster::goal::{ModuleGoal, ReplicaGoal, Workload};
+use orca_cluster::id::{ClusterId, Label, NodeId, ReplicaId, ServiceName};
+use orca_cluster::node::{Action, ActionId, Finished, Secrets, Task};
+use orca_cluster::replica::Cause;
+use orca_cluster::route::Tables;
+use orca_cluster::secret::SecretName;
+use orca_dataplane::DataPlane;
+use orca_wire::identity::{SealingKey, goal_context};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use crate::docker::{Docker, Unopened, resolve};
+use crate::module_log::{Logs, Source};
+use crate::probe::probe;
+use crate::session::Session;
+use crate::wasm;
+
+/// What the node has to work with.
+pub struct Hands {
+    pub docker: Docker,
+    pub wasm: wasm::Engine,
+    pub replicas: Arc<wasm::Replicas>,
+    pub logs: Logs,
+    pub dataplane: DataPlane,
+    pub session: Session,
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    pub sealing_key: SealingKey,
+    /// Where the bytes of modules are kept, by digest.
+    pub modules: PathBuf,
+    /// What is compiled, by digest, as long as a replica of it is wanted.
+    components: Mutex<BTreeMap<ReplicaId, wasm::Component>>,
+    /// What names of services mean to modules, as of the last tables.
+    tables: Arc<RwLock<Arc<Tables>>>,
+    finished: mpsc::UnboundedSender<(ActionId, Finished)>,
+}
+
+impl std::fmt::Debug for Hands {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hands").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// The parts of [`Hands`] that its owner gives.
+#[expect(missing_debug_implementations, reason = "most of it is handles, and it lives for one call")]
+pub struct Tools {
+    pub docker: Docker,
+    pub wasm: wasm::Engine,
+    pub replicas: Arc<wasm::Replicas>,
+    pub logs: Logs,
+    pub dataplane: DataPlane,
+    pub session: Session,
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    pub sealing_key: SealingKey,
+    pub modules: PathBuf,
+}
+
+impl Hands {
+    /// Results come out of the receiver. At most a few actions for each replica are under way, so it needs no bound
+    /// of its own.
+    pub fn new(tools: Tools) -> (Arc<Hands>, mpsc::UnboundedReceiver<(ActionId, Finished)>) {
+        let Tools { docker, wasm, replicas, logs, dataplane, session, cluster, node, sealing_key, modules } = tools;
+        let (finished, results) = mpsc::unbounded_channel();
+        let hands = Hands {
+            docker,
+            wasm,
+            replicas,
+            logs,
+            dataplane,
+            session,
+            cluster,
+            node,
+            sealing_key,
+            modules,
+            components: Mutex::default(),
+            tables: Arc::default(),
+            finished,
+        };
+        (Arc::new(hands), results)
+    }
+
+    pub fn start(self: &Arc<Hands>, action: Action) {
+        let hands = Arc::clone(self);
+        tokio::spawn(async move {
+            let finished = hands.carry_out(action.task).await;
+            // The driver has ended, and with it everyone who would want to know.
+            let _ = hands.finished.send((action.id, finished));
+        });
+    }
+
+    async fn carry_out(&self, task: Task) -> Finished {
+        match task {
+            Task::Fetch { replica, goal, secrets } => match &goal.workload {
+                Workload::Container(_) => {
+                    let open = |name: &SecretName| self.open(&secrets, name);
+                    self.docker.fetch(&goal, &open, |_| {}).await
+                }
+                Workload::Module(module) => self.fetch_module(replica, module).await,
+            },
+            Task::Create { replica, goal, image, secrets } => match &goal.workload {
+                Workload::Container(_) => {
+                    let open = |name: &SecretName| self.open(&secrets, name);
+                    self.docker.create(replica, &goal, &image, &[], &open).await
+                }
+                Workload::Module(_) => Finished::Created,
+            },
+            Task::Start { replica, goal, secrets } => match &goal.workload {
+                Workload::Container(_) => {
+                    let open = |name: &SecretName| self.open(&secrets, name);
+                    self.docker.start(replica, &goal, &open).await
+                }
+                Workload::Module(module) => {
+                    self.start_module(replica, &goal, module, &secrets).unwrap_or_else(Finished::Failed)
+                }
+            },
+            Task::Probe { replica, purpose: _, check, address, timeout } => {
+                let exec = async |argv: &[String], longest| self.docker.run(replica, argv, longest).await;
+                Finished::Probed(probe(&check, address, timeout, exec).await)
+            }
+            Task::Inspect { replica } => Finished::Listening(self.docker.listening(replica).await),
+            Task::Stop { replica, grace } => match self.replicas.remove(replica) {
+                Some(module) => {
+                    module.stop();
+                    Finished::Stopped
+                }
+                None => self.docker.stop(replica, grace).await,
+            },
+            Task::Remove { replica, service, goal, erase } => self.remove(replica, &service, goal.as_deref(), erase).await,
+            Task::Apply { tables, generation } => {
+                *self.tables.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&tables);
+                self.dataplane.apply(Arc::clone(&tables)).await;
+                Finished::Applied { number: tables.number, generation }
+            }
+            Task::Run { replica, cron } => self.run_scheduled(replica, &cron).await,
+        }
+    }
+
+    /// A secret of the goal, by the node's own key.
+    fn open(&self, secrets: &Secrets, name: &SecretName) -> Result<Zeroizing<String>, Unopened> {
+        let sealed = secrets.get(name).ok_or(Unopened::Absent)?;
+        let context = goal_context(self.cluster, self.node, name);
+        let bytes = self
+            .sealing_key
+            .open(context.as_bytes(), sealed)
+            .map_err(|error| Unopened::Damaged(format!("secret {name}: {error}")))?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| Unopened::Damaged(format!("secret {name} is not text")))?;
+        Ok(Zeroizing::new(text.to_owned()))
+    }
+
+    /// Has the module's bytes here and compiled.
+    async fn fetch_module(&self, replica: ReplicaId, module: &ModuleGoal) -> Finished {
+        let digest = &module.digest;
+        let bytes = match self.module_bytes(digest).await {
+            Ok(bytes) => bytes,
+            Err(cause) => return Finished::Failed(cause),
+        };
+        match self.wasm.load(digest, bytes).await {
+            Ok(component) => {
+                self.components.lock().unwrap_or_else(PoisonError::into_inner).insert(replica, component);
+                let digest = Some(format!("sha256:{digest}"));
+                Finished::Fetched { image: module.digest.clone(), digest, pulled: None }
+            }
+            Err(error) => Finished::Failed(Cause::ModuleInvalid { reason: chain(&error) }),
+        }
+    }
+
+    async fn module_bytes(&self, digest: &str) -> Result<Bytes, Cause> {
+        // A digest is hex, so it cannot lead out of the directory; one that is not has no module.
+        let missing = || Cause::ModuleMissing { digest: digest.to_owned() };
+        if digest.is_empty() || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(missing());
+        }
+        let path = self.modules.join(format!("{digest}.wasm"));
+        if let Ok(bytes) = tokio::fs::read(&path).await {
+            return Ok(bytes.into());
+        }
+        let bytes = self.session.module(digest).await.map_err(|error| {
+            warn!(digest, error = chain(&error), "a module could not be fetched");
+            missing()
+        })?;
+        let bytes = bytes.ok_or_else(missing)?;
+        let (kept, at) = (bytes.clone(), path.clone());
+        let written = tokio::task::spawn_blocking(move || orca_wire::identity::file::replace(&at, &kept)).await;
+        if let Ok(Err(error)) = written {
+            // It runs all the same; after a restart it is fetched again.
+            warn!(path = %path.display(), error = chain(&error), "a module's bytes could not be kept");
+        }
+        Ok(bytes)
+    }
+
+    fn start_module(
+        &self,
+        replica: ReplicaId,
+        goal: &ReplicaGoal,
+        module: &ModuleGoal,
+        secrets: &Secrets,
+    ) -> Result<Finished, Cause> {
+        let component = self.components.lock().unwrap_or_else(PoisonError::into_inner).get(&replica).cloned();
+        let component = component.ok_or_else(|| Cause::ModuleMissing { digest: module.digest.clone() })?;
+        let open = |name: &SecretName| self.open(secrets, name);
+        let env = goal
+            .env
+            .iter()
+            .map(|(name, template)| Ok((name.clone(), resolve(template, goal, &open)?)))
+            .collect::<Result<Vec<_>, Cause>>()?;
+        let log = self.logs.writer(replica).map_err(|error| Cause::Refused {
+            reason: format!("its log cannot be opened: {error}"),
+        })?;
+        log.line(Source::Orca, &format!("{} {} starts", goal.service, goal.revision));
+        let start = wasm::Start {
+            replica,
+            service: goal.service.clone(),
+            env,
+            limits: module.limits.clone(),
+            log,
+            resolve: self.resolver(goal.service.project.clone()),
+        };
+        self.replicas.insert(self.wasm.start(&component, start));
+        Ok(Finished::Started { address: None })
+    }
+
+    /// What a host name means to a module of this project: a service of it, if it is one.
+    fn resolver(&self, project: Label) -> wasm::Resolve {
+        let tables = Arc::clone(&self.tables);
+        Arc::new(move |host: &str, _port: u16| -> Option<SocketAddr> {
+            let service = ServiceName::new(project.clone(), Label::new(host).ok()?);
+            let tables = Arc::clone(&tables.read().unwrap_or_else(PoisonError::into_inner));
+            tables.services.get(&service)?.backends.iter().find_map(|backend| backend.address)
+        })
+    }
+
+    async fn remove(
+        &self,
+        replica: ReplicaId,
+        service: &ServiceName,
+        goal: Option<&ReplicaGoal>,
+        erase: bool,
+    ) -> Finished {
+        let Some(goal) = goal else {
+            return self.docker.remove_found(replica, service).await;
+        };
+        self.components.lock().unwrap_or_else(PoisonError::into_inner).remove(&replica);
+        match &goal.workload {
+            Workload::Container(_) => self.docker.remove(replica, goal, erase).await,
+            Workload::Module(_) => {
+                if let Some(module) = self.replicas.remove(replica) {
+                    module.stop();
+                }
+                if let Err(error) = self.logs.remove(replica) {
+                    warn!(%replica, %error, "its log could not be removed");
+                }
+                Finished::Removed
+            }
+        }
+    }
+
+    async fn run_scheduled(&self, replica: ReplicaId, cron: &str) -> Finished {
+        let Some(module) = self.replicas.get(replica) else {
+            return Finished::Ran(Err("it is not running".to_owned()));
+        };
+        info!(%replica, cron, "a schedule is due");
+        Finished::Ran(module.run().await.map_err(|error| chain(&error)))
+    }
+}
+
+/// An error with everything that led to it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

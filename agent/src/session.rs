@@ -1,0 +1,138 @@
+//! Finds a control node and keeps to it: goals come down, reports go up, errands are run. When it is lost, another
+//! is sought; whatever runs goes on meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use orca_cluster::goal::Goal;
+use orca_cluster::replica::Observed;
+use orca_wire::message::agent::{AgentRequest, Attach, Blob, Errand, FromAgent, ToAgent};
+use orca_wire::client::ClientError;
+use orca_wire::stream::StreamError;
+use orca_wire::{Client, Connection, Stream};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info};
+
+use crate::errand::Errands;
+
+/// How long one try to reach a control node may take before it is said that there is none.
+const DIAL_DEADLINE: Duration = Duration::from_secs(10);
+/// Between losing a control node and looking for it again.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Largest module that is fetched.
+const MODULE_BYTES_MAX: u64 = 64 << 20;
+
+/// A handle; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Session {
+    client: Arc<Client>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    #[error("no control node could be asked")]
+    Client(#[from] ClientError),
+    #[error("the transfer broke")]
+    Stream(#[from] StreamError),
+    #[error("it has {0} bytes; at most {MODULE_BYTES_MAX} are accepted")]
+    TooLarge(u64),
+    #[error("it ended after {got} of {size} bytes")]
+    Short { got: u64, size: u64 },
+}
+
+impl Session {
+    pub fn new(client: Client) -> Session {
+        Session { client: Arc::new(client) }
+    }
+
+    /// The bytes of a module; nothing if no control node has them.
+    pub async fn module(&self, digest: &str) -> Result<Option<Bytes>, FetchError> {
+        let request = AgentRequest::Module { digest: digest.to_owned() };
+        let mut stream = self.client.open(&request, DIAL_DEADLINE).await?;
+        let size = match stream.next_within::<Blob>(DIAL_DEADLINE).await? {
+            Blob::Missing => return Ok(None),
+            Blob::Here { size } if size > MODULE_BYTES_MAX => return Err(FetchError::TooLarge(size)),
+            Blob::Here { size } => size,
+        };
+        let mut bytes = BytesMut::new();
+        while (bytes.len() as u64) < size {
+            match stream.next_bytes().await? {
+                Some(chunk) => bytes.extend_from_slice(&chunk),
+                None => return Err(FetchError::Short { got: bytes.len() as u64, size }),
+            }
+        }
+        Ok(Some(bytes.freeze()))
+    }
+
+    /// Keeps a control node until the agent ends: sends each new report, hands on each goal.
+    pub async fn run(
+        self,
+        mut reports: watch::Receiver<Option<Arc<Observed>>>,
+        goals: mpsc::Sender<Goal>,
+        errands: Errands,
+    ) {
+        loop {
+            match self.client.connection(DIAL_DEADLINE).await {
+                Ok(connection) => {
+                    info!(address = %connection.remote_address(), "control node found");
+                    let lost = attach(&connection, &mut reports, &goals, &errands).await;
+                    info!(reason = lost, "control node lost");
+                }
+                Err(error) => debug!(error = crate::hands::chain(&error), "no control node answers"),
+            }
+            if goals.is_closed() {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Serves one connection to its end; says why it ended.
+async fn attach(
+    connection: &Connection,
+    reports: &mut watch::Receiver<Option<Arc<Observed>>>,
+    goals: &mpsc::Sender<Goal>,
+    errands: &Errands,
+) -> String {
+    let attach = AgentRequest::Attach(Attach { version: env!("CARGO_PKG_VERSION").to_owned() });
+    let stream = match connection.open(&attach).await {
+        Ok(stream) => stream,
+        Err(error) => return crate::hands::chain(&error),
+    };
+    let Stream { mut sender, mut receiver } = stream;
+    let up = async {
+        reports.mark_changed();
+        loop {
+            if reports.changed().await.is_err() {
+                return "the agent ends".to_owned();
+            }
+            let Some(report) = reports.borrow_and_update().clone() else { continue };
+            let report = FromAgent::Report(Box::new(Observed::clone(&report)));
+            if let Err(error) = sender.send(&report).await {
+                return crate::hands::chain(&error);
+            }
+        }
+    };
+    let down = async {
+        loop {
+            match receiver.next::<ToAgent>().await {
+                Ok(Some(ToAgent::Goal(goal))) => {
+                    if goals.send(*goal).await.is_err() {
+                        return "the agent ends".to_owned();
+                    }
+                }
+                Ok(None) => return "it closed the session".to_owned(),
+                Err(error) => return crate::hands::chain(&error),
+            }
+        }
+    };
+    let errands = errands.clone();
+    let asked = connection.serve(move |errand: Errand, stream| errands.clone().run(errand, stream));
+    tokio::select! {
+        reason = up => reason,
+        reason = down => reason,
+        error = asked => crate::hands::chain(&error),
+    }
+}

@@ -1,0 +1,493 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Instant;
+
+use http::StatusCode;
+use http_body_util::BodyExt as _;
+use orca_cluster::resource::Memory;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+use crate::module_log::{Line, Logs, Query};
+
+const REPLICA: ReplicaId = ReplicaId(7);
+/// Longest wait for something that should come at once.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn committed(path: &str) -> Bytes {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)).expect("a component of this repository").into()
+}
+
+fn probe() -> Bytes {
+    committed("tests/fixtures/probe.wasm")
+}
+
+/// An engine with a directory and a runtime of its own.
+struct Bench {
+    directory: TempDir,
+    runtime: Option<tokio::runtime::Runtime>,
+    engine: Engine,
+    logs: Logs,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let directory = tempfile::tempdir().expect("a directory");
+        let runtime = runtime().expect("a runtime");
+        let engine = Engine::new(directory.path().join("cache"), runtime.handle().clone()).expect("an engine");
+        let logs = Logs::open(directory.path().join("logs")).expect("logs");
+        Bench { directory, runtime: Some(runtime), engine, logs }
+    }
+
+    async fn load(&self, bytes: Bytes) -> Result<Component, LoadError> {
+        self.engine.load(&cache::module_digest(&bytes), bytes).await
+    }
+
+    /// A replica of a module, with anything but the defaults set by `with`.
+    async fn module(&self, bytes: Bytes, with: impl FnOnce(&mut Start)) -> Module {
+        let component = self.load(bytes).await.expect("a component");
+        let mut start = Start {
+            replica: REPLICA,
+            service: "shop/web".parse().expect("a name"),
+            env: Vec::new(),
+            limits: limits(),
+            log: self.logs.writer(REPLICA).expect("a log"),
+            resolve: Arc::new(|_, _| None),
+        };
+        with(&mut start);
+        self.engine.start(&component, start)
+    }
+
+    async fn probe(&self, with: impl FnOnce(&mut Start)) -> Module {
+        self.module(probe(), with).await
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        self.logs.read(REPLICA, Query::default()).expect("a log")
+    }
+
+    /// Waits until a line of the log holds `text`.
+    async fn logged(&self, text: &str) {
+        let start = Instant::now();
+        while !self.lines().iter().any(|line| line.text.contains(text)) {
+            assert!(start.elapsed() < PATIENCE, "no line holds {text:?}: {:?}", self.lines());
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn limits() -> ModuleLimits {
+    ModuleLimits {
+        memory: Memory(32 << 20),
+        timeout: Duration::from_secs(20),
+        concurrency: 16,
+        outbound: BTreeSet::new(),
+    }
+}
+
+fn get(path: &str) -> Request<Body> {
+    Request::builder().uri(path).header(HOST, "shop.example").body(Body::empty()).expect("a request")
+}
+
+async fn text(response: Response<Body>) -> String {
+    let bytes = response.into_body().collect().await.expect("a whole body").to_bytes();
+    String::from_utf8(bytes.into()).expect("text")
+}
+
+async fn answer(module: &Module, path: &str) -> (StatusCode, String) {
+    let response = module.call(get(path)).await.unwrap_or_else(|error| panic!("{path}: {error}"));
+    (response.status(), text(response).await)
+}
+
+#[tokio::test]
+async fn hello_answers_people_and_programs() {
+    let bench = Bench::new();
+    let hello = committed("examples/hello/hello.wasm");
+    assert!(hello.len() < 100_000, "the example has {} bytes", hello.len());
+    let env = vec![("GREETING".to_owned(), Zeroizing::new("Ahoy & <welcome>".to_owned()))];
+    let module = bench.module(hello, |start| start.env = env).await;
+
+    let (status, plain) = answer(&module, "/harbour?x=1&y=2").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(plain, "Ahoy & <welcome>\n\npath     /harbour?x=1&y=2\nservice  web\nreplica  r7\n");
+
+    let mut request = get("/harbour?x=1&y=2");
+    request.headers_mut().insert("accept", HeaderValue::from_static("text/html,application/xml;q=0.9"));
+    let response = module.call(request).await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/html; charset=utf-8");
+    let page = text(response).await;
+    assert!(page.contains("<h1>Ahoy &amp; &lt;welcome&gt;</h1>"), "{page}");
+    assert!(page.contains("/harbour?x=1&amp;y=2"), "{page}");
+}
+
+#[test]
+fn the_service_file_of_hello_is_valid_and_fits_on_a_screen() {
+    let text = String::from_utf8(committed("examples/hello/service.toml").into()).expect("text");
+    assert!(text.lines().count() <= 20);
+    let file = orca_cluster::spec::toml::SourceFile { name: "service.toml".to_owned(), text };
+    let project = orca_cluster::spec::toml::project(&file, &"hello".parse().expect("a label")).expect("no problems");
+    let service = project.services.values().next().expect("one service");
+    assert!(service.is_module() && service.replicas == 2);
+}
+
+#[tokio::test]
+async fn a_body_larger_than_the_memory_limit_streams_through() {
+    let bench = Bench::new();
+    let module = bench.probe(|start| start.limits.memory = Memory(4 << 20)).await;
+    let chunk = Bytes::from(vec![b'o'; 64 << 10]);
+    let chunks = 256;
+    let frames = futures_util::stream::repeat_with(move || Ok(Frame::data(chunk.clone())));
+    let body = http_body_util::StreamBody::new(futures_util::StreamExt::take(frames, chunks));
+    let mut request = get("/echo").map(|_| Body::stream(body));
+    *request.method_mut() = http::Method::POST;
+    request.headers_mut().insert("x-echo", HeaderValue::from_static("back"));
+    let response = module.call(request).await.unwrap();
+    assert_eq!(response.headers()["x-echo"], "back");
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(bytes.len(), chunks * (64 << 10));
+}
+
+#[tokio::test]
+async fn a_module_sees_its_own_environment_and_nothing_of_ours() {
+    let bench = Bench::new();
+    let env = vec![("TOKEN".to_owned(), "s3cret".to_owned().into())];
+    let module = bench.probe(|start| start.env = env).await;
+    assert_eq!(answer(&module, "/env?TOKEN").await.1, "s3cret");
+    assert_eq!(answer(&module, "/env?ORCA_REPLICA").await.1, "r7");
+    assert!(std::env::var_os("PATH").is_some(), "or the next line says nothing");
+    assert_eq!(answer(&module, "/env?PATH").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn what_is_printed_is_in_the_log_line_by_line() {
+    let bench = Bench::new();
+    let module = bench.probe(|_| {}).await;
+    answer(&module, "/log?cast-off").await;
+    let lines = bench.lines();
+    let seen: Vec<_> = lines.iter().map(|line| (line.source, line.text.as_str())).collect();
+    assert_eq!(seen, [(Source::Stdout, "cast-off"), (Source::Stderr, "CAST-OFF")]);
+}
+
+#[tokio::test]
+async fn a_line_without_an_end_is_a_line_when_its_request_is_over() {
+    let bench = Bench::new();
+    let module = bench.probe(|_| {}).await;
+    answer(&module, "/mutter?half").await;
+    bench.logged("half").await;
+}
+
+#[tokio::test]
+async fn a_flood_of_lines_is_cut_and_the_module_does_not_notice() {
+    let bench = Bench::new();
+    let module = bench.probe(|_| {}).await;
+    let (status, _) = answer(&module, "/flood?20000").await;
+    assert_eq!(status, StatusCode::OK);
+    drop(module);
+    bench.logged("were dropped").await;
+}
+
+/// While `path` is being called as often as the module may at once, everyone else is served.
+async fn others_are_served_during(path: &'static str, with: impl Fn(&mut Start)) -> Vec<Result<(), CallError>> {
+    let bench = Bench::new();
+    let culprit = bench.probe(|start| with(start)).await;
+    let innocent = bench.probe(|start| start.limits.concurrency = 4).await;
+    // Compiled code is paged in once; that is not what is measured.
+    answer(&innocent, "/version").await;
+    let culprits: Vec<_> = (0..4)
+        .map(|_| {
+            let culprit = culprit.clone();
+            tokio::spawn(async move { culprit.call(get(path)).await.map(|_| ()) })
+        })
+        .collect();
+    while culprit.0.instances.available_permits() == 16 {
+        tokio::task::yield_now().await;
+    }
+    let start = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(answer(&innocent, "/version").await, (StatusCode::OK, "1".to_owned()));
+    }
+    eprintln!("100 requests beside 4 of {path}: {:?}", start.elapsed());
+    let mut ends = Vec::new();
+    for culprit in culprits {
+        ends.push(culprit.await.expect("no panic"));
+    }
+    // And the same replica goes on serving.
+    assert_eq!(answer(&culprit, "/version").await.0, StatusCode::OK);
+    ends
+}
+
+#[tokio::test]
+async fn a_looping_request_ends_at_its_deadline_and_blocks_nobody() {
+    let start = Instant::now();
+    let ends = others_are_served_during("/loop", |start| start.limits.timeout = Duration::from_secs(6)).await;
+    assert!(start.elapsed() < PATIENCE);
+    for end in ends {
+        let error = end.expect_err("it never ends by itself");
+        let CallError::TimedOut { place: Some(place), .. } = &error else { panic!("{error:?}") };
+        assert!(place.contains("forever"), "{place}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_eats_memory_hurts_only_itself() {
+    let ends = others_are_served_during("/eat", |_| {}).await;
+    for end in ends {
+        let error = end.expect_err("memory runs out");
+        assert!(matches!(error, CallError::OutOfMemory { limit: Memory(33_554_432), .. }), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_trap_is_an_error_with_its_place_and_in_the_log() {
+    let bench = Bench::new();
+    let module = bench.probe(|_| {}).await;
+    let error = module.call(get("/trap")).await.expect_err("it panics");
+    assert!(matches!(error, CallError::Trapped { .. }), "{error:?}");
+    let message = error.to_string();
+    assert!(message.contains("unreachable") && message.contains("misstep"), "{message}");
+    assert!(bench.lines().iter().any(|line| line.source == Source::Orca && line.text == message));
+    assert_eq!(answer(&module, "/version").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_wait_ends_at_the_deadline_too() {
+    let bench = Bench::new();
+    let module = bench.probe(|start| start.limits.timeout = Duration::from_millis(200)).await;
+    let error = module.call(get("/sleep?60000")).await.expect_err("it sleeps for a minute");
+    assert!(matches!(error, CallError::TimedOut { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_response_that_is_cut_does_not_look_whole() {
+    let bench = Bench::new();
+    let module = bench.probe(|start| start.limits.timeout = Duration::from_millis(200)).await;
+    let response = module.call(get("/late")).await.expect("it begins");
+    let error = response.into_body().collect().await.expect_err("and never ends");
+    assert!(matches!(error, BodyError::Module(_)), "{error:?}");
+    bench.logged("took longer").await;
+}
+
+#[tokio::test]
+async fn an_end_without_an_answer_is_an_error() {
+    let bench = Bench::new();
+    let module = bench.probe(|_| {}).await;
+    let error = module.call(get("/silent")).await.expect_err("it says nothing");
+    assert!(matches!(error, CallError::NoAnswer), "{error:?}");
+}
+
+#[tokio::test]
+async fn past_its_concurrency_a_module_is_busy_and_then_free_again() {
+    let bench = Bench::new();
+    let module = bench.probe(|start| start.limits.concurrency = 1).await;
+    let slow = tokio::spawn({
+        let module = module.clone();
+        async move { module.call(get("/sleep?600")).await.map(|_| ()) }
+    });
+    while module.0.instances.available_permits() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let error = module.call(get("/version")).await.expect_err("one is one");
+    assert!(matches!(error, CallError::Busy { concurrency: 1 }), "{error:?}");
+    slow.await.expect("no panic").expect("it slept well");
+    assert_eq!(answer(&module, "/version").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn stopping_ends_what_runs_and_admits_no_more() {
+    let bench = Bench::new();
+    let module = bench.probe(|_| {}).await;
+    let running = tokio::spawn({
+        let module = module.clone();
+        async move { module.call(get("/loop")).await.map(|_| ()) }
+    });
+    while module.0.instances.available_permits() == 16 {
+        tokio::task::yield_now().await;
+    }
+    module.stop();
+    let error = running.await.expect("no panic").expect_err("it loops");
+    assert!(matches!(error, CallError::Stopped), "{error:?}");
+    assert!(matches!(module.call(get("/version")).await, Err(CallError::Stopped)));
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_waits_for_gives_its_place_back() {
+    let bench = Bench::new();
+    let module = bench.probe(|start| start.limits.concurrency = 1).await;
+    assert!(tokio::time::timeout(Duration::from_millis(100), module.call(get("/loop"))).await.is_err());
+    let start = Instant::now();
+    while module.call(get("/version")).await.is_err() {
+        assert!(start.elapsed() < PATIENCE);
+    }
+}
+
+#[tokio::test]
+async fn random_bytes_are_given_in_measure() {
+    let bench = Bench::new();
+    let module = bench.probe(|_| {}).await;
+    assert_eq!(answer(&module, "/random?1000").await.1, "1000\n");
+    let error = module.call(get("/random?10000000")).await.expect_err("too many");
+    assert!(matches!(error, CallError::Trapped { .. }), "{error:?}");
+}
+
+/// A server that answers every request with the same words; gives its address.
+async fn neighbour() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).await.expect("a request");
+            assert!(request[..length].starts_with(b"GET /stock HTTP/1.1\r\n"));
+            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\n12 ropes\n";
+            stream.write_all(answer.as_bytes()).await.expect("somebody listens");
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_module_reaches_the_services_of_its_project_by_name() {
+    let bench = Bench::new();
+    let address = neighbour().await;
+    let resolve: Resolve = Arc::new(move |host, port| (host == "store" && port == 80).then_some(address));
+    let module = bench.probe(|start| start.resolve = resolve).await;
+    assert_eq!(answer(&module, "/fetch?http://store/stock").await, (StatusCode::OK, "12 ropes\n".to_owned()));
+}
+
+#[tokio::test]
+async fn a_module_reaches_nobody_else() {
+    let bench = Bench::new();
+    let address = neighbour().await;
+    let module = bench.probe(|start| {
+        start.limits.outbound.insert(format!("localhost:{}", address.port()));
+    });
+    let module = module.await;
+    let (status, said) = answer(&module, &format!("/fetch?http://{address}/stock")).await;
+    assert_eq!((status, said.contains("HttpRequestDenied")), (StatusCode::BAD_GATEWAY, true), "{said}");
+    bench.logged("refused: it is no service of this project and not listed").await;
+
+    // Listed, and still this host: a list is no way around the border.
+    let (status, said) = answer(&module, &format!("/fetch?http://localhost:{}/stock", address.port())).await;
+    assert_eq!((status, said.contains("DestinationIpProhibited")), (StatusCode::BAD_GATEWAY, true), "{said}");
+    bench.logged("refused: its name leads to no public address").await;
+}
+
+#[tokio::test]
+async fn a_task_runs_with_its_environment_and_its_exit_is_known() {
+    let bench = Bench::new();
+    let env = vec![("TASK_NAME".to_owned(), "nightly".to_owned().into())];
+    let task = bench.module(committed("tests/fixtures/task.wasm"), |start| start.env = env).await;
+    task.run().await.unwrap();
+    let lines = bench.lines();
+    assert_eq!(lines.iter().map(|line| line.text.as_str()).collect::<Vec<_>>(), ["task ran", "TASK_NAME=nightly"]);
+    assert!(matches!(task.call(get("/")).await, Err(CallError::NotExported { .. })));
+
+    let env = vec![("TASK_FAILS".to_owned(), "1".to_owned().into())];
+    let task = bench.module(committed("tests/fixtures/task.wasm"), |start| start.env = env).await;
+    assert!(matches!(task.run().await, Err(CallError::Exited { code: 1 })));
+}
+
+#[tokio::test]
+async fn what_is_no_component_is_called_by_its_name() {
+    let bench = Bench::new();
+    let core = Bytes::from_static(b"\0asm\x01\0\0\0");
+    for (bytes, said) in [
+        (core, "a core module"),
+        (Bytes::new(), "an empty file"),
+        (Bytes::from_static(b"\x7fELF\x02"), "a program for Linux"),
+        (Bytes::from_static(b"(component)"), "as text"),
+        (Bytes::from_static(b"<!doctype html>"), "not WebAssembly"),
+    ] {
+        let error = bench.load(bytes).await.expect_err("no component").to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    let mut cut = probe().to_vec();
+    cut.truncate(1_000);
+    assert!(matches!(bench.load(cut.into()).await, Err(LoadError::Compile(_))));
+    let other = bench.engine.load(&cache::module_digest(b"other"), probe()).await;
+    assert!(matches!(other, Err(LoadError::Digest { .. })));
+    let empty = Bytes::from_static(b"\0asm\x0d\0\x01\0");
+    assert!(matches!(bench.load(empty).await, Err(LoadError::MissingExport)));
+}
+
+/// The compiled file of the probe, and when it was last written.
+fn compiled(bench: &Bench) -> (PathBuf, u64) {
+    use std::os::unix::fs::MetadataExt as _;
+    let path = bench.engine.0.cache.path(&cache::module_digest(&probe()));
+    let inode = fs::metadata(&path).expect("a compiled module").ino();
+    (path, inode)
+}
+
+/// A second process, as far as the cache can tell.
+fn again(bench: &Bench) -> Engine {
+    let runtime = bench.runtime.as_ref().expect("it runs").handle().clone();
+    Engine::new(bench.directory.path().join("cache"), runtime).expect("an engine")
+}
+
+#[tokio::test]
+async fn a_module_is_compiled_once_and_read_from_disk_after() {
+    let bench = Bench::new();
+    bench.load(probe()).await.unwrap();
+    let (path, inode) = compiled(&bench);
+
+    let engine = again(&bench);
+    let start = Instant::now();
+    let component = engine.load(&cache::module_digest(&probe()), probe()).await.unwrap();
+    eprintln!("loaded from disk in {:?}", start.elapsed());
+    assert!(component.serves() && !component.runs());
+    assert_eq!(compiled(&bench), (path.clone(), inode), "it was not written again");
+    assert!(engine.cached(&cache::module_digest(&probe())).is_some());
+}
+
+#[tokio::test]
+async fn a_compiled_module_that_is_not_ours_to_the_byte_is_compiled_again() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let bench = Bench::new();
+    bench.load(probe()).await.unwrap();
+    let (path, _) = compiled(&bench);
+    let whole = fs::read(&path).unwrap();
+    let other_name = cache::module_digest(b"other");
+
+    let mut flipped = whole.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    for damaged in [flipped, whole[..whole.len() - 1].to_vec(), b"orca".to_vec(), Vec::new()] {
+        fs::write(&path, damaged).unwrap();
+        let engine = again(&bench);
+        assert!(engine.cached(&cache::module_digest(&probe())).is_none());
+        engine.load(&cache::module_digest(&probe()), probe()).await.unwrap();
+        assert_eq!(fs::read(&path).unwrap(), whole, "it was written anew");
+    }
+    // Whole, but of another module.
+    fs::copy(&path, bench.engine.0.cache.path(&other_name)).unwrap();
+    assert!(bench.engine.cached(&other_name).is_none());
+    // Whole, but anybody could have written it.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(bench.engine.cached(&cache::module_digest(&probe())).is_none());
+}
+
+#[tokio::test]
+async fn nothing_holds_an_engine_but_its_owner() {
+    let bench = Bench::new();
+    let module = bench.probe(|_| {}).await;
+    answer(&module, "/version").await;
+    drop(module);
+    let shared = Arc::downgrade(&bench.engine.0);
+    drop(bench);
+    let start = Instant::now();
+    while shared.strong_count() > 0 {
+        assert!(start.elapsed() < PATIENCE, "somebody holds the engine");
+        tokio::task::yield_now().await;
+    }
+}

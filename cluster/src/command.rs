@@ -1,0 +1,562 @@
+//! Commands: the entries of the Raft log, and the only way [`State`] changes. `apply` reads no clock, cannot fail
+//! half way, and answers the same on every control node; a command that cannot be done is an
+//! [`Applied::Refused`], itself replicated, and has changed nothing.
+
+pub mod adopt;
+pub mod put;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Actor, EVENTS_MAX, Event, Kind};
+use crate::id::{Generation, Label, NodeId, Revision, ServiceName};
+use crate::plan::Step;
+use crate::secret::{DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenId};
+use crate::spec::{Route, Settings};
+use crate::state::{
+    Cluster, DataKey, Deployed, Direction, Failure, Node, Removal, RevisionRecord, Role, Rollout, SecretRecord, State,
+    Token,
+};
+use crate::time::Timestamp;
+use put::{PutOutcome, PutServices};
+
+/// A command with what everyone who applies it must agree on: the proposer's time and who asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    pub at: Timestamp,
+    pub actor: Actor,
+    /// The address the request came from.
+    pub source: Option<String>,
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    Found(Box<Founding>),
+    Admit(NewNode),
+    SetSettings(Settings),
+    PutServices(PutServices),
+    Scale { service: ServiceName, replicas: u32 },
+    Stop { service: ServiceName },
+    Start { service: ServiceName },
+    /// New replicas of the same specification; with `pull`, of whatever the image's name means now.
+    Restart { service: ServiceName, pull: bool },
+    Remove { service: ServiceName, volumes: bool },
+    /// Let the canary (or blue-green's new replicas) take over now.
+    Promote { service: ServiceName },
+    /// Back to the revision before, or to this one.
+    Rollback { service: ServiceName, to: Option<Revision> },
+    /// What the leader decided, if the state is still the one it decided on.
+    Adopt { parent: Generation, steps: Vec<Step>, announcements: Vec<Announcement> },
+    AddDataKey(SealedDataKey),
+    SetSecret { name: SecretName, version: u32, value: SealedValue },
+    RemoveSecret { name: SecretName },
+    /// A scope's secrets under a new data key. All of them, as of these versions, or it is refused.
+    RotateDataKey { key: SealedDataKey, values: BTreeMap<SecretName, SealedValue> },
+    CreateToken { id: TokenId, token: Token },
+    RevokeToken { id: TokenId },
+    /// Only an event: somebody was refused, a schedule ran.
+    Announce(Vec<Announcement>),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Founding {
+    pub id: String,
+    pub name: Label,
+    pub ca_certificate: String,
+    pub ca_key: SealedValue,
+    pub root: SealedRoot,
+    pub data_key: SealedDataKey,
+    /// The first administrator's.
+    pub token: (TokenId, Token),
+    pub node: NewNode,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NewNode {
+    pub name: String,
+    pub address: String,
+    pub sealing_key: SealingPublicKey,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// An event without what `apply` fills in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announcement {
+    pub kind: Kind,
+    pub service: Option<ServiceName>,
+    pub text: String,
+}
+
+/// The answer to a command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Applied {
+    /// It changed the state to this generation.
+    Done { generation: Generation, detail: Detail },
+    /// The state was as asked already; nothing changed.
+    Unchanged { generation: Generation },
+    Refused(Refusal),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Detail {
+    None,
+    Node(NodeId),
+    Put(PutOutcome),
+    Revision(Revision),
+}
+
+/// Why a command changed nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    #[error("there is no service {0}")]
+    NoService(ServiceName),
+    #[error("{service} has no revision {revision}; `orca history {service}` lists them")]
+    NoRevision { service: ServiceName, revision: Revision },
+    #[error("{0} has no earlier revision to go back to")]
+    NothingBefore(ServiceName),
+    #[error("there is no secret {0}")]
+    NoSecret(SecretName),
+    #[error("there is no token {0}")]
+    NoToken(TokenId),
+    #[error("the cluster's state has moved: it is at {now}, the plan was made at {planned}")]
+    Moved { planned: Generation, now: Generation },
+    #[error(
+        "{service} is being rolled out ({to}, since {since:?}); wait for it, undo it with `orca rollback {service}`, or pass --replace"
+    )]
+    Busy { service: ServiceName, to: Revision, since: Timestamp },
+    #[error("{0} is being removed; deploy it again when it is gone")]
+    Removing(ServiceName),
+    #[error("{} is already routed to {owner}; give {service} another domain or path", RouteText(.route))]
+    RouteTaken { service: ServiceName, route: Route, owner: ServiceName },
+    #[error("{}", MissingSecrets(.missing))]
+    SecretsMissing { missing: Vec<(ServiceName, String)> },
+    #[error("{service} depends on `{needs}`, which is not a service of its project")]
+    NoDependency { service: ServiceName, needs: Label },
+    #[error("{0} is not waiting for a promotion")]
+    NothingToPromote(ServiceName),
+    #[error("secret {name} was changed by someone else meanwhile; try again")]
+    SecretMoved { name: SecretName },
+    #[error("the data key of {0:?} is not known")]
+    NoDataKey(DataKeyId),
+    #[error("the cluster has been founded already")]
+    Founded,
+    #[error("the last administrator's token cannot be revoked; create another one first")]
+    LastAdmin,
+}
+
+struct RouteText<'a>(&'a Route);
+
+impl std::fmt::Display for RouteText<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        crate::route::RouteKey(self.0.clone()).fmt(f)
+    }
+}
+
+struct MissingSecrets<'a>(&'a [(ServiceName, String)]);
+
+impl std::fmt::Display for MissingSecrets<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, (service, name)) in self.0.iter().enumerate() {
+            if at > 0 {
+                f.write_str("; ")?;
+            }
+            let project = &service.project;
+            write!(f, "{service} needs secret {name}, which is not set: `orca secrets set {name} --project {project}`")?;
+        }
+        Ok(())
+    }
+}
+
+/// One command's work on the state: collects the events it causes.
+pub(crate) struct Change<'a> {
+    pub state: &'a mut State,
+    pub index: u64,
+    pub at: Timestamp,
+    pub actor: Actor,
+    pub source: Option<String>,
+    events: u32,
+}
+
+impl State {
+    /// Applies the entry at this index of the log.
+    pub fn apply(&mut self, index: u64, entry: Entry) -> Applied {
+        let Entry { at, actor, source, command } = entry;
+        let mut change = Change { state: self, index, at, actor, source, events: 0 };
+        let result = change.carry_out(command);
+        match result {
+            Ok(Some(detail)) => {
+                self.generation.0 += 1;
+                Applied::Done { generation: self.generation, detail }
+            }
+            Ok(None) => Applied::Unchanged { generation: self.generation },
+            Err(refusal) => Applied::Refused(refusal),
+        }
+    }
+}
+
+impl Change<'_> {
+    /// What changed, or [`None`] if it was so before. An `Err` has changed nothing.
+    fn carry_out(&mut self, command: Command) -> Result<Option<Detail>, Refusal> {
+        match command {
+            Command::Found(founding) => self.found(*founding),
+            Command::Admit(node) => {
+                let id = NodeId(self.index);
+                self.admit(id, node);
+                Ok(Some(Detail::Node(id)))
+            }
+            Command::SetSettings(settings) => {
+                if self.state.settings == settings {
+                    return Ok(None);
+                }
+                self.state.settings = settings;
+                self.say(Kind::SettingsChanged, None, "cluster settings changed".to_owned());
+                Ok(Some(Detail::None))
+            }
+            Command::PutServices(put) => self.put_services(put),
+            Command::Scale { service, replicas } => self.scale(&service, replicas),
+            Command::Stop { service } => self.set_stopped(&service, true),
+            Command::Start { service } => self.set_stopped(&service, false),
+            Command::Restart { service, pull } => self.restart(&service, pull),
+            Command::Remove { service, volumes } => self.remove(&service, volumes),
+            Command::Promote { service } => self.promote(&service),
+            Command::Rollback { service, to } => self.rollback(&service, to),
+            Command::Adopt { parent, steps, announcements } => self.adopt(parent, steps, announcements),
+            Command::AddDataKey(key) => {
+                let id = key.id.clone();
+                if self.state.data_keys.contains_key(&id) {
+                    return Ok(None);
+                }
+                self.state.data_keys.insert(id, DataKey { key, uses: 0 });
+                Ok(Some(Detail::None))
+            }
+            Command::SetSecret { name, version, value } => self.set_secret(name, version, value),
+            Command::RemoveSecret { name } => {
+                if self.state.secrets.remove(&name).is_none() {
+                    return Err(Refusal::NoSecret(name));
+                }
+                self.say(Kind::SecretRemoved, None, format!("secret {name} removed"));
+                Ok(Some(Detail::None))
+            }
+            Command::RotateDataKey { key, values } => self.rotate(key, values),
+            Command::CreateToken { id, token } => {
+                self.say(
+                    Kind::TokenCreated,
+                    None,
+                    format!("token {id} created for {} ({:?})", token.name, token.role).to_lowercase(),
+                );
+                self.state.tokens.insert(id, token);
+                Ok(Some(Detail::None))
+            }
+            Command::RevokeToken { id } => self.revoke(&id),
+            Command::Announce(announcements) => {
+                self.announce(announcements);
+                Ok(Some(Detail::None))
+            }
+        }
+    }
+
+    fn found(&mut self, founding: Founding) -> Result<Option<Detail>, Refusal> {
+        if self.state.cluster.is_some() {
+            return Err(Refusal::Founded);
+        }
+        let Founding { id, name, ca_certificate, ca_key, root, data_key, token, node } = founding;
+        self.say(Kind::ClusterFounded, None, format!("cluster {name} founded"));
+        self.state.cluster =
+            Some(Cluster { id, name, founded: self.at, ca_certificate, ca_key, root });
+        // One use: the CA's key.
+        self.state.data_keys.insert(data_key.id.clone(), DataKey { key: data_key, uses: 1 });
+        self.state.tokens.insert(token.0, token.1);
+        let id = NodeId(self.index);
+        self.admit(id, node);
+        Ok(Some(Detail::Node(id)))
+    }
+
+    fn admit(&mut self, id: NodeId, node: NewNode) {
+        let NewNode { name, address, sealing_key, labels } = node;
+        self.say(Kind::NodeAdmitted, None, format!("node {name} admitted as {id}"));
+        let node = Node { name, address, sealing_key, labels, admitted: self.at, dead: false };
+        self.state.nodes.insert(id, node);
+    }
+
+    fn scale(&mut self, name: &ServiceName, replicas: u32) -> Result<Option<Detail>, Refusal> {
+        let deployed = self.present(name)?;
+        let record = deployed.target_record();
+        let before = record.spec.replicas;
+        if before == replicas {
+            return Ok(None);
+        }
+        let mut spec = record.spec.clone();
+        spec.replicas = replicas;
+        let record = RevisionRecord { spec, note: format!("scale to {replicas}"), ..record.clone() };
+        let revision = self.revise(name, record);
+        self.say(Kind::Scaled, Some(name), format!("scaled from {before} to {replicas} replicas"));
+        Ok(Some(Detail::Revision(revision)))
+    }
+
+    fn set_stopped(&mut self, name: &ServiceName, stopped: bool) -> Result<Option<Detail>, Refusal> {
+        let deployed = self.present(name)?;
+        if deployed.stopped == stopped {
+            return Ok(None);
+        }
+        deployed.stopped = stopped;
+        match stopped {
+            true => self.say(Kind::Stopped, Some(name), "stopped".to_owned()),
+            false => self.say(Kind::Started, Some(name), "started".to_owned()),
+        }
+        Ok(Some(Detail::None))
+    }
+
+    fn restart(&mut self, name: &ServiceName, pull: bool) -> Result<Option<Detail>, Refusal> {
+        let deployed = self.present(name)?;
+        if let Some(rollout) = &deployed.rollout {
+            return Err(busy(name, rollout));
+        }
+        let record = deployed.target_record();
+        let record = RevisionRecord {
+            template: next_revision(deployed),
+            digest: if pull { None } else { record.digest.clone() },
+            pull,
+            note: if pull { "redeploy" } else { "restart" }.to_owned(),
+            ..record.clone()
+        };
+        let revision = self.revise(name, record);
+        let what = if pull { "redeployed" } else { "restarted" };
+        self.say(Kind::Restarted, Some(name), format!("{what} as {revision}"));
+        Ok(Some(Detail::Revision(revision)))
+    }
+
+    fn remove(&mut self, name: &ServiceName, volumes: bool) -> Result<Option<Detail>, Refusal> {
+        let removal = Removal { volumes };
+        let deployed = self.state.services.get_mut(name).ok_or_else(|| Refusal::NoService(name.clone()))?;
+        if deployed.removal == Some(removal) {
+            return Ok(None);
+        }
+        deployed.removal = Some(removal);
+        deployed.rollout = None;
+        let text = if volumes { "removed, with its volumes" } else { "removed" };
+        self.say(Kind::ServiceRemoved, Some(name), text.to_owned());
+        Ok(Some(Detail::None))
+    }
+
+    fn promote(&mut self, name: &ServiceName) -> Result<Option<Detail>, Refusal> {
+        let deployed = self.present(name)?;
+        let canary = matches!(deployed.spec().deploy.strategy, crate::spec::Strategy::Canary { .. });
+        match &mut deployed.rollout {
+            Some(rollout) if canary && rollout.direction == Direction::Forward && !rollout.promoted => {
+                rollout.promoted = true;
+                let to = rollout.to;
+                self.say(Kind::Promoted, Some(name), format!("{to} promoted"));
+                Ok(Some(Detail::None))
+            }
+            _ => Err(Refusal::NothingToPromote(name.clone())),
+        }
+    }
+
+    fn rollback(&mut self, name: &ServiceName, to: Option<Revision>) -> Result<Option<Detail>, Refusal> {
+        let deployed = self.present(name)?;
+        // While a rollout runs, going back means to where it came from, whose replicas are still there.
+        if let (Some(rollout), None) = (&deployed.rollout, to) {
+            let to = rollout.to;
+            if deployed.settled.is_none() {
+                return Err(Refusal::NothingBefore(name.clone()));
+            }
+            if rollout.direction != Direction::Forward {
+                return Ok(None);
+            }
+            let why = Failure {
+                cause: format!("{} asked to go back", self.actor),
+                evidence: Vec::new(),
+                fix: None,
+                asked: true,
+            };
+            self.turn_back(name, why);
+            self.say(Kind::RolledBack, Some(name), format!("rollout of {to} called back"));
+            return Ok(Some(Detail::None));
+        }
+        let to = match to {
+            Some(to) => to,
+            None => previous_template(deployed).ok_or_else(|| Refusal::NothingBefore(name.clone()))?,
+        };
+        let Some(record) = deployed.revisions.get(&to) else {
+            return Err(Refusal::NoRevision { service: name.clone(), revision: to });
+        };
+        if deployed.target == to {
+            return Ok(None);
+        }
+        let record = RevisionRecord {
+            template: next_revision(deployed),
+            pull: false,
+            note: format!("rollback to {to}"),
+            ..record.clone()
+        };
+        if let Some((route, owner)) = record
+            .spec
+            .routes
+            .iter()
+            .find_map(|route| Some((route.clone(), self.state.route_owner(route, name)?.clone())))
+        {
+            return Err(Refusal::RouteTaken { service: name.clone(), route, owner });
+        }
+        let revision = self.revise(name, record);
+        self.say(Kind::RolledBack, Some(name), format!("back to {to}, as {revision}"));
+        Ok(Some(Detail::Revision(revision)))
+    }
+
+    fn set_secret(&mut self, name: SecretName, version: u32, value: SealedValue) -> Result<Option<Detail>, Refusal> {
+        let current = self.state.secrets.get(&name).map_or(0, |record| record.version);
+        // The version is part of what the ciphertext is bound to, so it was chosen before: two at once would
+        // choose the same.
+        if version != current + 1 {
+            return Err(Refusal::SecretMoved { name });
+        }
+        let Some(key) = self.state.data_keys.get_mut(&value.key) else {
+            return Err(Refusal::NoDataKey(value.key));
+        };
+        key.uses += 1;
+        let record = SecretRecord { version, value, at: self.at, by: self.actor.clone() };
+        self.say(Kind::SecretSet, None, format!("secret {name} set, version {version}"));
+        self.state.secrets.insert(name, record);
+        Ok(Some(Detail::None))
+    }
+
+    fn rotate(
+        &mut self,
+        key: SealedDataKey,
+        values: BTreeMap<SecretName, SealedValue>,
+    ) -> Result<Option<Detail>, Refusal> {
+        let scope = key.id.scope.clone();
+        for (name, record) in self.state.secrets.iter().filter(|(name, _)| name.scope() == scope) {
+            if values.get(name).is_none_or(|value| value.version != record.version) {
+                return Err(Refusal::SecretMoved { name: name.clone() });
+            }
+        }
+        let id = key.id.clone();
+        let uses = values.len() as u64;
+        for (name, value) in values {
+            if let Some(record) = self.state.secrets.get_mut(&name) {
+                record.value = value;
+            }
+        }
+        self.state.data_keys.insert(id.clone(), DataKey { key, uses });
+        self.say(Kind::SecretsRotated, None, format!("{uses} secrets of {scope} sealed anew by data key {}", id.version));
+        Ok(Some(Detail::None))
+    }
+
+    fn revoke(&mut self, id: &TokenId) -> Result<Option<Detail>, Refusal> {
+        let Some(token) = self.state.tokens.get(id) else {
+            return Err(Refusal::NoToken(id.clone()));
+        };
+        let is_lasting_admin = |t: &Token| t.role == Role::Admin && t.project.is_none() && t.expires.is_none();
+        let admins = self.state.tokens.values().filter(|t| is_lasting_admin(t)).count();
+        if is_lasting_admin(token) && admins == 1 {
+            return Err(Refusal::LastAdmin);
+        }
+        let name = token.name.clone();
+        self.state.tokens.remove(id);
+        self.say(Kind::TokenRevoked, None, format!("token {id} of {name} revoked"));
+        Ok(Some(Detail::None))
+    }
+
+    /// A service that exists and is not going.
+    fn present(&mut self, name: &ServiceName) -> Result<&mut Deployed, Refusal> {
+        let deployed = self.state.services.get_mut(name).ok_or_else(|| Refusal::NoService(name.clone()))?;
+        match deployed.removal {
+            Some(_) => Err(Refusal::Removing(name.clone())),
+            None => Ok(deployed),
+        }
+    }
+
+    /// Makes this the service's newest revision and its target, and starts the rollout to it.
+    fn revise(&mut self, name: &ServiceName, record: RevisionRecord) -> Revision {
+        let record = RevisionRecord { at: self.at, by: self.actor.clone(), ..record };
+        let deployed = self.state.services.get_mut(name).expect("the caller has looked it up");
+        let revision = next_revision(deployed);
+        let template = record.template;
+        deployed.revisions.insert(revision, record);
+        deployed.target = revision;
+        match &mut deployed.rollout {
+            // The same replicas, on their way already: now it is the way to this revision.
+            Some(rollout) if template != revision && rollout.direction == Direction::Forward => rollout.to = revision,
+            Some(_) | None => self.begin(name, revision),
+        }
+        revision
+    }
+
+    /// Starts the rollout of the target, in place of any that runs.
+    fn begin(&mut self, name: &ServiceName, to: Revision) {
+        let at = self.at;
+        let deployed = self.state.services.get_mut(name).expect("the caller has looked it up");
+        let from = deployed.settled;
+        deployed.rollout = Some(Rollout {
+            to,
+            from,
+            started: at,
+            direction: Direction::Forward,
+            promoted: false,
+            baseline: None,
+            replaced: 0,
+        });
+    }
+
+    /// Makes the settled revision the target again.
+    fn turn_back(&mut self, name: &ServiceName, why: Failure) {
+        let deployed = self.state.services.get_mut(name).expect("the caller has looked it up");
+        if let (Some(settled), Some(rollout)) = (deployed.settled, &mut deployed.rollout) {
+            rollout.direction = Direction::Back { why };
+            deployed.target = settled;
+        }
+    }
+
+    fn announce(&mut self, announcements: Vec<Announcement>) {
+        for Announcement { kind, service, text } in announcements {
+            self.say(kind, service.as_ref(), text);
+        }
+    }
+
+    pub(crate) fn say(&mut self, kind: Kind, service: Option<&ServiceName>, text: String) {
+        let event = Event {
+            index: (self.index, self.events),
+            at: self.at,
+            actor: self.actor.clone(),
+            source: self.source.clone(),
+            kind,
+            service: service.cloned(),
+            text,
+        };
+        self.events += 1;
+        if self.state.events.len() == EVENTS_MAX {
+            self.state.events.pop_front();
+        }
+        self.state.events.push_back(event);
+    }
+}
+
+fn busy(name: &ServiceName, rollout: &Rollout) -> Refusal {
+    Refusal::Busy { service: name.clone(), to: rollout.to, since: rollout.started }
+}
+
+fn next_revision(deployed: &Deployed) -> Revision {
+    let last = deployed.revisions.keys().next_back().copied().unwrap_or_default();
+    Revision(last.0 + 1)
+}
+
+/// The newest revision before the target that other replicas than the target's were made from, and that settled
+/// (a receipt says so) or at least was not given up.
+fn previous_template(deployed: &Deployed) -> Option<Revision> {
+    let template = deployed.template();
+    let given_up = |revision: Revision| {
+        deployed.receipts.iter().any(|receipt| receipt.revision == revision && !receipt.outcome.is_done())
+    };
+    deployed
+        .revisions
+        .range(..deployed.target)
+        .rev()
+        .find(|(revision, record)| record.template != template && !given_up(**revision))
+        .map(|(revision, _)| *revision)
+}

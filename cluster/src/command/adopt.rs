@@ -1,0 +1,179 @@
+//! Adopting what the leader decided. Every step names what it changes; nothing is chosen here.
+
+use super::{Announcement, Change, Detail, Refusal};
+use crate::event::Kind;
+use crate::id::{Generation, ReplicaId, ServiceName};
+use crate::plan::Step;
+use crate::plan::report::Outcome;
+use crate::state::{Deployed, Direction, Placement, PlacementState, REVISIONS_KEPT, Receipt};
+
+/// Receipts kept for each service.
+const RECEIPTS_KEPT: usize = 50;
+
+impl Change<'_> {
+    pub(super) fn adopt(
+        &mut self,
+        parent: Generation,
+        steps: Vec<Step>,
+        announcements: Vec<Announcement>,
+    ) -> Result<Option<Detail>, Refusal> {
+        if parent != self.state.generation {
+            return Err(Refusal::Moved { planned: parent, now: self.state.generation });
+        }
+        for step in steps {
+            self.take(step);
+        }
+        self.announce(announcements);
+        Ok(Some(Detail::None))
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Place { service, node } => {
+                self.state.replicas_made += 1;
+                let replica = ReplicaId(self.state.replicas_made);
+                let Some(deployed) = self.state.services.get(&service) else { return };
+                let revision = deployed.template();
+                let placement = Placement {
+                    service: service.clone(),
+                    revision,
+                    node,
+                    since: self.at,
+                    state: PlacementState::Serve,
+                };
+                self.state.placements.insert(replica, placement);
+                self.say(Kind::RolloutStep, Some(&service), format!("{replica} ({revision}) placed on {node}"));
+            }
+            Step::Drain { replica } => self.drain(replica),
+            Step::Stop { replica, erase } => {
+                if let Some(placement) = self.state.placements.get_mut(&replica) {
+                    placement.state = PlacementState::Stop { erase };
+                }
+            }
+            Step::Forget { replica } => {
+                if let Some(placement) = self.state.placements.remove(&replica) {
+                    self.say(Kind::RolloutStep, Some(&placement.service), format!("{replica} is gone"));
+                }
+            }
+            Step::Begin { service, baseline } => {
+                let Some(rollout) = self.deployed(&service).and_then(|deployed| deployed.rollout.as_mut()) else {
+                    return;
+                };
+                rollout.baseline = Some(baseline);
+                let text = match rollout.from {
+                    Some(from) => format!("rollout of {} begins, from {from}", rollout.to),
+                    None => format!("rollout of {} begins", rollout.to),
+                };
+                self.say(Kind::RolloutStarted, Some(&service), text);
+            }
+            Step::Pin { service, revision, digest } => {
+                let Some(deployed) = self.deployed(&service) else { return };
+                for record in deployed.revisions.values_mut().filter(|record| record.template == revision) {
+                    record.digest = Some(digest.clone());
+                }
+            }
+            Step::GiveUp { service, failure, receipt } => {
+                let Some(deployed) = self.deployed(&service) else { return };
+                let target = deployed.target;
+                let text = match receipt {
+                    Some(receipt) => {
+                        deployed.rollout = None;
+                        keep_receipt(deployed, *receipt);
+                        format!("{target} does not get ready: {}", failure.cause)
+                    }
+                    None => {
+                        let text = format!("{target} is given up: {}", failure.cause);
+                        self.turn_back(&service, failure);
+                        text
+                    }
+                };
+                self.say(Kind::RolloutFailed, Some(&service), text);
+            }
+            Step::Settle { service, receipt } => {
+                let Some(deployed) = self.deployed(&service) else { return };
+                deployed.rollout = None;
+                let (kind, text) = match receipt.outcome {
+                    Outcome::Done => {
+                        deployed.settled = Some(receipt.revision);
+                        (Kind::RolloutDone, format!("{} serves", receipt.revision))
+                    }
+                    Outcome::RolledBack | Outcome::Failed => {
+                        (Kind::RolledBack, format!("{} serves again instead of {}", deployed.target, receipt.revision))
+                    }
+                };
+                keep_receipt(deployed, *receipt);
+                self.forget_old_revisions(&service);
+                self.say(kind, Some(&service), text);
+            }
+            Step::Complete { service, revision, after } => {
+                let Some(deployed) = self.deployed(&service) else { return };
+                if let Some(receipt) = deployed.receipts.iter_mut().rev().find(|r| r.revision == revision) {
+                    receipt.after = Some(after);
+                }
+            }
+            Step::Recover { service } => {
+                let Some(deployed) = self.deployed(&service) else { return };
+                deployed.settled = Some(deployed.target);
+                self.say(Kind::ReplicaRecovered, Some(&service), "is ready after all".to_owned());
+            }
+            Step::Delete { service } => {
+                self.state.services.remove(&service);
+                self.say(Kind::ServiceRemoved, Some(&service), "gone".to_owned());
+            }
+            Step::Bury { node } => {
+                if let Some(record) = self.state.nodes.get_mut(&node) {
+                    record.dead = true;
+                    self.say(Kind::NodeDead, None, format!("{node} is silent; its replicas are placed elsewhere"));
+                }
+            }
+            Step::Revive { node } => {
+                if let Some(record) = self.state.nodes.get_mut(&node) {
+                    record.dead = false;
+                    self.say(Kind::NodeAlive, None, format!("{node} is heard again"));
+                }
+            }
+        }
+    }
+
+    fn drain(&mut self, replica: ReplicaId) {
+        // The generation this command leads to: tables made from it no longer name the replica.
+        let since = Generation(self.state.generation.0 + 1);
+        let at = self.at;
+        let Some(placement) = self.state.placements.get_mut(&replica) else { return };
+        placement.state = PlacementState::Drain { since, at };
+        let (service, revision) = (placement.service.clone(), placement.revision);
+        if let Some(deployed) = self.deployed(&service) {
+            let template = deployed.template();
+            if let Some(rollout) = &mut deployed.rollout
+                && revision != template
+                && rollout.direction == Direction::Forward
+            {
+                rollout.replaced += 1;
+            }
+        }
+        self.say(Kind::RolloutStep, Some(&service), format!("{replica} ({revision}) drains"));
+    }
+
+    fn forget_old_revisions(&mut self, service: &ServiceName) {
+        let in_use: Vec<_> = self.state.placements_of(service).map(|(_, placement)| placement.revision).collect();
+        let Some(deployed) = self.deployed(service) else { return };
+        let newest: Vec<_> = deployed.revisions.keys().rev().take(REVISIONS_KEPT).copied().collect();
+        let roots = newest.iter().chain(&in_use).chain([&deployed.target]).chain(&deployed.settled);
+        let kept: std::collections::BTreeSet<_> = roots
+            .filter_map(|revision| Some([*revision, deployed.revisions.get(revision)?.template]))
+            .flatten()
+            .collect();
+        deployed.revisions.retain(|revision, _| kept.contains(revision));
+    }
+
+    fn deployed(&mut self, service: &ServiceName) -> Option<&mut Deployed> {
+        self.state.services.get_mut(service)
+    }
+}
+
+fn keep_receipt(deployed: &mut Deployed, receipt: Receipt) {
+    if deployed.receipts.len() == RECEIPTS_KEPT {
+        deployed.receipts.pop_front();
+    }
+    deployed.receipts.push_back(receipt);
+}

@@ -1,0 +1,95 @@
+//! What nodes last said, and when. Volatile: it is rebuilt from reports after an election and never replicated.
+//! A node not heard yet and a node gone silent are different things, and nobody is called dead before a whole
+//! window has passed since this leader's term began.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::id::{NodeId, ReplicaId};
+use crate::replica::{Observed, ReplicaReport};
+use crate::time::Timestamp;
+
+/// Nodes report this often when nothing happens.
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Silent for so long, a node's backends leave the routes.
+pub const SUSPECT_AFTER: Duration = Duration::from_secs(6);
+/// Silent for so long, its replicas are placed elsewhere.
+pub const DEAD_AFTER: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone)]
+pub struct Inventory {
+    began: Timestamp,
+    nodes: BTreeMap<NodeId, Heard>,
+}
+
+#[derive(Debug, Clone)]
+struct Heard {
+    at: Timestamp,
+    observed: Observed,
+}
+
+impl Inventory {
+    pub fn new(began: Timestamp) -> Inventory {
+        Inventory { began, nodes: BTreeMap::new() }
+    }
+
+    pub fn record(&mut self, node: NodeId, observed: Observed, now: Timestamp) {
+        self.nodes.insert(node, Heard { at: now, observed });
+    }
+
+    pub fn forget(&mut self, node: NodeId) {
+        self.nodes.remove(&node);
+    }
+
+    pub fn heard(&self, node: NodeId) -> Option<Timestamp> {
+        self.nodes.get(&node).map(|heard| heard.at)
+    }
+
+    pub fn observed(&self, node: NodeId) -> Option<&Observed> {
+        self.nodes.get(&node).map(|heard| &heard.observed)
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = (NodeId, &Observed)> {
+        self.nodes.iter().map(|(node, heard)| (*node, &heard.observed))
+    }
+
+    /// What the node says about a replica placed on it.
+    pub fn replica(&self, node: NodeId, replica: ReplicaId) -> Option<&ReplicaReport> {
+        self.observed(node)?.replicas.get(&replica)
+    }
+
+    /// When this node was last known to be there: heard, or taken for granted when the term began.
+    fn last(&self, node: NodeId) -> Timestamp {
+        self.heard(node).unwrap_or(self.began).max(self.began)
+    }
+
+    pub fn is_suspect(&self, node: NodeId, now: Timestamp) -> bool {
+        now.since(self.last(node)) >= SUSPECT_AFTER
+    }
+
+    /// Silent for the whole window. When more than half of the nodes are, the fault is probably ours, and then
+    /// nobody is called dead.
+    pub fn is_dead(&self, node: NodeId, now: Timestamp) -> bool {
+        let silent = |node: NodeId| now.since(self.last(node)) >= DEAD_AFTER;
+        let count = self.nodes.keys().filter(|node| silent(**node)).count();
+        silent(node) && count * 2 <= self.nodes.len()
+    }
+
+    /// When the next node becomes suspect or dead if it stays silent.
+    pub fn deadline(&self, now: Timestamp) -> Option<Timestamp> {
+        self.nodes
+            .keys()
+            .flat_map(|node| [self.last(*node) + SUSPECT_AFTER, self.last(*node) + DEAD_AFTER])
+            .filter(|at| *at > now)
+            .min()
+    }
+
+    /// Whether judgement is possible: every one of these nodes was heard, or had the time to be.
+    pub fn is_complete(&self, mut nodes: impl Iterator<Item = NodeId>, now: Timestamp) -> bool {
+        now.since(self.began) >= SUSPECT_AFTER || nodes.all(|node| self.nodes.contains_key(&node))
+    }
+
+    pub fn began(&self) -> Timestamp {
+        self.began
+    }
+}

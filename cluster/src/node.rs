@@ -1,0 +1,472 @@
+//! The brain of a node: given its goal and what its runtimes report, what to do next. It keeps working with the
+//! last goal when no control node can be reached, never acts on a smaller goal after a larger, stops before it
+//! starts where a volume is shared, and says about every replica why it is not there yet.
+//!
+//! Driven like every brain here: `handle_*` puts facts in, [`Reconciler::poll_action`] takes instructions out,
+//! [`Reconciler::poll_timeout`] says when to call [`Reconciler::handle_timeout`] and why.
+
+pub mod backoff;
+pub mod health;
+mod replica;
+mod schedule;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::goal::{Duty, Goal, ReplicaGoal, Workload};
+use crate::id::{Generation, GoalNumber, ReplicaId, Revision, ServiceName};
+use crate::inventory::REPORT_INTERVAL;
+use crate::replica::{Cause, Phase, Pulled, ReplicaReport, Saw, Usage};
+use crate::route::Tables;
+use crate::secret::{Sealed, SecretName};
+use crate::spec::Check;
+use crate::time::Timestamp;
+use replica::{Doing, Replica, Stage, Want};
+use schedule::Schedules;
+
+/// Names one [`Action`], so that its result finds its way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ActionId(pub u64);
+
+/// An instruction with all details filled in: carrying it out takes no decision.
+#[derive(Debug, Clone)]
+pub struct Action {
+    pub id: ActionId,
+    pub task: Task,
+}
+
+#[derive(Debug, Clone)]
+pub enum Task {
+    /// Have the image (or the module's bytes, compiled) on this node. Ends in [`Finished::Fetched`].
+    Fetch { replica: ReplicaId, goal: Arc<ReplicaGoal>, secrets: Arc<Secrets> },
+    /// Create the container, under the replica's labels, from the image with this id. Ends in [`Finished::Created`].
+    Create { replica: ReplicaId, goal: Arc<ReplicaGoal>, image: String, secrets: Arc<Secrets> },
+    /// Start what was created or has exited. Ends in [`Finished::Started`].
+    Start { replica: ReplicaId, goal: Arc<ReplicaGoal>, secrets: Arc<Secrets> },
+    /// Ends in [`Finished::Probed`].
+    Probe { replica: ReplicaId, purpose: Purpose, check: Check, address: Option<SocketAddr>, timeout: Duration },
+    /// Look at which sockets the replica's processes listen on. Ends in [`Finished::Listening`].
+    Inspect { replica: ReplicaId },
+    /// Ask it to end, and end it after `grace`. Ends in [`Finished::Stopped`] when it no longer runs.
+    Stop { replica: ReplicaId, grace: Duration },
+    /// Take its remains away, with its volumes if `erase`. No goal: it was found here and belongs to nothing; its
+    /// labels say what it is. Ends in [`Finished::Removed`].
+    Remove { replica: ReplicaId, service: ServiceName, goal: Option<Arc<ReplicaGoal>>, erase: bool },
+    /// Give the data plane these tables. Ends in [`Finished::Applied`] when every worker uses them.
+    Apply { tables: Arc<Tables>, generation: Generation },
+    /// Run the module's command once, because its schedule says so. Ends in [`Finished::Ran`].
+    Run { replica: ReplicaId, cron: String },
+}
+
+/// The sealed secrets of a goal; opened by the hands when a replica is created and forgotten at once.
+pub type Secrets = BTreeMap<SecretName, Sealed>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    Readiness,
+    Liveness,
+}
+
+/// How an action ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finished {
+    /// `image` is the id to create from; `digest` is what identifies the same bytes anywhere, if anything does.
+    Fetched { image: String, digest: Option<String>, pulled: Option<Pulled> },
+    Created,
+    Started { address: Option<SocketAddr> },
+    Probed(Result<(), Saw>),
+    Listening(Option<Vec<SocketAddr>>),
+    Stopped,
+    Removed,
+    Applied { number: GoalNumber, generation: Generation },
+    Ran(Result<(), String>),
+    Failed(Cause),
+}
+
+/// What a runtime reports by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seen {
+    /// Everything of ours that this runtime has: at start, and again after any gap in its events.
+    All(Vec<Found>),
+    /// One replica's process has ended.
+    Exited { replica: ReplicaId, code: i64, out_of_memory: bool, last_lines: Vec<String> },
+    /// Someone else started one again, or it came back with another address.
+    Running { replica: ReplicaId, address: Option<SocketAddr> },
+    /// Someone else removed it.
+    Vanished { replica: ReplicaId },
+}
+
+/// A replica that a runtime has, from its labels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    pub replica: ReplicaId,
+    pub service: ServiceName,
+    pub revision: Revision,
+    pub digest: Option<String>,
+    pub condition: Condition,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Condition {
+    Created,
+    Running { address: Option<SocketAddr>, since: Timestamp },
+    Exited { code: i64, out_of_memory: bool, last_lines: Vec<String> },
+}
+
+/// How long a restarted node keeps silent about replicas it has not found again: a first report that calls running
+/// replicas unready would take them out of the routes.
+pub const ORIENTATION_MAX: Duration = Duration::from_secs(5);
+/// See [`Reconciler::report_interval`].
+const DRAIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
+/// A replica that is in no goal any more is given this long between SIGTERM and SIGKILL.
+const ORPHAN_GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub struct Reconciler {
+    goal: Goal,
+    /// Shared by every action made from this goal.
+    secrets: Arc<Secrets>,
+    replicas: BTreeMap<ReplicaId, Replica>,
+    /// What each action under way is about.
+    under_way: BTreeMap<ActionId, ReplicaId>,
+    actions: VecDeque<Action>,
+    last_action: u64,
+    /// The tables being applied, and those that are to be next.
+    applying: Option<ActionId>,
+    applied: (GoalNumber, Generation),
+    /// Nothing is touched before a goal, from the ledger or a leader, says what belongs here.
+    has_goal: bool,
+    found: bool,
+    oriented_by: Timestamp,
+    schedules: Schedules,
+    changed: bool,
+}
+
+impl Reconciler {
+    /// A node that starts: with the goal of its ledger, if it has one.
+    pub fn new(ledger: Option<Goal>, now: Timestamp) -> Reconciler {
+        let mut reconciler = Reconciler {
+            goal: Goal::default(),
+            secrets: Arc::default(),
+            replicas: BTreeMap::new(),
+            under_way: BTreeMap::new(),
+            actions: VecDeque::new(),
+            last_action: 0,
+            applying: None,
+            applied: Default::default(),
+            has_goal: false,
+            found: false,
+            oriented_by: now + ORIENTATION_MAX,
+            schedules: Schedules::default(),
+            changed: false,
+        };
+        if let Some(goal) = ledger {
+            reconciler.adopt(goal, now);
+        }
+        reconciler
+    }
+
+    /// What the node should be doing. True if it is news and belongs in the ledger; an old leader's goal and a
+    /// repeat are not.
+    pub fn handle_goal(&mut self, goal: Goal, now: Timestamp) -> bool {
+        if self.has_goal && goal.number <= self.goal.number {
+            return false;
+        }
+        self.adopt(goal, now);
+        self.work(now);
+        true
+    }
+
+    /// Something a runtime reported by itself.
+    pub fn handle_seen(&mut self, seen: Seen, now: Timestamp) {
+        match seen {
+            Seen::All(found) => self.take_stock(found, now),
+            Seen::Exited { replica, code, out_of_memory, last_lines } => {
+                self.exited(replica, code, out_of_memory, last_lines, now);
+            }
+            Seen::Running { replica, address } => {
+                if let Some(replica) = self.replicas.get_mut(&replica) {
+                    match &mut replica.stage {
+                        Stage::Running(running) => running.address = address,
+                        Stage::BackOff { .. } | Stage::Stopped | Stage::Unknown => replica.running(address, now, now),
+                        Stage::Pending | Stage::Busy(..) | Stage::Gone => {}
+                    }
+                }
+            }
+            Seen::Vanished { replica } => {
+                if let Some(replica) = self.replicas.get_mut(&replica) {
+                    replica.vanished(now);
+                }
+            }
+        }
+        self.changed = true;
+        self.work(now);
+    }
+
+    /// An action has ended.
+    pub fn handle_finished(&mut self, id: ActionId, finished: Finished, now: Timestamp) {
+        if self.applying == Some(id) {
+            self.applying = None;
+            if let Finished::Applied { number, generation } = finished {
+                self.applied = (number, generation);
+            }
+            self.changed = true;
+        } else if let Some(replica) = self.under_way.remove(&id) {
+            self.finish(replica, id, finished, now);
+        }
+        self.work(now);
+    }
+
+    /// How much each replica uses, as measured now and then.
+    pub fn handle_usage(&mut self, usage: BTreeMap<ReplicaId, Usage>) {
+        for (id, usage) in usage {
+            if let Some(replica) = self.replicas.get_mut(&id) {
+                replica.usage = usage;
+            }
+        }
+    }
+
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        self.work(now);
+    }
+
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`handle_timeout`](Reconciler::handle_timeout) should be called next, and why.
+    pub fn poll_timeout(&self) -> Option<(Timestamp, &'static str)> {
+        let orientation = (!self.is_settled()).then_some((self.oriented_by, "the first report is due anyway"));
+        self.replicas
+            .values()
+            .filter_map(Replica::deadline)
+            .chain(self.schedules.deadline())
+            .chain(orientation)
+            .min_by_key(|(at, _)| *at)
+    }
+
+    /// Whether something worth reporting has happened since this was last asked.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Whether there is something to report: the node knows what it runs, or has waited long enough to.
+    pub fn is_oriented(&self, now: Timestamp) -> bool {
+        now >= self.oriented_by || self.is_settled()
+    }
+
+    /// What it says about its replicas, and the tables that are in use.
+    pub fn observed(&self) -> (BTreeMap<ReplicaId, ReplicaReport>, (GoalNumber, Generation)) {
+        let replicas = self.replicas.iter().map(|(id, replica)| (*id, replica.report())).collect();
+        (replicas, self.applied)
+    }
+
+    /// How often to report although nothing has changed: more often while a replica drains, since the leader waits
+    /// for its last request to end.
+    pub fn report_interval(&self) -> Duration {
+        let serving: BTreeSet<ReplicaId> =
+            self.goal.tables.services.values().flat_map(|upstream| &upstream.backends).map(|b| b.replica).collect();
+        let drains = self.replicas.values().any(|r| r.phase() == Phase::Ready && !serving.contains(&r.id));
+        if drains { DRAIN_REPORT_INTERVAL } else { REPORT_INTERVAL }
+    }
+
+    pub fn goal(&self) -> &Goal {
+        &self.goal
+    }
+
+    /// What holds after every call; checked in the simulator.
+    pub fn invariants(&self) {
+        for (id, replica) in &self.replicas {
+            let busy = matches!(replica.stage, Stage::Busy(..));
+            let known = self.under_way.values().filter(|about| *about == id).count();
+            assert!(!busy || known > 0, "{id} is busy with nothing");
+            for (other_id, other) in self.replicas.range((Bound::Excluded(id), Bound::Unbounded)) {
+                let shared = replica.volumes().iter().any(|volume| other.volumes().contains(volume));
+                assert!(!(shared && replica.occupies() && other.occupies()), "{id} and {other_id} hold one volume");
+            }
+        }
+    }
+
+    /// Whether every replica of the ledger was found again and judged.
+    fn is_settled(&self) -> bool {
+        let containers = self.replicas.values().any(Replica::is_container);
+        (self.found || !containers) && self.replicas.values().all(Replica::is_judged)
+    }
+
+    fn adopt(&mut self, goal: Goal, now: Timestamp) {
+        let first = !self.has_goal;
+        self.has_goal = true;
+        self.secrets = Arc::new(goal.secrets.clone());
+        for (id, wanted) in &goal.replicas {
+            let stage = match (&wanted.workload, wanted.duty) {
+                // What the ledger names may be running: find out before anything is done about it.
+                (Workload::Container(_), _) if first && !self.found => Stage::Unknown,
+                (_, Duty::Run) => Stage::Pending,
+                // Never heard of here and to be stopped: there is nothing to stop. A container may still have been
+                // left by a life before, so its remains are looked for.
+                (Workload::Container(_), Duty::Stop | Duty::StopAndErase) => Stage::Stopped,
+                (Workload::Module(_), Duty::Stop | Duty::StopAndErase) => Stage::Gone,
+            };
+            let replica = self.replicas.entry(*id).or_insert_with(|| {
+                Replica::new(*id, wanted.service.clone(), wanted.revision, stage, now)
+            });
+            if replica.goal.as_deref() != Some(wanted) {
+                replica.goal = Some(Arc::new(wanted.clone()));
+                replica.set_probes(wanted.readiness.as_ref(), wanted.liveness.as_ref(), now);
+            }
+        }
+        for (id, replica) in &mut self.replicas {
+            if !goal.replicas.contains_key(id) {
+                replica.retire();
+            }
+        }
+        self.replicas.retain(|id, replica| goal.replicas.contains_key(id) || !replica.is_gone());
+        self.goal = goal;
+        self.schedules.set(self.replicas.values().filter_map(|r| Some((r.id, r.goal.as_deref()?))), now);
+        self.changed = true;
+    }
+
+    /// A runtime's whole list: what it has, and by absence what it has not.
+    fn take_stock(&mut self, found: Vec<Found>, now: Timestamp) {
+        self.found = true;
+        let mut missing: BTreeSet<ReplicaId> =
+            self.replicas.iter().filter(|(_, r)| r.is_container()).map(|(id, _)| *id).collect();
+        for Found { replica: id, service, revision, digest, condition } in found {
+            missing.remove(&id);
+            let replica =
+                self.replicas.entry(id).or_insert_with(|| Replica::new(id, service, revision, Stage::Unknown, now));
+            replica.found(digest, condition, now);
+        }
+        for id in missing {
+            if let Some(replica) = self.replicas.get_mut(&id) {
+                replica.vanished(now);
+            }
+        }
+        // An engine that answers again is worth a try at once.
+        for replica in self.replicas.values_mut() {
+            replica.engine_is_back(now);
+        }
+    }
+
+    fn exited(&mut self, id: ReplicaId, code: i64, out_of_memory: bool, last_lines: Vec<String>, now: Timestamp) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        match &replica.stage {
+            Stage::Running(_) | Stage::Unknown if replica.duty() == Duty::Run => {
+                replica.exited(code, out_of_memory, last_lines, now);
+            }
+            Stage::Running(_) | Stage::Unknown => replica.enter(Stage::Stopped, now),
+            // Ended before its start was reported: the result of that action finds it exited.
+            Stage::Busy(_, Doing::Starting) => replica.exited_early(code, out_of_memory, last_lines),
+            Stage::Busy(..) | Stage::Pending | Stage::BackOff { .. } | Stage::Stopped | Stage::Gone => {}
+        }
+    }
+
+    fn finish(&mut self, id: ReplicaId, action: ActionId, finished: Finished, now: Timestamp) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        self.changed |= match finished {
+            Finished::Probed(result) => replica.take_probe(action, result, now),
+            Finished::Listening(sockets) => replica.take_listening(action, sockets),
+            finished => {
+                replica.take_result(action, finished, now);
+                true
+            }
+        };
+        if replica.is_gone() && !self.goal.replicas.contains_key(&id) {
+            self.replicas.remove(&id);
+        }
+    }
+
+    /// Whatever is wanted now and not under way.
+    fn work(&mut self, now: Timestamp) {
+        if !self.has_goal {
+            return;
+        }
+        if self.applying.is_none() && self.goal.tables.number > self.applied.0 {
+            let tables = Arc::new(self.goal.tables.clone());
+            let generation = self.goal.generation;
+            self.applying = Some(self.act(None, |_| Task::Apply { tables, generation }));
+        }
+        let ids: Vec<ReplicaId> = self.replicas.keys().copied().collect();
+        for id in ids {
+            while let Some(want) = self.replicas.get(&id).and_then(|replica| replica.want(now)) {
+                if !self.carry_out(id, want, now) {
+                    break;
+                }
+            }
+        }
+        for (id, cron) in self.schedules.due(now) {
+            let ready = self.replicas.get(&id).is_some_and(|replica| replica.phase() == Phase::Ready);
+            if ready {
+                self.act(Some(id), |replica| Task::Run { replica, cron });
+            }
+        }
+    }
+
+    /// Turns a wish into an action. False if it has to wait.
+    fn carry_out(&mut self, id: ReplicaId, want: Want, now: Timestamp) -> bool {
+        if want == Want::Create
+            && let Some((volume, by)) = self.volume_holder(id)
+        {
+            return self.replicas.get_mut(&id).is_some_and(|replica| replica.must_wait(volume, by, now));
+        }
+        let Some(replica) = self.replicas.get(&id) else { return false };
+        let goal = replica.goal.clone();
+        let secrets = Arc::clone(&self.secrets);
+        let (task, doing): (Task, Option<Doing>) = match (want, goal) {
+            (Want::Fetch, Some(goal)) => (Task::Fetch { replica: id, goal, secrets }, Some(Doing::Fetching)),
+            (Want::Create, Some(goal)) => {
+                let image = replica.image.clone().unwrap_or_default();
+                (Task::Create { replica: id, goal, image, secrets }, Some(Doing::Creating))
+            }
+            (Want::Start, Some(goal)) => (Task::Start { replica: id, goal, secrets }, Some(Doing::Starting)),
+            (Want::Restart, Some(goal)) => {
+                let grace = goal.deploy.stop_grace;
+                (Task::Stop { replica: id, grace }, Some(Doing::Restarting))
+            }
+            (Want::Probe(purpose), Some(_)) => match replica.probe(purpose) {
+                Some(task) => (task, None),
+                None => return false,
+            },
+            (Want::Inspect, _) => (Task::Inspect { replica: id }, None),
+            (Want::Stop, goal) => {
+                let grace = goal.map_or(ORPHAN_GRACE, |goal| goal.deploy.stop_grace);
+                (Task::Stop { replica: id, grace }, Some(Doing::Stopping))
+            }
+            (Want::Remove { erase }, goal) => {
+                let service = replica.service.clone();
+                (Task::Remove { replica: id, service, goal, erase }, Some(Doing::Removing))
+            }
+            (Want::Fetch | Want::Create | Want::Start | Want::Restart | Want::Probe(_), None) => return false,
+        };
+        let action = self.act(Some(id), |_| task);
+        if let Some(replica) = self.replicas.get_mut(&id) {
+            replica.begin(action, want, doing, now);
+        }
+        self.changed |= doing.is_some();
+        true
+    }
+
+    /// Who holds a volume that this replica needs.
+    fn volume_holder(&self, id: ReplicaId) -> Option<(String, ReplicaId)> {
+        let volumes = self.replicas.get(&id)?.volumes();
+        self.replicas.values().filter(|other| other.id != id && other.occupies()).find_map(|other| {
+            let held = other.volumes().into_iter().find(|volume| volumes.contains(volume))?;
+            Some((held, other.id))
+        })
+    }
+
+    fn act(&mut self, about: Option<ReplicaId>, task: impl FnOnce(ReplicaId) -> Task) -> ActionId {
+        self.last_action += 1;
+        let id = ActionId(self.last_action);
+        if let Some(replica) = about {
+            self.under_way.insert(id, replica);
+        }
+        self.actions.push_back(Action { id, task: task(about.unwrap_or_default()) });
+        id
+    }
+}

@@ -1,0 +1,612 @@
+//! One replica's life on its node: fetch, create, start, probe, serve, stop, remove. At most one of these is under
+//! way at a time; what is wanted may change meanwhile and takes effect when it ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::health::{Health, Verdict, default_readiness};
+use super::{ActionId, Condition, Finished, Purpose, Task, backoff};
+use crate::goal::{Duty, ReplicaGoal, Workload};
+use crate::id::{ReplicaId, Revision, ServiceName};
+use crate::replica::{Cause, Exit, Phase, Pulled, ReplicaReport, Saw, Trouble, Usage};
+use crate::spec::{Probe, VolumeSource};
+use crate::time::Timestamp;
+
+/// Failed tries of a readiness probe after which it is worth looking at what the process listens on.
+const INSPECT_AFTER: u32 = 3;
+
+#[derive(Debug, Clone)]
+pub struct Replica {
+    pub id: ReplicaId,
+    pub service: ServiceName,
+    pub revision: Revision,
+    /// Absent for one that was found here and is in no goal: it is stopped.
+    pub goal: Option<Arc<ReplicaGoal>>,
+    pub stage: Stage,
+    pub since: Timestamp,
+    /// What to create it from, once fetched.
+    pub image: Option<String>,
+    digest: Option<String>,
+    pulled: Option<Pulled>,
+    pub restarts: u32,
+    /// Exits in a row without having been ready for [`backoff::STABLE_AFTER`] in between.
+    pub failures: u32,
+    /// Failures in a row of fetching, creating or starting.
+    setup_failures: u32,
+    last_exit: Option<Exit>,
+    pub trouble: Option<Trouble>,
+    pub usage: Usage,
+    ready_after_ms: Option<u64>,
+    /// When the current start began.
+    begun: Timestamp,
+    /// Code, out of memory, last lines: it ended before its start was reported.
+    early_exit: Option<(i64, bool, Vec<String>)>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Stage {
+    /// From the ledger: whether a runtime has it is not known yet.
+    Unknown,
+    Pending,
+    Busy(ActionId, Doing),
+    Running(Box<Running>),
+    /// Waits for its next try.
+    BackOff { until: Timestamp, again: Again },
+    /// It does not run; its remains are to be taken away.
+    Stopped,
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    Fetching,
+    Creating,
+    Starting,
+    /// To run again afterwards, because its liveness probe failed.
+    Restarting,
+    Stopping,
+    Removing,
+}
+
+/// Where the next try begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    Fetch,
+    Start,
+}
+
+#[derive(Debug, Clone)]
+pub struct Running {
+    pub address: Option<SocketAddr>,
+    pub since: Timestamp,
+    pub readiness: Option<Health>,
+    pub liveness: Option<Health>,
+    pub ready: bool,
+    pub ready_since: Option<Timestamp>,
+    /// What it listens on, as last seen; asked once for each failing spell.
+    pub listening: Option<Option<Vec<SocketAddr>>>,
+    pub probing: Option<(ActionId, Purpose)>,
+    pub inspecting: Option<ActionId>,
+}
+
+/// What a replica wants done next; the reconciler gives it an id and the details.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    Fetch,
+    Create,
+    Start,
+    Restart,
+    Probe(Purpose),
+    Inspect,
+    Stop,
+    Remove { erase: bool },
+}
+
+impl Replica {
+    pub fn new(id: ReplicaId, service: ServiceName, revision: Revision, stage: Stage, now: Timestamp) -> Replica {
+        Replica {
+            id,
+            service,
+            revision,
+            goal: None,
+            stage,
+            since: now,
+            image: None,
+            digest: None,
+            pulled: None,
+            restarts: 0,
+            failures: 0,
+            setup_failures: 0,
+            last_exit: None,
+            trouble: None,
+            usage: Usage::default(),
+            ready_after_ms: None,
+            begun: now,
+            early_exit: None,
+        }
+    }
+
+    pub fn duty(&self) -> Duty {
+        self.goal.as_ref().map_or(Duty::Stop, |goal| goal.duty)
+    }
+
+    pub fn is_container(&self) -> bool {
+        // What was found without a goal was found by the only runtime that outlives us.
+        self.goal.as_ref().is_none_or(|goal| matches!(goal.workload, Workload::Container(_)))
+    }
+
+    /// Whether a runtime may have something of it, so that its volumes are not free.
+    pub fn occupies(&self) -> bool {
+        !matches!(self.stage, Stage::Pending | Stage::Gone | Stage::Busy(_, Doing::Fetching))
+    }
+
+    /// Writable named volumes, as the runtime knows them.
+    pub fn volumes(&self) -> Vec<String> {
+        let Some(goal) = &self.goal else { return Vec::new() };
+        let Workload::Container(container) = &goal.workload else { return Vec::new() };
+        container
+            .volumes
+            .iter()
+            .filter(|volume| !volume.read_only)
+            .filter_map(|volume| match &volume.source {
+                VolumeSource::Named(name) => Some(format!("{}/{name}", self.service.project)),
+                VolumeSource::Host(_) => None,
+            })
+            .collect()
+    }
+
+    /// What it needs done now, if anything.
+    pub fn want(&self, now: Timestamp) -> Option<Want> {
+        let erase = self.duty() == Duty::StopAndErase;
+        match (&self.stage, self.duty()) {
+            (Stage::Unknown | Stage::Gone | Stage::Busy(..), _) => None,
+            (Stage::Pending, Duty::Run) if self.image.is_none() => Some(Want::Fetch),
+            (Stage::Pending, Duty::Run) => Some(Want::Create),
+            (Stage::BackOff { until, again }, Duty::Run) => (now >= *until).then_some(match again {
+                Again::Fetch => Want::Fetch,
+                Again::Start => Want::Start,
+            }),
+            (Stage::Stopped, Duty::Run) => Some(Want::Start),
+            (Stage::Running(running), Duty::Run) => running.want(now),
+            (Stage::Running(_), Duty::Stop | Duty::StopAndErase) => Some(Want::Stop),
+            (Stage::Pending | Stage::BackOff { .. } | Stage::Stopped, Duty::Stop | Duty::StopAndErase) => {
+                Some(Want::Remove { erase })
+            }
+        }
+    }
+
+    /// When [`want`](Replica::want) may change by itself.
+    pub fn deadline(&self) -> Option<(Timestamp, &'static str)> {
+        match &self.stage {
+            Stage::BackOff { until, .. } => Some((*until, "a replica is tried again")),
+            Stage::Running(running) => running.deadline(),
+            Stage::Unknown | Stage::Pending | Stage::Busy(..) | Stage::Stopped | Stage::Gone => None,
+        }
+    }
+
+    pub fn enter(&mut self, stage: Stage, now: Timestamp) {
+        let before = self.phase();
+        self.stage = stage;
+        if self.phase() != before {
+            self.since = now;
+        }
+    }
+
+    pub fn fetched(&mut self, image: String, digest: Option<String>, pulled: Option<Pulled>, now: Timestamp) {
+        self.image = Some(image);
+        self.digest = digest;
+        self.pulled = pulled.or(self.pulled);
+        self.enter(Stage::Pending, now);
+    }
+
+    /// Its process runs, since `since`: started by us, or found running.
+    pub fn running(&mut self, address: Option<SocketAddr>, since: Timestamp, now: Timestamp) {
+        self.setup_failures = 0;
+        let goal = self.goal.clone();
+        let port = goal.as_ref().and_then(|goal| goal.port);
+        let is_container = self.is_container();
+        let readiness = goal.as_ref().and_then(|goal| goal.readiness.clone());
+        let readiness = match (readiness, port) {
+            (Some(probe), _) => Some(probe),
+            (None, Some(_)) if is_container => Some(default_readiness()),
+            (None, _) => None,
+        };
+        let liveness = goal.as_ref().and_then(|goal| goal.liveness.clone());
+        let ready = readiness.is_none();
+        let running = Running {
+            address,
+            since,
+            readiness: readiness.map(|probe| Health::new(probe, now)),
+            liveness: liveness.map(|probe| Health::new(probe, now)),
+            ready,
+            ready_since: ready.then_some(now),
+            listening: None,
+            probing: None,
+            inspecting: None,
+        };
+        self.enter(Stage::Running(Box::new(running)), now);
+        if ready {
+            self.became_ready(now);
+        }
+    }
+
+    /// The probes were changed without new replicas.
+    pub fn set_probes(&mut self, readiness: Option<&Probe>, liveness: Option<&Probe>, now: Timestamp) {
+        let default = self.is_container() && self.goal.as_ref().is_some_and(|goal| goal.port.is_some());
+        let Stage::Running(running) = &mut self.stage else { return };
+        let wanted = readiness.cloned().or_else(|| default.then(default_readiness));
+        if running.readiness.as_ref().map(|health| &health.probe) != wanted.as_ref() {
+            running.readiness = wanted.map(|probe| {
+                let mut health = Health::new(probe, now);
+                health.passed_once = running.ready;
+                health
+            });
+        }
+        if running.liveness.as_ref().map(|health| &health.probe) != liveness {
+            running.liveness = liveness.map(|probe| Health::new(probe.clone(), now));
+        }
+    }
+
+    pub fn probed(&mut self, purpose: Purpose, result: Result<(), Saw>, now: Timestamp) -> bool {
+        let port = self.goal.as_ref().and_then(|goal| goal.port);
+        let Stage::Running(running) = &mut self.stage else { return false };
+        running.probing = None;
+        let was_ready = running.ready;
+        let health = match purpose {
+            Purpose::Readiness => &mut running.readiness,
+            Purpose::Liveness => &mut running.liveness,
+        };
+        let Some(health) = health else { return false };
+        let verdict = health.handle_result(result, now);
+        let check = health.check_text(port);
+        match (purpose, verdict) {
+            (Purpose::Readiness, Verdict::Passed) => {
+                running.ready = true;
+                running.listening = None;
+                if !was_ready {
+                    running.ready_since = Some(now);
+                    self.since = now;
+                    self.became_ready(now);
+                }
+                true
+            }
+            (Purpose::Readiness, Verdict::Failed | Verdict::Open) => {
+                if verdict == Verdict::Failed && was_ready {
+                    running.ready = false;
+                    running.ready_since = None;
+                    self.since = now;
+                }
+                if !running.ready
+                    && let (Some(saw), Some(since)) = (health.last.clone(), health.failing_since)
+                {
+                    let listening = running.listening.clone().flatten();
+                    let for_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
+                    let cause = Cause::ProbeFailing { check, saw, tries: health.tries, for_ms, listening };
+                    self.trouble = Some(Trouble { at: now, cause, retry_at: None });
+                }
+                true
+            }
+            (Purpose::Liveness, Verdict::Failed) => {
+                let saw = health.last.clone().unwrap_or(Saw::TimedOut);
+                self.trouble = Some(Trouble { at: now, cause: Cause::NotAlive { check, saw }, retry_at: None });
+                true
+            }
+            (Purpose::Liveness, Verdict::Passed | Verdict::Open) => false,
+        }
+    }
+
+    fn became_ready(&mut self, now: Timestamp) {
+        self.trouble = None;
+        self.ready_after_ms = Some(u64::try_from(now.since(self.begun).as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// Its process has ended without being asked to.
+    pub fn exited(&mut self, code: i64, out_of_memory: bool, last_lines: Vec<String>, now: Timestamp) {
+        let (up, stable) = match &self.stage {
+            Stage::Running(running) => {
+                let ready_for = running.ready_since.map_or(std::time::Duration::ZERO, |since| now.since(since));
+                (now.since(running.since), ready_for >= backoff::STABLE_AFTER)
+            }
+            _ => (now.since(self.begun), false),
+        };
+        self.failures = if stable { 1 } else { self.failures.saturating_add(1) };
+        let after_ms = u64::try_from(up.as_millis()).unwrap_or(u64::MAX);
+        self.last_exit = Some(Exit { at: now, code, out_of_memory, after_ms, last_lines });
+        let until = now + backoff::restart_delay(self.failures);
+        self.trouble = Some(Trouble { at: now, cause: Cause::Exited, retry_at: Some(until) });
+        self.enter(Stage::BackOff { until, again: Again::Start }, now);
+    }
+
+    /// Fetching, creating or starting failed.
+    pub fn failed(&mut self, cause: Cause, again: Again, now: Timestamp) {
+        self.setup_failures = self.setup_failures.saturating_add(1);
+        let until = now + backoff::setup_delay(self.setup_failures);
+        self.trouble = Some(Trouble { at: now, cause, retry_at: Some(until) });
+        if again == Again::Fetch {
+            self.image = None;
+        }
+        self.enter(Stage::BackOff { until, again }, now);
+    }
+
+    /// A runtime has it, in this condition.
+    pub fn found(&mut self, digest: Option<String>, condition: Condition, now: Timestamp) {
+        if digest.is_some() {
+            self.digest = digest;
+        }
+        match (&self.stage, condition) {
+            // Whatever is under way ends with its own result.
+            (Stage::Busy(..) | Stage::Gone, _) => {}
+            (Stage::Running(_), Condition::Running { address, since }) => {
+                let Stage::Running(running) = &mut self.stage else { return };
+                running.address = address;
+                running.since = since;
+            }
+            (_, Condition::Running { address, since }) => self.running(address, since, now),
+            (Stage::Running(_) | Stage::Unknown, Condition::Exited { code, out_of_memory, last_lines }) => {
+                match self.duty() {
+                    Duty::Run => self.exited(code, out_of_memory, last_lines, now),
+                    Duty::Stop | Duty::StopAndErase => self.enter(Stage::Stopped, now),
+                }
+            }
+            (Stage::Pending | Stage::BackOff { .. } | Stage::Stopped, Condition::Exited { .. }) => {}
+            (_, Condition::Created) => self.enter(Stage::Stopped, now),
+        }
+    }
+
+    /// No runtime has anything of it.
+    pub fn vanished(&mut self, now: Timestamp) {
+        match (&self.stage, self.duty()) {
+            (Stage::Busy(..) | Stage::Gone | Stage::Pending, _) => {}
+            (Stage::BackOff { again: Again::Fetch, .. }, Duty::Run) => {}
+            (_, Duty::Run) => {
+                self.image = None;
+                self.enter(Stage::Pending, now);
+            }
+            // A last removal takes along what is not the container: volumes, files of secrets.
+            (Stage::Stopped | Stage::Unknown | Stage::Running(_) | Stage::BackOff { .. }, _) => {
+                self.enter(Stage::Stopped, now);
+            }
+        }
+    }
+
+    /// The engine answers: what failed because it did not is tried at once.
+    pub fn engine_is_back(&mut self, now: Timestamp) {
+        let lacked_engine =
+            self.trouble.as_ref().is_some_and(|trouble| matches!(trouble.cause, Cause::NoEngine { .. }));
+        if let Stage::BackOff { until, .. } = &mut self.stage
+            && lacked_engine
+        {
+            *until = now;
+        }
+    }
+
+    /// It is in no goal any more.
+    pub fn retire(&mut self) {
+        let Some(goal) = &self.goal else { return };
+        if goal.duty == Duty::Run {
+            self.goal = Some(Arc::new(ReplicaGoal { duty: Duty::Stop, ..(**goal).clone() }));
+        }
+        if matches!((&self.stage, self.is_container()), (Stage::Pending, false)) {
+            self.stage = Stage::Gone;
+        }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        matches!(self.stage, Stage::Gone)
+    }
+
+    /// Whether a first report can say something true about it.
+    pub fn is_judged(&self) -> bool {
+        match &self.stage {
+            Stage::Unknown | Stage::Pending | Stage::Busy(..) => self.trouble.is_some(),
+            Stage::Running(running) => running.ready || self.trouble.is_some(),
+            Stage::BackOff { .. } | Stage::Stopped | Stage::Gone => true,
+        }
+    }
+
+    /// An action about it has begun.
+    pub fn begin(&mut self, action: ActionId, want: Want, doing: Option<Doing>, now: Timestamp) {
+        match want {
+            Want::Start => {
+                if matches!(self.stage, Stage::BackOff { again: Again::Start, .. }) && self.last_exit.is_some() {
+                    self.restarts = self.restarts.saturating_add(1);
+                }
+                self.begun = now;
+                self.early_exit = None;
+            }
+            Want::Probe(purpose) => {
+                if let Stage::Running(running) = &mut self.stage {
+                    running.probing = Some((action, purpose));
+                    let health = match purpose {
+                        Purpose::Readiness => &mut running.readiness,
+                        Purpose::Liveness => &mut running.liveness,
+                    };
+                    if let Some(health) = health {
+                        health.due = None;
+                    }
+                }
+            }
+            Want::Inspect => {
+                if let Stage::Running(running) = &mut self.stage {
+                    running.inspecting = Some(action);
+                }
+            }
+            Want::Fetch | Want::Create | Want::Restart | Want::Stop | Want::Remove { .. } => {}
+        }
+        if let Some(doing) = doing {
+            self.enter(Stage::Busy(action, doing), now);
+        }
+    }
+
+    /// The probe that is due, with all it takes.
+    pub fn probe(&self, purpose: Purpose) -> Option<Task> {
+        let Stage::Running(running) = &self.stage else { return None };
+        let health = match purpose {
+            Purpose::Readiness => running.readiness.as_ref()?,
+            Purpose::Liveness => running.liveness.as_ref()?,
+        };
+        Some(Task::Probe {
+            replica: self.id,
+            purpose,
+            check: health.probe.check.clone(),
+            address: running.address,
+            timeout: health.probe.timeout,
+        })
+    }
+
+    pub fn take_probe(&mut self, action: ActionId, result: Result<(), Saw>, now: Timestamp) -> bool {
+        match &self.stage {
+            Stage::Running(running) => match running.probing {
+                Some((probing, purpose)) if probing == action => self.probed(purpose, result, now),
+                // Of an earlier start of this replica.
+                Some(_) | None => false,
+            },
+            _ => false,
+        }
+    }
+
+    pub fn take_listening(&mut self, action: ActionId, sockets: Option<Vec<SocketAddr>>) -> bool {
+        let Stage::Running(running) = &mut self.stage else { return false };
+        if running.inspecting != Some(action) {
+            return false;
+        }
+        running.inspecting = None;
+        running.listening = Some(sockets.clone());
+        if let Some(Trouble { cause: Cause::ProbeFailing { listening, .. }, .. }) = &mut self.trouble {
+            *listening = sockets;
+        }
+        true
+    }
+
+    /// Needs a volume that another one still has. Always false: it has to wait.
+    pub fn must_wait(&mut self, volume: String, by: ReplicaId, now: Timestamp) -> bool {
+        let cause = Cause::VolumeBusy { volume, by };
+        if self.trouble.as_ref().map(|trouble| &trouble.cause) != Some(&cause) {
+            self.trouble = Some(Trouble { at: now, cause, retry_at: None });
+        }
+        false
+    }
+
+    /// Its process ended while its start was under way.
+    pub fn exited_early(&mut self, code: i64, out_of_memory: bool, last_lines: Vec<String>) {
+        self.early_exit = Some((code, out_of_memory, last_lines));
+    }
+
+    /// The end of fetching, creating, starting, stopping or removing.
+    pub fn take_result(&mut self, action: ActionId, finished: Finished, now: Timestamp) {
+        let Stage::Busy(busy, doing) = self.stage else { return };
+        if busy != action {
+            return;
+        }
+        match (doing, finished) {
+            (Doing::Fetching, Finished::Fetched { image, digest, pulled }) => {
+                self.fetched(image, digest, pulled, now);
+            }
+            (Doing::Creating, Finished::Created) => self.enter(Stage::Stopped, now),
+            (Doing::Starting, Finished::Started { address }) => {
+                self.running(address, now, now);
+                if let Some((code, out_of_memory, last_lines)) = self.early_exit.take() {
+                    match self.duty() {
+                        Duty::Run => self.exited(code, out_of_memory, last_lines, now),
+                        Duty::Stop | Duty::StopAndErase => self.enter(Stage::Stopped, now),
+                    }
+                }
+            }
+            (Doing::Restarting, Finished::Stopped) => {
+                let why = self.trouble.take();
+                let lines = self.early_exit.take().map(|(_, _, lines)| lines).unwrap_or_default();
+                self.exited(143, false, lines, now);
+                if let (Some(Trouble { cause, at, .. }), Some(trouble)) = (why, &mut self.trouble) {
+                    *trouble = Trouble { cause, at, retry_at: trouble.retry_at };
+                }
+            }
+            (Doing::Stopping, Finished::Stopped) => self.enter(Stage::Stopped, now),
+            (Doing::Removing, Finished::Removed) => self.enter(Stage::Gone, now),
+            (Doing::Fetching | Doing::Creating, Finished::Failed(cause)) => self.failed(cause, Again::Fetch, now),
+            (Doing::Starting, Finished::Failed(cause)) => self.failed(cause, Again::Start, now),
+            (Doing::Restarting | Doing::Stopping | Doing::Removing, Finished::Failed(cause)) => {
+                // Tried again after a while; nothing else may happen to it before it is known to be down.
+                self.failed(cause, Again::Start, now);
+            }
+            (_, finished) => unreachable!("{doing:?} cannot end in {finished:?}"),
+        }
+    }
+
+    pub fn phase(&self) -> Phase {
+        match &self.stage {
+            Stage::Unknown | Stage::Pending => Phase::Pending,
+            Stage::Busy(_, Doing::Fetching) => Phase::Pulling,
+            Stage::Busy(_, Doing::Creating) => Phase::Creating,
+            Stage::Busy(_, Doing::Starting) => Phase::Starting,
+            Stage::Busy(_, Doing::Restarting) => Phase::BackOff,
+            Stage::Busy(_, Doing::Stopping | Doing::Removing) => Phase::Stopping,
+            Stage::Running(running) if running.ready => Phase::Ready,
+            Stage::Running(running) if running.readiness.as_ref().is_some_and(|health| health.passed_once) => {
+                Phase::Unready
+            }
+            Stage::Running(_) => Phase::Starting,
+            Stage::BackOff { .. } => Phase::BackOff,
+            Stage::Stopped => Phase::Stopping,
+            Stage::Gone => Phase::Gone,
+        }
+    }
+
+    pub fn report(&self) -> ReplicaReport {
+        let address = match &self.stage {
+            Stage::Running(running) => running.address,
+            _ => None,
+        };
+        ReplicaReport {
+            service: self.service.clone(),
+            revision: self.revision,
+            phase: self.phase(),
+            since: self.since,
+            address,
+            digest: self.digest.clone(),
+            restarts: self.restarts,
+            failures: self.failures,
+            last_exit: self.last_exit.clone(),
+            trouble: self.trouble.clone(),
+            usage: self.usage,
+            pulled: self.pulled,
+            ready_after_ms: self.ready_after_ms,
+        }
+    }
+}
+
+impl Running {
+    fn want(&self, now: Timestamp) -> Option<Want> {
+        let is_due = |health: &Option<Health>| health.as_ref().and_then(|h| h.due).is_some_and(|due| now >= due);
+        if self.liveness.as_ref().is_some_and(Health::has_failed) {
+            return Some(Want::Restart);
+        }
+        if self.probing.is_none() {
+            if is_due(&self.readiness) {
+                return Some(Want::Probe(Purpose::Readiness));
+            }
+            if self.has_started() && is_due(&self.liveness) {
+                return Some(Want::Probe(Purpose::Liveness));
+            }
+        }
+        let puzzling = self.readiness.as_ref().is_some_and(|health| health.tries >= INSPECT_AFTER);
+        (puzzling && self.listening.is_none() && self.inspecting.is_none()).then_some(Want::Inspect)
+    }
+
+    fn deadline(&self) -> Option<(Timestamp, &'static str)> {
+        if self.probing.is_some() {
+            return None;
+        }
+        let liveness = self.liveness.as_ref().filter(|_| self.has_started());
+        [self.readiness.as_ref(), liveness]
+            .into_iter()
+            .filter_map(|health| health?.due)
+            .min()
+            .map(|due| (due, "a probe is due"))
+    }
+
+    /// Until it is ready for the first time it may be starting: whether that takes too long is the rollout's to
+    /// judge, not the liveness probe's.
+    fn has_started(&self) -> bool {
+        self.ready || self.readiness.as_ref().is_none_or(|health| health.passed_once)
+    }
+}

@@ -1,0 +1,508 @@
+//! The next safe steps of one service. There is no stored position: each pass looks at what is wanted and what is,
+//! so a change of leader in the middle is harmless. Rolling, recreate, blue-green and canary differ in two
+//! questions only: may a new replica start now, and may this old one go now.
+//!
+//! What always holds: ready replicas never fall below wanted minus `max_unavailable` because of us; a replica is
+//! stopped only when every proxy has acknowledged that it gets no more requests and what it had has ended (or its
+//! drain time is over); a revision that does not get ready never costs a replica of the one before.
+
+use super::report::{Outcome, Waiting};
+use super::schedule::Room;
+use super::{Step, View};
+use crate::id::{ReplicaId, Revision, ServiceName};
+use crate::replica::{Phase, ReplicaReport};
+use crate::spec::{Service, Strategy};
+use crate::state::{Baseline, Deployed, Direction, Failure, Placement, PlacementState, Receipt, Rollout, Window};
+use crate::time::Timestamp;
+use crate::why;
+use std::time::Duration;
+
+/// Exits before ever being ready after which a new revision counts as failed. Three: one may be a race with
+/// something else that starts, two bad luck.
+pub const FAILURES_MAX: u32 = 3;
+/// How long after a rollout its receipt counts `after`.
+pub const AFTER_WINDOW: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Default)]
+pub struct Next {
+    pub steps: Vec<Step>,
+    pub waiting: Vec<Waiting>,
+}
+
+/// One replica with what its node says of it.
+#[derive(Debug, Clone, Copy)]
+struct Standing<'a> {
+    id: ReplicaId,
+    placement: &'a Placement,
+    report: Option<&'a ReplicaReport>,
+    /// On a node that is given up.
+    lost: bool,
+}
+
+impl Standing<'_> {
+    fn is_ready(&self) -> bool {
+        !self.lost && self.report.is_some_and(|report| report.phase == Phase::Ready)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.lost || self.report.is_some_and(|report| report.phase == Phase::Gone)
+    }
+}
+
+struct Pass<'a> {
+    view: View<'a>,
+    name: &'a ServiceName,
+    deployed: &'a Deployed,
+    spec: &'a Service,
+    fresh: Vec<Standing<'a>>,
+    stale: Vec<Standing<'a>>,
+    leaving: Vec<Standing<'a>>,
+    next: Next,
+}
+
+pub fn next<'a>(view: View<'a>, name: &'a ServiceName, deployed: &'a Deployed, room: &mut Room<'_>) -> Next {
+    let mut pass = Pass {
+        view,
+        name,
+        deployed,
+        spec: deployed.spec(),
+        fresh: Vec::new(),
+        stale: Vec::new(),
+        leaving: Vec::new(),
+        next: Next::default(),
+    };
+    pass.sort();
+    pass.pin();
+    pass.see_off();
+    pass.complete_receipts();
+    if let Some(removal) = deployed.removal {
+        pass.remove(removal.volumes);
+        return pass.next;
+    }
+    match &deployed.rollout {
+        Some(rollout) if rollout.baseline.is_none() => pass.begin(),
+        Some(rollout) => {
+            if rollout.direction == Direction::Forward
+                && let Some(failure) = pass.failure(rollout)
+            {
+                pass.give_up(rollout, failure);
+                return pass.next;
+            }
+            pass.replace(rollout, room);
+        }
+        None => pass.keep(room),
+    }
+    pass.next
+}
+
+impl<'a> Pass<'a> {
+    fn sort(&mut self) {
+        let template = self.deployed.template();
+        for (id, placement) in self.view.state.placements_of(self.name) {
+            let report = self.view.inventory.replica(placement.node, id);
+            let lost = self.view.state.nodes.get(&placement.node).is_none_or(|node| node.dead);
+            let standing = Standing { id, placement, report, lost };
+            match placement.state {
+                PlacementState::Serve if lost && !self.spec.is_exclusive() => {
+                    self.step(Step::Forget { replica: id });
+                }
+                PlacementState::Serve if lost => {
+                    // Its volume is there and nowhere else.
+                    let last_heard = self.view.inventory.heard(placement.node);
+                    self.wait(Waiting::ForNode { node: placement.node, last_heard });
+                    self.fresh.push(standing);
+                }
+                PlacementState::Serve if placement.revision == template => self.fresh.push(standing),
+                PlacementState::Serve => self.stale.push(standing),
+                PlacementState::Drain { .. } | PlacementState::Stop { .. } => self.leaving.push(standing),
+            }
+        }
+    }
+
+    /// Remember which bytes the image's name meant to the first replica that was created.
+    fn pin(&mut self) {
+        let template = self.deployed.template();
+        let Some(record) = self.deployed.revisions.get(&template) else { return };
+        if record.digest.is_some() {
+            return;
+        }
+        let digest = self.fresh.iter().find_map(|standing| standing.report?.digest.clone());
+        if let Some(digest) = digest {
+            self.step(Step::Pin { service: self.name.clone(), revision: template, digest });
+        }
+    }
+
+    /// Take the replicas that leave one step further.
+    fn see_off(&mut self) {
+        for standing in self.leaving.clone() {
+            let replica = standing.id;
+            match standing.placement.state {
+                PlacementState::Serve => {}
+                PlacementState::Drain { since, at } => {
+                    let until = at + self.spec.deploy.drain_timeout;
+                    let in_flight = self.view.in_flight(replica);
+                    if standing.lost
+                        || (self.view.acknowledged(since) && (in_flight == 0 || self.view.now >= until))
+                    {
+                        let erase = self.deployed.removal.is_some_and(|removal| removal.volumes);
+                        self.step(Step::Stop { replica, erase });
+                    } else {
+                        self.wait(Waiting::ForDrain { replica, in_flight, until });
+                    }
+                }
+                PlacementState::Stop { .. } if standing.is_gone() => self.step(Step::Forget { replica }),
+                PlacementState::Stop { .. } => self.wait(Waiting::ForStop { replica }),
+            }
+        }
+    }
+
+    fn complete_receipts(&mut self) {
+        let Some(receipt) = self.deployed.receipts.back() else { return };
+        let due = receipt.during.to + AFTER_WINDOW;
+        let counted_at = self.view.counted_at();
+        if receipt.after.is_none() && (counted_at >= due || self.deployed.rollout.is_some()) {
+            let counted = self.view.totals(self.name).since(&receipt.totals);
+            let after = Window::between(receipt.during.to, counted_at, &counted);
+            self.step(Step::Complete { service: self.name.clone(), revision: receipt.revision, after });
+        }
+    }
+
+    fn remove(&mut self, _volumes: bool) {
+        for standing in self.fresh.iter().chain(&self.stale).map(|s| s.id).collect::<Vec<_>>() {
+            self.step(Step::Drain { replica: standing });
+        }
+        if self.fresh.is_empty() && self.stale.is_empty() && self.leaving.is_empty() {
+            self.step(Step::Delete { service: self.name.clone() });
+        }
+    }
+
+    fn begin(&mut self) {
+        let at = self.view.counted_at();
+        let totals = self.view.totals(self.name);
+        let before = self.view.recent.get(self.name).cloned().unwrap_or_default();
+        self.step(Step::Begin { service: self.name.clone(), baseline: Baseline { at, totals, before } });
+    }
+
+    /// Why the new revision has to be given up, if it has to.
+    fn failure(&self, rollout: &Rollout) -> Option<Failure> {
+        let timeout = self.spec.deploy.ready_timeout;
+        for standing in &self.fresh {
+            // A replica of the revision that is settled is not the new one's fault.
+            if self.is_settled_template(rollout) && standing.placement.since < rollout.started {
+                continue;
+            }
+            let late = !standing.is_ready() && self.view.now.since(standing.placement.since) >= timeout;
+            let failed = standing.report.is_some_and(|report| {
+                report.failures >= FAILURES_MAX
+                    || report.phase != Phase::Ready
+                        && report.trouble.as_ref().is_some_and(|trouble| trouble.cause.is_final())
+            });
+            if late || failed {
+                return Some(why::failure(self.view, self.name, self.spec, standing.id, standing.report));
+            }
+        }
+        let wanted = self.deployed.wanted() as usize;
+        if self.fresh.len() < wanted
+            && self.view.now.since(rollout.started) >= timeout + self.spec.deploy.drain_timeout
+            && self.leaving.is_empty()
+            && self.missing_dependency().is_none()
+            && self.fresh.iter().all(Standing::is_ready)
+            && !self.is_canary(rollout)
+        {
+            return Some(why::no_room(self.view, self.spec));
+        }
+        None
+    }
+
+    fn is_settled_template(&self, rollout: &Rollout) -> bool {
+        let template_of = |revision: Revision| self.deployed.revisions.get(&revision).map(|r| r.template);
+        self.deployed.settled.and_then(template_of) == template_of(rollout.to)
+    }
+
+    fn give_up(&mut self, rollout: &Rollout, failure: Failure) {
+        let receipt = match self.deployed.settled {
+            Some(_) => None,
+            None => Some(Box::new(self.receipt(rollout, Outcome::Failed, Some(failure.clone())))),
+        };
+        self.step(Step::GiveUp { service: self.name.clone(), failure, receipt });
+    }
+
+    /// Bring the rollout one step further.
+    fn replace(&mut self, rollout: &Rollout, room: &mut Room<'_>) {
+        let wanted = self.deployed.wanted() as usize;
+        let strategy = self.strategy();
+        if let Strategy::Canary { weight } = strategy
+            && self.is_canary(rollout)
+        {
+            self.canary(rollout, weight, room);
+            return;
+        }
+        let fresh_ready = self.fresh.iter().filter(|s| s.is_ready()).count();
+        match strategy {
+            Strategy::Recreate => {
+                self.retire_all_stale();
+                self.place_up_to(wanted, wanted, room);
+            }
+            Strategy::BlueGreen => {
+                if fresh_ready >= wanted && self.fresh.len() >= wanted {
+                    self.retire_all_stale();
+                } else {
+                    self.place_up_to(wanted, usize::MAX, room);
+                }
+            }
+            Strategy::Rolling | Strategy::Canary { .. } => {
+                let surge = self.spec.deploy.max_surge as usize;
+                self.retire_stale_safely(wanted);
+                self.place_up_to(wanted, wanted + surge, room);
+            }
+        }
+        self.retire_excess(wanted);
+        self.wait_for_fresh();
+        if !self.next.steps.iter().any(Step::moves_replicas)
+            && self.fresh.len() == wanted
+            && self.fresh.iter().all(Standing::is_ready)
+            && self.stale.is_empty()
+            && self.leaving.is_empty()
+        {
+            if self.view.tables_in_use() {
+                self.settle(rollout);
+            } else {
+                self.wait(Waiting::ForProxies);
+            }
+        }
+    }
+
+    fn canary(&mut self, rollout: &Rollout, weight: u8, room: &mut Room<'_>) {
+        if self.fresh.is_empty() {
+            self.place_up_to(1, usize::MAX, room);
+        }
+        self.wait_for_fresh();
+        if self.fresh.iter().any(Standing::is_ready) {
+            self.wait(Waiting::ForPromotion { revision: rollout.to, weight });
+        }
+    }
+
+    /// No rollout runs: as many as wanted, of the target.
+    fn keep(&mut self, room: &mut Room<'_>) {
+        let wanted = self.deployed.wanted() as usize;
+        self.retire_all_stale();
+        self.place_up_to(wanted, usize::MAX, room);
+        self.retire_excess(wanted);
+        self.wait_for_fresh();
+        let all_ready = self.fresh.len() == wanted && self.fresh.iter().all(Standing::is_ready);
+        if self.deployed.settled.is_none() && wanted > 0 && all_ready {
+            self.step(Step::Recover { service: self.name.clone() });
+        }
+    }
+
+    /// More new replicas, up to `wanted` of them, while all that serve are fewer than `limit`.
+    fn place_up_to(&mut self, wanted: usize, limit: usize, room: &mut Room<'_>) {
+        if self.fresh.len() >= wanted {
+            return;
+        }
+        if let Some(needs) = self.missing_dependency() {
+            self.wait(Waiting::ForDependency { service: needs });
+            return;
+        }
+        // A volume is held by one replica: what has it must be gone first, not only asked to go.
+        if self.excludes() && !(self.stale.is_empty() && self.leaving.is_empty()) {
+            return;
+        }
+        let draining = self.next.steps.iter().filter(|s| matches!(s, Step::Drain { .. })).count();
+        let mut serving = self.fresh.len() + self.stale.len() - draining.min(self.stale.len());
+        for _ in self.fresh.len()..wanted {
+            if serving >= limit {
+                return;
+            }
+            match room.place(self.name, self.spec) {
+                Ok(node) => self.step(Step::Place { service: self.name.clone(), node }),
+                Err(refused) => {
+                    self.wait(Waiting::ForRoom { refused });
+                    return;
+                }
+            }
+            serving += 1;
+        }
+    }
+
+    fn retire_all_stale(&mut self) {
+        for replica in self.stale.iter().map(|s| s.id).collect::<Vec<_>>() {
+            self.step(Step::Drain { replica });
+        }
+    }
+
+    /// As many old replicas as can go without leaving fewer ready ones than promised: those that are not ready
+    /// first, they cost nothing.
+    fn retire_stale_safely(&mut self, wanted: usize) {
+        let least = wanted.saturating_sub(self.spec.deploy.max_unavailable as usize);
+        let mut ready = self.fresh.iter().chain(&self.stale).filter(|s| s.is_ready()).count();
+        let mut stale = self.stale.clone();
+        stale.sort_by_key(|s| (s.is_ready(), s.id));
+        // A stale replica that is not ready may be the only one there is, about to come back: it goes only when
+        // something new is ready, or nothing is wanted of it.
+        let fresh_ready = self.fresh.iter().filter(|s| s.is_ready()).count();
+        for standing in stale {
+            let may_go = match standing.is_ready() {
+                true => ready > least,
+                false => fresh_ready > 0 || ready >= least.max(1) || wanted == 0,
+            };
+            if !may_go {
+                continue;
+            }
+            if standing.is_ready() {
+                ready -= 1;
+            }
+            self.step(Step::Drain { replica: standing.id });
+        }
+    }
+
+    /// Fewer are wanted than there are: the ones that are not ready go first, then the youngest.
+    fn retire_excess(&mut self, wanted: usize) {
+        let excess = self.fresh.len().saturating_sub(wanted);
+        let mut fresh = self.fresh.clone();
+        fresh.sort_by_key(|s| (s.is_ready(), std::cmp::Reverse(s.id)));
+        for standing in fresh.into_iter().take(excess) {
+            self.step(Step::Drain { replica: standing.id });
+        }
+    }
+
+    fn wait_for_fresh(&mut self) {
+        let waiting: Vec<Waiting> = self
+            .fresh
+            .iter()
+            .filter(|standing| !standing.is_ready() && !standing.lost)
+            .map(|standing| Waiting::ForReady {
+                replica: standing.id,
+                since: standing.report.map_or(standing.placement.since, |report| report.since),
+                trouble: standing.report.and_then(|report| report.trouble.clone()),
+            })
+            .collect();
+        self.next.waiting.extend(waiting);
+    }
+
+    fn missing_dependency(&self) -> Option<crate::id::Label> {
+        self.spec
+            .depends_on
+            .iter()
+            .find(|needs| {
+                let other = ServiceName::new(self.name.project.clone(), (*needs).clone());
+                let ready = self.view.state.placements_of(&other).any(|(id, placement)| {
+                    placement.state == PlacementState::Serve
+                        && self
+                            .view
+                            .inventory
+                            .replica(placement.node, id)
+                            .is_some_and(|report| report.phase == Phase::Ready)
+                });
+                !ready
+            })
+            .cloned()
+    }
+
+    fn settle(&mut self, rollout: &Rollout) {
+        let (outcome, failure) = match &rollout.direction {
+            Direction::Forward => (Outcome::Done, None),
+            Direction::Back { why } => (Outcome::RolledBack, Some(why.clone())),
+        };
+        let receipt = Box::new(self.receipt(rollout, outcome, failure));
+        self.step(Step::Settle { service: self.name.clone(), receipt });
+    }
+
+    fn receipt(&self, rollout: &Rollout, outcome: Outcome, failure: Option<Failure>) -> Receipt {
+        let totals = self.view.totals(self.name);
+        let counted_at = self.view.counted_at();
+        let (before, during) = match &rollout.baseline {
+            Some(baseline) => {
+                let counted = totals.since(&baseline.totals);
+                (baseline.before.clone(), Window::between(baseline.at, counted_at, &counted))
+            }
+            None => Default::default(),
+        };
+        Receipt {
+            revision: rollout.to,
+            from: rollout.from,
+            outcome,
+            started: rollout.started,
+            ended: self.view.now,
+            replaced: rollout.replaced,
+            before,
+            during,
+            after: None,
+            failure,
+            totals,
+        }
+    }
+
+    fn is_canary(&self, rollout: &Rollout) -> bool {
+        matches!(self.strategy(), Strategy::Canary { .. })
+            && rollout.direction == Direction::Forward
+            && !rollout.promoted
+            && !self.is_settled_template(rollout)
+            && self.deployed.settled.is_some()
+    }
+
+    fn strategy(&self) -> Strategy {
+        if self.spec.is_exclusive() { Strategy::Recreate } else { self.spec.deploy.strategy }
+    }
+
+    /// Whether an old and a new replica may not be there together.
+    fn excludes(&self) -> bool {
+        self.strategy() == Strategy::Recreate
+    }
+
+    fn step(&mut self, step: Step) {
+        self.next.steps.push(step);
+    }
+
+    fn wait(&mut self, waiting: Waiting) {
+        self.next.waiting.push(waiting);
+    }
+}
+
+impl Step {
+    /// Whether it changes which replicas there are or what they do.
+    fn moves_replicas(&self) -> bool {
+        match self {
+            Step::Place { .. } | Step::Drain { .. } | Step::Stop { .. } | Step::Forget { .. } => true,
+            Step::Begin { .. }
+            | Step::Pin { .. }
+            | Step::GiveUp { .. }
+            | Step::Settle { .. }
+            | Step::Complete { .. }
+            | Step::Recover { .. }
+            | Step::Delete { .. }
+            | Step::Bury { .. }
+            | Step::Revive { .. } => false,
+        }
+    }
+}
+
+/// When the passing of time alone would change what [`next`] says, and why.
+pub fn deadline(view: View<'_>) -> Option<(Timestamp, &'static str)> {
+    let mut deadlines = Vec::new();
+    for (id, placement) in &view.state.placements {
+        let Some(deployed) = view.state.services.get(&placement.service) else { continue };
+        let deploy = &deployed.spec().deploy;
+        match placement.state {
+            PlacementState::Serve => {
+                let ready = view
+                    .inventory
+                    .replica(placement.node, *id)
+                    .is_some_and(|report| report.phase == Phase::Ready);
+                if deployed.rollout.is_some() && !ready {
+                    deadlines.push((placement.since + deploy.ready_timeout, "a new replica should be ready"));
+                }
+            }
+            PlacementState::Drain { at, .. } => deadlines.push((at + deploy.drain_timeout, "a drain ends")),
+            PlacementState::Stop { .. } => {}
+        }
+    }
+    for deployed in view.state.services.values() {
+        if let Some(rollout) = &deployed.rollout {
+            let deploy = &deployed.spec().deploy;
+            let limit = rollout.started + deploy.ready_timeout + deploy.drain_timeout;
+            deadlines.push((limit, "a rollout should have found room"));
+        }
+    }
+    deadlines.into_iter().filter(|(at, _)| *at > view.now).min_by_key(|(at, _)| *at)
+}

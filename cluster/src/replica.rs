@@ -1,0 +1,206 @@
+//! What a node says about its replicas, and why one is not what it should be. Every reason is data: `orca why`,
+//! the rollout and the tests branch on it, and a sentence is made from it in one place.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Generation, GoalNumber, ReplicaId, Revision, ServiceName};
+use crate::resource::{Cpu, Memory};
+use crate::time::Timestamp;
+use crate::traffic::Traffic;
+
+/// Everything a node has to say, whole each time: the leader keeps the newest and nothing older.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Observed {
+    pub at: Timestamp,
+    pub replicas: BTreeMap<ReplicaId, ReplicaReport>,
+    /// The newest goal whose tables every part of the data plane uses, and its generation.
+    pub acknowledged: (GoalNumber, Generation),
+    pub traffic: Traffic,
+    pub facts: Facts,
+}
+
+/// What the host is and has.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Facts {
+    pub host_name: String,
+    pub architecture: String,
+    pub kernel: String,
+    pub cpu: Cpu,
+    pub memory: Memory,
+    pub memory_available: Memory,
+    pub disk_available: Memory,
+    pub containers: Engine,
+    pub proxy: Vec<SocketAddr>,
+    pub version: String,
+}
+
+/// The state of the node's Docker engine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    #[default]
+    Unknown,
+    Ready { version: String },
+    /// With what was tried and what came back.
+    Unreachable { reason: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaReport {
+    pub service: ServiceName,
+    pub revision: Revision,
+    pub phase: Phase,
+    /// When it came into this phase.
+    pub since: Timestamp,
+    /// Where it can be reached: a container's address, with the service's port. Absent for a module.
+    pub address: Option<SocketAddr>,
+    /// Of the image it was created from.
+    pub digest: Option<String>,
+    /// Times it was started again after an exit.
+    pub restarts: u32,
+    /// Exits in a row without having been ready in between.
+    pub failures: u32,
+    pub last_exit: Option<Exit>,
+    /// What is wrong now, if something is.
+    pub trouble: Option<Trouble>,
+    pub usage: Usage,
+    /// Progress people like to see: `12.4 MB in 1.1 s`.
+    pub pulled: Option<Pulled>,
+    /// How long the start that led to the present phase took until ready.
+    pub ready_after_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Wanted, not begun.
+    Pending,
+    Pulling,
+    Creating,
+    /// Its process runs and is not ready yet.
+    Starting,
+    Ready,
+    /// Was ready and its readiness probe fails now.
+    Unready,
+    /// Exited or failed; will be tried again, later each time.
+    BackOff,
+    Stopping,
+    /// Nothing of it is left; the last thing ever said about it.
+    Gone,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    pub at: Timestamp,
+    pub code: i64,
+    /// The kernel killed it for its memory limit.
+    pub out_of_memory: bool,
+    /// How long it had been up.
+    pub after_ms: u64,
+    /// The last lines it wrote, oldest first.
+    pub last_lines: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    pub memory: Memory,
+    pub cpu: Cpu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulled {
+    pub bytes: u64,
+    pub millis: u64,
+}
+
+/// Why a replica does not get on. `at` tells how fresh it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    pub at: Timestamp,
+    pub cause: Cause,
+    /// When it will be tried again.
+    pub retry_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// No Docker engine answers.
+    NoEngine { reason: String },
+    ImageMissing { image: String },
+    ImageDenied { image: String },
+    /// `reason` is the engine's or the registry's own words.
+    PullFailed { image: String, reason: String },
+    WrongArchitecture { image: String, has: String, needs: String },
+    /// The command, or the image's entry point, is not there or not executable.
+    NoSuchCommand { command: String, reason: String },
+    SecretMissing { name: String },
+    PortTaken { port: u16, by: String },
+    VolumeBusy { volume: String, by: ReplicaId },
+    DiskFull { reason: String },
+    /// The engine refused to create or start it, for a reason not known by name.
+    Refused { reason: String },
+    ModuleInvalid { reason: String },
+    ModuleMissing { digest: String },
+    /// Its process ended; [`ReplicaReport::last_exit`] has the rest.
+    Exited,
+    /// A probe does not pass. `listening` is what the process does listen on, when that could be seen.
+    ProbeFailing { check: String, saw: Saw, tries: u32, for_ms: u64, listening: Option<Vec<SocketAddr>> },
+    /// The liveness probe failed often enough to restart it.
+    NotAlive { check: String, saw: Saw },
+}
+
+/// What came back from a probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Saw {
+    Refused,
+    TimedOut,
+    Status(u16),
+    /// A command's exit code and the end of its output.
+    Exit { code: i64, output: String },
+    /// Any other error, in words.
+    Error(String),
+}
+
+impl Cause {
+    /// Whether trying again without a person changing something is pointless, so that a rollout need not wait.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Cause::ImageMissing { .. }
+            | Cause::ImageDenied { .. }
+            | Cause::WrongArchitecture { .. }
+            | Cause::NoSuchCommand { .. }
+            | Cause::SecretMissing { .. }
+            | Cause::Refused { .. }
+            | Cause::ModuleInvalid { .. }
+            | Cause::PortTaken { .. } => true,
+            Cause::NoEngine { .. }
+            | Cause::PullFailed { .. }
+            | Cause::VolumeBusy { .. }
+            | Cause::DiskFull { .. }
+            | Cause::ModuleMissing { .. }
+            | Cause::Exited
+            | Cause::ProbeFailing { .. }
+            | Cause::NotAlive { .. } => false,
+        }
+    }
+}
+
+impl Phase {
+    /// Whether its process may hold volumes and ports.
+    pub fn occupies(self) -> bool {
+        match self {
+            Phase::Pending | Phase::Pulling | Phase::Gone => false,
+            Phase::Creating
+            | Phase::Starting
+            | Phase::Ready
+            | Phase::Unready
+            | Phase::BackOff
+            | Phase::Stopping => true,
+        }
+    }
+}

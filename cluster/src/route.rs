@@ -1,0 +1,93 @@
+//! The complete routing truth for a node: which request goes to which replicas. Computed whole, never patched;
+//! the data plane is given a [`Tables`] and nothing else.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, Revision, ServiceName};
+use crate::spec::Route;
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Tables {
+    /// The goal this came with: what a node acknowledges.
+    pub number: GoalNumber,
+    pub generation: Generation,
+    /// Each route belongs to one service: overlap was refused when the services were put.
+    pub routes: BTreeMap<RouteKey, ServiceName>,
+    pub services: BTreeMap<ServiceName, Upstream>,
+}
+
+/// [`Route`] as a map key; JSON needs keys to be text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RouteKey(pub Route);
+
+/// One service as the proxy sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upstream {
+    /// Ready replicas only. One that drains is absent: what it is serving goes on, nothing new goes to it.
+    pub backends: Vec<Backend>,
+    /// Why there is none, when there is none; shown on the 503 page.
+    pub absence: Absence,
+    /// How long a request may wait for the first byte of a response.
+    pub response_timeout: Duration,
+    /// Whether the replicas are Wasm: they are called in this process, not over a socket.
+    pub module: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    pub replica: ReplicaId,
+    pub revision: Revision,
+    pub node: NodeId,
+    /// Absent for a module that runs in this process.
+    pub address: Option<SocketAddr>,
+    /// Share of the requests relative to the other backends, 1 to 1000; equal for all but a canary.
+    pub weight: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Absence {
+    /// Nobody has deployed a replica yet, or the first is not ready.
+    Starting,
+    /// `orca stop` was called.
+    Stopped,
+    /// There are replicas and none is ready.
+    Failing,
+}
+
+impl std::fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use crate::spec::Host;
+        match &self.0.host {
+            Host::Exact(name) => write!(f, "{name}{}", self.0.path),
+            Host::Wildcard(name) => write!(f, "*.{name}{}", self.0.path),
+            Host::Any => write!(f, "*{}", self.0.path),
+        }
+    }
+}
+
+impl From<RouteKey> for String {
+    fn from(key: RouteKey) -> String {
+        key.to_string()
+    }
+}
+
+impl TryFrom<String> for RouteKey {
+    type Error = String;
+    fn try_from(text: String) -> Result<RouteKey, String> {
+        use crate::spec::Host;
+        let slash = text.find('/').ok_or_else(|| format!("`{text}` is no route: it has no path"))?;
+        let (host, path) = text.split_at(slash);
+        let host = match (host, host.strip_prefix("*.")) {
+            ("*", _) => Host::Any,
+            (_, Some(rest)) => Host::Wildcard(rest.to_owned()),
+            (exact, None) => Host::Exact(exact.to_owned()),
+        };
+        Ok(RouteKey(Route { host, path: path.to_owned() }))
+    }
+}

@@ -1,0 +1,189 @@
+//! The bytes of modules, by their SHA-256, on disk. What is here under a name has that hash: it is checked when it is
+//! written, and again by the node that runs it. Absent: replication between control nodes; a node that lacks one asks
+//! for it to be deployed again.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use bytes::Bytes;
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt as _;
+
+/// Largest module. A component with an interpreter in it has some 30 MiB.
+pub const MODULE_BYTES_MAX: u64 = 64 << 20;
+
+/// A module that nothing refers to is kept this long: it was uploaded for a deploy that is about to come.
+const UNUSED_KEPT: Duration = Duration::from_secs(60 * 60);
+
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    #[error("`{0}` is not a module's digest: 64 hexadecimal digits, lower case")]
+    Digest(String),
+    #[error("the module has {0} bytes; at most {MODULE_BYTES_MAX} are accepted")]
+    TooLarge(u64),
+    #[error("the module ended after {got} of {size} bytes; send it again")]
+    Short { got: u64, size: u64 },
+    #[error("the module's bytes have the digest {found}, not {wanted}; send it again")]
+    Other { wanted: String, found: String },
+    #[error("{} cannot be written", path.display())]
+    Write { path: PathBuf, #[source] source: io::Error },
+    #[error("{} cannot be read", path.display())]
+    Read { path: PathBuf, #[source] source: io::Error },
+}
+
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Blobs {
+    directory: PathBuf,
+    uploads: Arc<AtomicU64>,
+}
+
+impl Blobs {
+    pub fn open(directory: PathBuf) -> Result<Blobs, BlobError> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        made.map_err(|source| BlobError::Write { path: directory.clone(), source })?;
+        let blobs = Blobs { directory, uploads: Arc::default() };
+        blobs.remove(|name| name.ends_with(PARTIAL))?;
+        Ok(blobs)
+    }
+
+    /// Whether a module of this digest is here.
+    pub fn has(&self, digest: &str) -> Result<bool, BlobError> {
+        let path = self.path(digest)?;
+        path.try_exists().map_err(|source| BlobError::Read { path, source })
+    }
+
+    /// The module, if it is here, with its size.
+    pub async fn read(&self, digest: &str) -> Result<Option<(File, u64)>, BlobError> {
+        let path = self.path(digest)?;
+        let opened = async {
+            let file = File::open(&path).await?;
+            let size = file.metadata().await?.len();
+            Ok((file, size))
+        };
+        match opened.await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(BlobError::Read { path, source }),
+        }
+    }
+
+    /// Begins to take a module in.
+    pub async fn receive(&self, digest: &str, size: u64) -> Result<Upload, BlobError> {
+        let place = self.path(digest)?;
+        if size > MODULE_BYTES_MAX {
+            return Err(BlobError::TooLarge(size));
+        }
+        // Two may send the same module at the same time.
+        let serial = self.uploads.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.directory.join(format!("{digest}.{serial}{PARTIAL}"));
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600);
+        let file = tokio::fs::OpenOptions::from(options).open(&temporary).await;
+        let file = file.map_err(|source| BlobError::Write { path: temporary.clone(), source })?;
+        let hash = Context::new(&SHA256);
+        Ok(Upload { file, temporary, place, digest: digest.to_owned(), size, got: 0, hash, done: false })
+    }
+
+    /// Removes what nothing refers to any more.
+    pub fn sweep(&self, referenced: &BTreeSet<&str>) -> Result<(), BlobError> {
+        self.remove(|name| {
+            let old = || {
+                let modified = fs::metadata(self.directory.join(name)).and_then(|data| data.modified());
+                modified.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age >= UNUSED_KEPT))
+            };
+            !referenced.contains(name) && !name.ends_with(PARTIAL) && old()
+        })
+    }
+
+    fn remove(&self, unwanted: impl Fn(&str) -> bool) -> Result<(), BlobError> {
+        let failed = |source| BlobError::Read { path: self.directory.clone(), source };
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            if name.to_str().is_some_and(&unwanted) {
+                fs::remove_file(entry.path()).map_err(|source| BlobError::Write { path: entry.path(), source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A digest becomes a file's name, so its form is checked first.
+    fn path(&self, digest: &str) -> Result<PathBuf, BlobError> {
+        let form = digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if form { Ok(self.directory.join(digest)) } else { Err(BlobError::Digest(digest.to_owned())) }
+    }
+}
+
+const PARTIAL: &str = ".part";
+
+/// A module on its way in. Dropped before [`finish`](Upload::finish), nothing of it stays.
+#[derive(Debug)]
+pub struct Upload {
+    file: File,
+    temporary: PathBuf,
+    place: PathBuf,
+    digest: String,
+    size: u64,
+    got: u64,
+    hash: Context,
+    done: bool,
+}
+
+impl Upload {
+    pub fn is_complete(&self) -> bool {
+        self.got >= self.size
+    }
+
+    pub async fn push(&mut self, bytes: &Bytes) -> Result<(), BlobError> {
+        self.got += bytes.len() as u64;
+        if self.got > self.size {
+            return Err(BlobError::TooLarge(self.got));
+        }
+        self.hash.update(bytes);
+        let written = self.file.write_all(bytes).await;
+        written.map_err(|source| BlobError::Write { path: self.temporary.clone(), source })
+    }
+
+    pub async fn finish(mut self) -> Result<(), BlobError> {
+        if self.got < self.size {
+            return Err(BlobError::Short { got: self.got, size: self.size });
+        }
+        let found = hexadecimal(self.hash.clone().finish().as_ref());
+        if found != self.digest {
+            return Err(BlobError::Other { wanted: self.digest.clone(), found });
+        }
+        let published = async {
+            self.file.sync_all().await?;
+            tokio::fs::rename(&self.temporary, &self.place).await
+        };
+        published.await.map_err(|source| BlobError::Write { path: self.place.clone(), source })?;
+        self.done = true;
+        Ok(())
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.done {
+            // What cannot be removed now is removed at the next start.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,4 @@
+
+pub mod raft;
+pub mod store;
+pub mod vault;

@@ -1,0 +1,192 @@
+//! What is counted, where. Each worker counts in cells of its own, one for each service and revision, so no cache
+//! line is fought over; reading adds the workers up. A cell is locked once when a request ends, by its own worker,
+//! so the lock is free but for the moment someone reads, and what is read is of one moment.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use orca_cluster::id::{ReplicaId, Revision, ServiceName};
+use orca_cluster::traffic::{Counters, HISTOGRAM_BUCKETS, Histogram, InFlight, Traffic, bucket_of};
+
+/// Counters of the requests that ended at one revision of a service, in one worker.
+#[derive(Debug, Default)]
+pub struct Cell(Mutex<Tally>);
+
+#[derive(Debug)]
+struct Tally {
+    requests: u64,
+    statuses: [u64; 5],
+    cut: u64,
+    latency: [u64; HISTOGRAM_BUCKETS],
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally { requests: 0, statuses: [0; 5], cut: 0, latency: [0; HISTOGRAM_BUCKETS] }
+    }
+}
+
+/// One request that has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// Nothing if the client left before there was one.
+    pub status: Option<http::StatusCode>,
+    pub cut: bool,
+    pub latency: Duration,
+}
+
+impl Cell {
+    pub fn count(&self, ended: Ended) {
+        let mut tally = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.requests += 1;
+        tally.cut += u64::from(ended.cut);
+        tally.latency[bucket_of(ended.latency)] += 1;
+        if let Some(status) = ended.status {
+            let class = usize::from(status.as_u16() / 100).clamp(1, 5);
+            tally.statuses[class - 1] += 1;
+        }
+    }
+
+    fn read(&self) -> Counters {
+        let tally = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Counters {
+            requests: tally.requests,
+            statuses: tally.statuses,
+            cut: tally.cut,
+            latency: Histogram::from_counts(tally.latency.to_vec()),
+        }
+    }
+}
+
+/// What goes on at one replica, from one worker.
+#[derive(Debug, Default)]
+pub struct Flight {
+    requests: AtomicU32,
+    upgraded: AtomicU32,
+}
+
+/// Holds a place in [`Flight`] for as long as it lives.
+#[derive(Debug)]
+pub struct Boarded {
+    flight: Arc<Flight>,
+    upgraded: bool,
+}
+
+impl Flight {
+    pub fn board(self: &Arc<Flight>) -> Boarded {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Boarded { flight: Arc::clone(self), upgraded: false }
+    }
+
+    pub fn load(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed).saturating_add(self.upgraded.load(Ordering::Relaxed))
+    }
+}
+
+impl Boarded {
+    /// The request has become an upgraded connection. Never counted as neither, so a drain cannot miss it.
+    pub fn upgrade(&mut self) {
+        if !std::mem::replace(&mut self.upgraded, true) {
+            self.flight.upgraded.fetch_add(1, Ordering::Relaxed);
+            self.flight.requests.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Boarded {
+    fn drop(&mut self) {
+        let place = if self.upgraded { &self.flight.upgraded } else { &self.flight.requests };
+        place.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// All cells of one worker. Locked when tables change and when someone reads. Cells are kept while the process
+/// lives, since counters may only grow: about 2 KiB for each revision that was ever served.
+#[derive(Debug, Default)]
+pub struct Book {
+    pages: Mutex<Pages>,
+    held: AtomicUsize,
+}
+
+/// A request's place among those that wait for a replica.
+#[derive(Debug)]
+pub struct Held(Arc<Book>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Pages {
+    services: BTreeMap<ServiceName, Cells>,
+    flights: BTreeMap<ReplicaId, Arc<Flight>>,
+}
+
+#[derive(Debug, Default)]
+struct Cells {
+    revisions: BTreeMap<Revision, Arc<Cell>>,
+    unserved: Arc<Cell>,
+}
+
+impl Book {
+    /// A place to wait, unless so many wait already. One worker gives out the places of its book.
+    pub fn hold(self: &Arc<Book>, held_max: usize) -> Option<Held> {
+        if self.held() >= held_max {
+            return None;
+        }
+        self.held.fetch_add(1, Ordering::Relaxed);
+        Some(Held(Arc::clone(self)))
+    }
+
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    pub fn revision(&self, service: &ServiceName, revision: Revision) -> Arc<Cell> {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let cells = pages.services.entry(service.clone()).or_default();
+        Arc::clone(cells.revisions.entry(revision).or_default())
+    }
+
+    pub fn unserved(&self, service: &ServiceName) -> Arc<Cell> {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&pages.services.entry(service.clone()).or_default().unserved)
+    }
+
+    pub fn flight(&self, replica: ReplicaId) -> Arc<Flight> {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(pages.flights.entry(replica).or_default())
+    }
+
+    /// Forgets replicas that nobody but this book knows any more.
+    pub fn prune(&self) {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        pages.flights.retain(|_, flight| Arc::strong_count(flight) > 1);
+    }
+
+    pub fn add_to(&self, traffic: &mut Traffic) {
+        let pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, cells) in &pages.services {
+            let service = traffic.services.entry(name.clone()).or_default();
+            service.unserved.add(&cells.unserved.read());
+            for (revision, cell) in &cells.revisions {
+                service.revisions.entry(*revision).or_default().add(&cell.read());
+            }
+        }
+        for (replica, flight) in &pages.flights {
+            // The order matters: a request moves from the first to the second, so reading the second last may count
+            // it twice and never not at all.
+            let requests = flight.requests.load(Ordering::Acquire);
+            let upgraded = flight.upgraded.load(Ordering::Acquire);
+            if requests > 0 || upgraded > 0 {
+                let all: &mut InFlight = traffic.in_flight.entry(*replica).or_default();
+                all.requests += requests;
+                all.upgraded += upgraded;
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! One request from its head to the end of its response, so that it is counted exactly once, whatever becomes of
+//! it: whoever holds the [`Exchange`] when it is dropped has ended it.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Instant, SystemTime};
+
+use bytes::{Buf, Bytes};
+use http::{Request, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::access_log::Line;
+use super::connection::Client;
+use super::count::{self, Boarded, Ended};
+use super::pool::Link;
+use super::table::{Backend, Replica, Service};
+use crate::body::{Body, BodyError};
+
+#[derive(Debug)]
+pub struct Exchange {
+    pub client: Rc<Client>,
+    began: Instant,
+    status: Option<StatusCode>,
+    /// Where it counts: at the revision of its last attempt, or as unserved. Nothing without a route.
+    cell: Option<Arc<count::Cell>>,
+    boarded: Option<Boarded>,
+    end: End,
+    latency: Option<std::time::Duration>,
+    bytes: u64,
+    line: Option<Box<Line>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Until something else is known: whoever gives up without a word is the client.
+    Left,
+    Done,
+    Cut,
+}
+
+impl Exchange {
+    pub fn begin(client: Rc<Client>, request: &Request<Incoming>) -> Exchange {
+        client.begin();
+        let line = client.worker.log.is_some().then(|| {
+            Box::new(Line {
+                at: SystemTime::now()
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+                id: String::new(),
+                client: client.peer,
+                method: request.method().to_string(),
+                host: None,
+                path: request.uri().path().to_owned(),
+                status: None,
+                bytes: 0,
+                micros: 0,
+                end: "left",
+                service: None,
+                revision: None,
+                replica: None,
+                retries: 0,
+            })
+        });
+        Exchange {
+            client,
+            began: Instant::now(),
+            status: None,
+            cell: None,
+            boarded: None,
+            end: End::Left,
+            latency: None,
+            bytes: 0,
+            line,
+        }
+    }
+
+    pub fn named(&mut self, id: &str, host: Option<&str>) {
+        if let Some(line) = &mut self.line {
+            id.clone_into(&mut line.id);
+            line.host = host.map(str::to_owned);
+        }
+    }
+
+    /// It is for this service, and nobody serves it yet.
+    pub fn routed(&mut self, service: &Service) {
+        self.cell = Some(Arc::clone(&service.unserved));
+        self.boarded = None;
+        if let Some(line) = &mut self.line {
+            line.service = Some(service.name.clone());
+            line.revision = None;
+            line.replica = None;
+        }
+    }
+
+    /// It goes to this replica now. Called between two polls of anything else, so that no table can change between
+    /// the choice and its being counted.
+    pub fn attempted(&mut self, backend: &Backend) {
+        self.cell = Some(Arc::clone(&backend.cell));
+        self.boarded = Some(backend.replica.flight.board());
+        if let Some(line) = &mut self.line {
+            line.revision = Some(backend.revision);
+            line.replica = Some(backend.replica.id);
+        }
+    }
+
+    pub fn retried(&mut self) {
+        if let Some(line) = &mut self.line {
+            line.retries += 1;
+        }
+    }
+
+    pub fn answered(&mut self, status: StatusCode) {
+        self.status = Some(status);
+    }
+
+    /// The response was an agreement to upgrade; from here on the time is the users' own.
+    pub fn upgraded(&mut self) {
+        self.latency = Some(self.began.elapsed());
+        if let Some(boarded) = &mut self.boarded {
+            boarded.upgrade();
+        }
+    }
+
+    pub fn moved(&mut self, bytes: u64) {
+        self.bytes += bytes;
+    }
+
+    pub fn done(mut self) {
+        self.end = End::Done;
+    }
+
+    /// We or the replica ended it before its end.
+    pub fn cut(mut self) {
+        self.end = End::Cut;
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if self.end == End::Left && (self.client.is_ended_by_us.get() || self.client.worker.is_cut()) {
+            self.end = End::Cut;
+        }
+        let latency = self.latency.unwrap_or_else(|| self.began.elapsed());
+        if let Some(cell) = &self.cell {
+            cell.count(Ended { status: self.status, cut: self.end == End::Cut, latency });
+        }
+        self.client.end();
+        if let (Some(mut line), Some(log)) = (self.line.take(), &self.client.worker.log) {
+            line.status = self.status.map(|status| status.as_u16());
+            line.bytes = self.bytes;
+            line.micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+            line.end = match self.end {
+                End::Left => "left",
+                End::Done => "done",
+                End::Cut => "cut",
+            };
+            log.write(line);
+        }
+    }
+}
+
+/// A response's body on its way to the client. Its end ends the exchange, and gives the replica's connection back.
+#[derive(Debug)]
+pub struct Counted {
+    body: Body,
+    exchange: Option<Exchange>,
+    lease: Option<Lease>,
+}
+
+/// A connection to a replica that is in use by one response.
+#[derive(Debug)]
+pub struct Lease {
+    pub link: Link,
+    pub replica: Rc<Replica>,
+}
+
+impl Counted {
+    pub fn new(body: Body, exchange: Exchange, lease: Option<Lease>) -> Counted {
+        Counted { body, exchange: Some(exchange), lease }
+    }
+
+    /// For a response whose exchange goes on elsewhere.
+    pub fn uncounted() -> Counted {
+        Counted { body: Body::empty(), exchange: None, lease: None }
+    }
+
+    fn done(&mut self) {
+        let Some(exchange) = self.exchange.take() else { return };
+        if let Some(lease) = self.lease.take() {
+            lease.replica.pool.borrow_mut().put(lease.link, exchange.client.worker.now());
+        }
+        exchange.done();
+    }
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match &polled {
+            Poll::Pending => {}
+            Poll::Ready(None) => self.done(),
+            Poll::Ready(Some(Ok(frame))) => {
+                if let (Some(data), Some(exchange)) = (frame.data_ref(), &mut self.exchange) {
+                    exchange.moved(data.remaining() as u64);
+                }
+                if self.body.is_end_stream() {
+                    self.done();
+                }
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.lease = None;
+                if let Some(exchange) = self.exchange.take() {
+                    tracing::debug!(%error, "a response broke off");
+                    exchange.cut();
+                }
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        // The library does not poll a body that says it has ended.
+        if self.body.is_end_stream() {
+            self.done();
+        }
+    }
+}

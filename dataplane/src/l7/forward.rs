@@ -1,0 +1,445 @@
+//! A request's way to a replica and the response's way back. Both bodies are streamed; nothing of them is kept. A
+//! request is sent again only where that cannot do anything twice: when nothing of it was sent, or when its method
+//! is idempotent, it has no body and not a byte of a response came. While a service has no replica that takes
+//! connections, as when its only one restarts, its requests are held for a moment instead of refused.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use orca_cluster::route::Absence;
+use tokio::time::Instant;
+
+use super::connection::{Client, Pulse};
+use super::count::Held;
+use super::exchange::{Counted, Exchange, Lease};
+use super::header::{
+    X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, strip, strip_request,
+};
+use super::page::{Asked, Refusal, page};
+use super::pool::connect;
+use super::route::host_name;
+use super::table::{Backend, Service, Target};
+use super::upgrade;
+use super::worker::Worker;
+use crate::body::Body;
+
+/// Between two rounds of trying a service's replicas: short beside the start of a process, long beside a connect.
+const HOLD_PAUSE: Duration = Duration::from_millis(25);
+/// Replicas that may refuse before a round counts as failed: with more, the next round tries others.
+const CONNECTS_PER_ROUND: usize = 3;
+
+/// Answers one request of a client.
+pub async fn serve(client: Rc<Client>, request: Request<Incoming>) -> Response<Counted> {
+    let mut exchange = Exchange::begin(Rc::clone(&client), &request);
+    let asked = Asked { accept: request.headers().get(header::ACCEPT).cloned(), method: request.method().clone() };
+    let id = request_id(client.worker.random());
+    let mut way = Way { client: &client, exchange: &mut exchange, service: None, id: &id };
+    match way.go(request).await {
+        Ok(Passed::Response(response, lease)) => {
+            exchange.answered(response.status());
+            response.map(|body| Counted::new(body, exchange, lease))
+        }
+        Ok(Passed::Upgrade(response, ours)) => {
+            let (parts, theirs) = response.into_parts();
+            exchange.answered(parts.status);
+            exchange.upgraded();
+            client.pulse.upgraded();
+            tokio::task::spawn_local(upgrade::run(ours, theirs, exchange));
+            Response::from_parts(parts, Counted::uncounted())
+        }
+        Err(refusal) => {
+            let service = way.service.take();
+            let name = service.as_ref().map(|service| &service.name);
+            tracing::debug!(?refusal, service = name.map(tracing::field::display), "a request was not served");
+            let page = page(&refusal, name, &id, &asked);
+            exchange.answered(page.status());
+            page.map(|body| Counted::new(body, exchange, None))
+        }
+    }
+}
+
+/// What came back.
+enum Passed {
+    Response(Response<Body>, Option<Lease>),
+    /// The replica agreed to change protocols: its end, then the client's.
+    Upgrade(Response<OnUpgrade>, OnUpgrade),
+}
+
+/// One request under way.
+struct Way<'a> {
+    client: &'a Rc<Client>,
+    exchange: &'a mut Exchange,
+    service: Option<Rc<Service>>,
+    id: &'a HeaderValue,
+}
+
+/// The request as it goes to a replica, for as long as it is ours.
+struct Outgoing {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+    /// Sending it twice is as good as once, and it is all here.
+    is_repeatable: bool,
+}
+
+/// Why an attempt gave no response.
+enum Failed {
+    /// Nothing was sent: the replica takes no connection.
+    Refused(io::Error),
+    /// Nothing was sent: a kept connection had been closed.
+    Stale,
+    /// It was sent, and the connection broke without a byte of a response.
+    Broken { reused: bool, error: hyper::Error },
+    /// A response came that cannot be passed on.
+    Invalid(&'static str),
+    Late,
+    Module(crate::ModuleError),
+}
+
+impl Way<'_> {
+    async fn go(&mut self, mut request: Request<Incoming>) -> Result<Passed, Refusal> {
+        let worker = &self.client.worker;
+        if request.method() == Method::CONNECT {
+            return Err(Refusal::Method);
+        }
+        let ours = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        let authority = authority(&parts.uri, parts.version, &parts.headers)?;
+        let host = match &authority {
+            None => None,
+            Some(value) => {
+                let text = value.to_str().map_err(|_| Refusal::Host)?;
+                Some(host_name(text).ok_or(Refusal::Host)?)
+            }
+        };
+        self.exchange.named(self.id.to_str().unwrap_or_default(), host.as_deref());
+        let path = match parts.uri.path() {
+            "*" => "/",
+            path => path,
+        };
+        let table = worker.table();
+        let service = Rc::clone(table.routes.find(host.as_deref(), path).ok_or(Refusal::NoRoute)?);
+        drop(table);
+        self.exchange.routed(&service);
+
+        let mut headers = parts.headers;
+        let hop = strip_request(&mut headers);
+        headers.insert(X_FORWARDED_FOR, self.client.forwarded_for.clone());
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(X_REQUEST_ID, self.id.clone());
+        match authority {
+            Some(authority) => {
+                headers.insert(X_FORWARDED_HOST, authority.clone());
+                headers.insert(header::HOST, authority);
+            }
+            // A client of HTTP/1.0 may not know the name; the request we make of it needs one.
+            None => {
+                headers.remove(X_FORWARDED_HOST);
+                headers.insert(header::HOST, HeaderValue::from_static(""));
+            }
+        }
+        if hop.trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+        }
+        let is_empty = body.is_end_stream();
+        let mut wanted = None;
+        if let (Some(protocol), Some(ours), true) = (hop.upgrade, ours, is_empty && parts.version == Version::HTTP_11) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, protocol);
+            wanted = Some(ours);
+        }
+        let mut outgoing = Outgoing {
+            is_repeatable: is_empty && parts.method.is_idempotent(),
+            method: parts.method,
+            uri: origin_form(parts.uri),
+            headers,
+            body: Body::from(body),
+        };
+        self.deliver(service, &mut outgoing, wanted).await
+    }
+
+    /// Tries replicas until one answers or there is no sense in it any more.
+    async fn deliver(
+        &mut self,
+        mut service: Rc<Service>,
+        outgoing: &mut Outgoing,
+        mut wanted: Option<OnUpgrade>,
+    ) -> Result<Passed, Refusal> {
+        let worker = Rc::clone(&self.client.worker);
+        let mut hold = Hold::new(&worker);
+        let mut retries = 0;
+        let mut refused = 0;
+        let mut avoid = None;
+        loop {
+            self.service = Some(Rc::clone(&service));
+            let failed = match service.choose(worker.now(), worker.random_pair(), avoid) {
+                None if service.absence == Absence::Stopped => return Err(Refusal::Absent(Absence::Stopped)),
+                None => None,
+                Some(backend) => match self.attempt(&service, backend, outgoing, &mut wanted).await {
+                    Ok(passed) => return Ok(passed),
+                    Err(failed) => Some((backend.replica.id, failed)),
+                },
+            };
+            let is_held = match failed {
+                None => true,
+                Some((_, Failed::Stale)) => false,
+                Some((replica, Failed::Refused(error))) => {
+                    tracing::debug!(%replica, %error, "a replica took no connection");
+                    avoid = Some(replica);
+                    refused += 1;
+                    refused >= CONNECTS_PER_ROUND.min(service.backends.len())
+                }
+                Some((replica, Failed::Broken { reused, error })) => {
+                    tracing::debug!(%replica, reused, %error, "a replica broke off before it answered");
+                    if !outgoing.is_repeatable || retries >= worker.limits.retries_max {
+                        return Err(Refusal::Broken);
+                    }
+                    retries += 1;
+                    self.exchange.retried();
+                    avoid = (!reused).then_some(replica);
+                    false
+                }
+                Some((replica, Failed::Invalid(why))) => {
+                    tracing::warn!(service = %service.name, %replica, why, "a replica gave a response that cannot be passed on");
+                    return Err(Refusal::Broken);
+                }
+                Some((replica, Failed::Late)) => {
+                    tracing::debug!(%replica, "a replica did not answer in time");
+                    return Err(Refusal::Late);
+                }
+                Some((_, Failed::Module(error))) => return Err(Refusal::Module(error)),
+            };
+            if is_held {
+                let is_absent = service.backends.is_empty();
+                if is_absent || refused > 0 {
+                    self.exchange.routed(&service);
+                }
+                if !hold.pause(is_absent).await {
+                    return Err(if is_absent { Refusal::Absent(service.absence) } else { Refusal::Refusing });
+                }
+                refused = 0;
+                avoid = None;
+            }
+            // Time has passed: only what the table says now may be chosen.
+            service = worker.table().services.get(&service.name).cloned().ok_or(Refusal::NoRoute)?;
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        service: &Service,
+        backend: &Backend,
+        outgoing: &mut Outgoing,
+        wanted: &mut Option<OnUpgrade>,
+    ) -> Result<Passed, Failed> {
+        self.exchange.attempted(backend);
+        let pulse = &self.client.pulse;
+        let address = match backend.target {
+            Target::Address(address) => address,
+            Target::Module => return self.call(service, backend, outgoing).await,
+        };
+        let replica = &backend.replica;
+        let worker = &self.client.worker;
+        let kept = replica.pool.borrow_mut().take();
+        let mut link = match kept {
+            Some(link) => link,
+            None => connect(address, worker.limits.connect_time_max).await.map_err(|error| {
+                replica.failed(worker.now());
+                Failed::Refused(error)
+            })?,
+        };
+        pulse.wait(service.response_timeout);
+        let sent = in_time(pulse, link.sender.try_send_request(outgoing.request())).await;
+        pulse.wait_is_over();
+        match sent {
+            None => Err(Failed::Late),
+            Some(Ok(response)) => {
+                replica.succeeded();
+                pass_on(response, wanted, Lease { link, replica: Rc::clone(replica) })
+            }
+            Some(Err(mut error)) => {
+                // What else is kept for this replica was probably closed with it.
+                replica.pool.borrow_mut().clear();
+                let reused = link.reused;
+                if !reused {
+                    replica.failed(worker.now());
+                }
+                match error.take_message() {
+                    Some(request) => {
+                        outgoing.take_back(request);
+                        if reused {
+                            Err(Failed::Stale)
+                        } else {
+                            Err(Failed::Refused(io::ErrorKind::ConnectionAborted.into()))
+                        }
+                    }
+                    None if error.error().is_parse() => Err(Failed::Invalid("it is not HTTP/1")),
+                    None => Err(Failed::Broken { reused, error: error.into_error() }),
+                }
+            }
+        }
+    }
+
+    /// A module runs in this process; its time-outs are its own, ours only backs them up.
+    async fn call(
+        &mut self,
+        service: &Service,
+        backend: &Backend,
+        outgoing: &mut Outgoing,
+    ) -> Result<Passed, Failed> {
+        let pulse = &self.client.pulse;
+        let is_head = outgoing.method == Method::HEAD;
+        let called = self.client.worker.modules.call(backend.replica.id, outgoing.request());
+        pulse.wait(service.response_timeout);
+        let answered = in_time(pulse, called).await;
+        pulse.wait_is_over();
+        let mut response = answered.ok_or(Failed::Late)?.map_err(Failed::Module)?;
+        if response.status().is_informational() {
+            return Err(Failed::Invalid("a module cannot change protocols"));
+        }
+        strip(response.headers_mut());
+        *response.version_mut() = Version::HTTP_11;
+        if is_head {
+            *response.body_mut() = Body::empty();
+        }
+        Ok(Passed::Response(response, None))
+    }
+}
+
+/// Makes a replica's response ours.
+fn pass_on(
+    mut response: Response<Incoming>,
+    wanted: &mut Option<OnUpgrade>,
+    lease: Lease,
+) -> Result<Passed, Failed> {
+    let headers = response.headers();
+    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
+        return Err(Failed::Invalid("it has both Content-Length and Transfer-Encoding"));
+    }
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let ours = wanted.take().ok_or(Failed::Invalid("it changes protocols, which nobody asked for"))?;
+        let theirs = hyper::upgrade::on(&mut response);
+        let protocol = response.headers_mut().remove(header::UPGRADE);
+        strip(response.headers_mut());
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = protocol {
+            response.headers_mut().insert(header::UPGRADE, protocol);
+        }
+        return Ok(Passed::Upgrade(response.map(|_| theirs), ours));
+    }
+    strip(response.headers_mut());
+    *response.version_mut() = Version::HTTP_11;
+    Ok(Passed::Response(response.map(Body::from), Some(lease)))
+}
+
+impl Outgoing {
+    /// The request to send: a copy of it if it can be sent again, else itself.
+    fn request(&mut self) -> Request<Body> {
+        let (method, uri, headers) = if self.is_repeatable {
+            (self.method.clone(), self.uri.clone(), self.headers.clone())
+        } else {
+            (self.method.clone(), std::mem::take(&mut self.uri), std::mem::take(&mut self.headers))
+        };
+        let mut request = Request::new(std::mem::take(&mut self.body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        request
+    }
+
+    fn take_back(&mut self, request: Request<Body>) {
+        let (parts, body) = request.into_parts();
+        self.uri = parts.uri;
+        self.headers = parts.headers;
+        self.body = body;
+    }
+}
+
+/// A request that waits until its service can be reached.
+struct Hold<'a> {
+    worker: &'a Worker,
+    place: Option<(Held, Instant)>,
+}
+
+impl<'a> Hold<'a> {
+    fn new(worker: &'a Worker) -> Hold<'a> {
+        Hold { worker, place: None }
+    }
+
+    /// Waits for a new table, or, unless only that can help, a little while. Says whether to try again.
+    async fn pause(&mut self, only_a_table_helps: bool) -> bool {
+        let limits = &self.worker.limits;
+        if self.place.is_none() {
+            let Some(held) = self.worker.book.hold(limits.held_max) else { return false };
+            self.place = Some((held, Instant::now() + limits.hold_time_max));
+        }
+        let until = self.place.as_ref().map_or_else(Instant::now, |(_, until)| *until);
+        let now = Instant::now();
+        if now >= until {
+            return false;
+        }
+        let pause = if only_a_table_helps { until } else { until.min(now + HOLD_PAUSE) };
+        tokio::select! {
+            () = self.worker.table_changed.notified() => true,
+            () = tokio::time::sleep_until(pause) => !only_a_table_helps,
+        }
+    }
+}
+
+/// The output of a future, or nothing if the replica is late. The worker's tick sees to it that this is polled then.
+async fn in_time<F: Future>(pulse: &Pulse, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if pulse.is_late() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
+/// Whom a request is addressed to. What the request line says goes before what `Host` says.
+fn authority(uri: &Uri, version: Version, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() || (host.is_none() && version == Version::HTTP_11) {
+        return Err(Refusal::Host);
+    }
+    match uri.authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).map(Some).map_err(|_| Refusal::Host),
+        None => Ok(host.cloned()),
+    }
+}
+
+/// `http://host/path` without what only a proxy needs to know.
+fn origin_form(uri: Uri) -> Uri {
+    if uri.authority().is_none() {
+        return uri;
+    }
+    uri.into_parts().path_and_query.map_or_else(|| Uri::from_static("/"), Uri::from)
+}
+
+pub fn address_value(address: IpAddr) -> HeaderValue {
+    HeaderValue::from_str(&address.to_string()).expect("an address has only visible ASCII")
+}
+
+fn request_id(random: u64) -> HeaderValue {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [0; 16];
+    for (index, byte) in random.to_be_bytes().into_iter().enumerate() {
+        text[2 * index] = DIGITS[usize::from(byte >> 4)];
+        text[2 * index + 1] = DIGITS[usize::from(byte & 15)];
+    }
+    HeaderValue::from_bytes(&text).expect("hexadecimal digits are visible ASCII")
+}

@@ -1,0 +1,362 @@
+//! Moving bytes: the HTTP proxy in front of every service. It is given whole [`Tables`] and nothing else, and says
+//! what it counted; it decides nothing about the cluster.
+
+pub mod body;
+mod l7;
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use orca_cluster::id::ReplicaId;
+use orca_cluster::route::Tables;
+use orca_cluster::time::Timestamp;
+use orca_cluster::traffic::Traffic;
+use tokio::sync::{mpsc, oneshot};
+
+pub use body::{Body, BodyError};
+use l7::access_log::Log;
+use l7::count::Book;
+use l7::listen;
+use l7::worker::{self, Order, Sources};
+
+#[derive(Debug)]
+pub struct Config {
+    /// Where plain HTTP is served. Port 0 lets the system choose; [`DataPlane::addresses`] says what it chose.
+    pub http: Vec<SocketAddr>,
+    /// Threads, each with everything of its own; one for each core that may be used.
+    pub workers: usize,
+    pub access_log: AccessLog,
+    pub limits: Limits,
+}
+
+/// Where one line of JSON for each request goes.
+#[derive(Default)]
+pub enum AccessLog {
+    #[default]
+    Off,
+    Stdout,
+    /// Appended to.
+    File(PathBuf),
+    Writer(Box<dyn io::Write + Send>),
+}
+
+/// Bounds on what clients and replicas may take.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// From the first byte of a request's head, or from the accept, to the head's end.
+    pub head_time_max: Duration,
+    pub head_bytes_max: usize,
+    pub fields_max: usize,
+    /// A connection between two requests.
+    pub idle_time_max: Duration,
+    /// A client that neither gives the rest of a request's body nor takes a response.
+    pub body_idle_time_max: Duration,
+    pub connections_max: usize,
+    pub connections_per_source_max: u32,
+    pub connect_time_max: Duration,
+    /// Times a request is sent again after a replica broke off, where that is safe.
+    pub retries_max: u32,
+    /// How long a request waits for a service that momentarily has no replica to take it.
+    pub hold_time_max: Duration,
+    /// Requests that wait so at once, in one worker; more are refused at once.
+    pub held_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            head_time_max: Duration::from_secs(10),
+            head_bytes_max: 32 << 10,
+            fields_max: 100,
+            idle_time_max: Duration::from_secs(75),
+            body_idle_time_max: Duration::from_secs(60),
+            connections_max: 16_384,
+            connections_per_source_max: 256,
+            connect_time_max: Duration::from_secs(1),
+            retries_max: 1,
+            hold_time_max: Duration::from_secs(2),
+            held_max: 1024,
+        }
+    }
+}
+
+/// Wasm replicas, which are called in this process.
+pub trait Modules: Send + Sync + 'static {
+    fn call(&self, replica: ReplicaId, request: http::Request<Body>) -> ModuleResponse;
+}
+
+pub type ModuleResponse = Pin<Box<dyn Future<Output = Result<http::Response<Body>, ModuleError>> + Send>>;
+
+/// Why a module gave no response. Details are the module runtime's to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ModuleError {
+    #[error("the module trapped")]
+    Trapped,
+    #[error("the module did not finish in time")]
+    TimedOut,
+    #[error("the module serves as many requests as it may")]
+    Busy,
+    #[error("the module needed more memory than it may use")]
+    TooMuchMemory,
+    #[error("the module is not loaded")]
+    Unavailable,
+}
+
+/// For a node without modules.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoModules;
+
+impl Modules for NoModules {
+    fn call(&self, _: ReplicaId, _: http::Request<Body>) -> ModuleResponse {
+        Box::pin(std::future::ready(Err(ModuleError::Unavailable)))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{0} is used by another program; stop that program or give the proxy another port")]
+    InUse(SocketAddr),
+    #[error("listening on {0} is not permitted; ports below 1024 need CAP_NET_BIND_SERVICE")]
+    Denied(SocketAddr),
+    #[error("{0} is not an address of this machine")]
+    NotLocal(SocketAddr),
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, #[source] source: io::Error },
+    #[error("there is no listener for the proxy to serve")]
+    NoListener,
+    #[error("the listeners that were handed over cannot be used")]
+    Inherited(#[source] io::Error),
+    #[error("the access log cannot be opened")]
+    AccessLog(#[source] io::Error),
+    #[error("a worker of the proxy cannot be started")]
+    Worker(#[source] io::Error),
+}
+
+/// A running proxy. Cheap to clone; when the last handle is dropped without [`shutdown`](DataPlane::shutdown) it ends
+/// at once.
+#[derive(Clone)]
+pub struct DataPlane(Arc<Shared>);
+
+struct Shared {
+    workers: Vec<Worker>,
+    addresses: Vec<SocketAddr>,
+    /// What is handed to the process that comes after us; empty once we are through with them.
+    listeners: Mutex<Vec<TcpListener>>,
+    log: Option<Log>,
+    /// Orders reach all workers in the same order.
+    ordering: tokio::sync::Mutex<()>,
+}
+
+struct Worker {
+    orders: mpsc::UnboundedSender<Order>,
+    book: Arc<Book>,
+}
+
+impl DataPlane {
+    /// Listens at once and accepts from the first [`apply`](DataPlane::apply) on.
+    pub fn start(config: Config, modules: Arc<dyn Modules>) -> Result<DataPlane, StartError> {
+        let workers = config.workers.max(1);
+        let mut listeners = Vec::new();
+        for &address in &config.http {
+            let failed = |source: io::Error| match source.kind() {
+                io::ErrorKind::AddrInUse => StartError::InUse(address),
+                io::ErrorKind::PermissionDenied => StartError::Denied(address),
+                io::ErrorKind::AddrNotAvailable => StartError::NotLocal(address),
+                _ => StartError::Listen { address, source },
+            };
+            if listen::is_taken(address).map_err(failed)? {
+                return Err(StartError::InUse(address));
+            }
+            listeners.extend(listen::bind(address, workers).map_err(failed)?);
+        }
+        DataPlane::start_with(config, listeners, modules)
+    }
+
+    /// Starts on listeners that are bound already, as [`listeners`](DataPlane::listeners) of another process gave
+    /// them; `config.http` is not looked at. They are dealt out to the workers in turn.
+    pub fn start_with(
+        config: Config,
+        listeners: Vec<TcpListener>,
+        modules: Arc<dyn Modules>,
+    ) -> Result<DataPlane, StartError> {
+        let mut addresses = Vec::new();
+        for listener in &listeners {
+            listener.set_nonblocking(true).map_err(StartError::Inherited)?;
+            let address = listener.local_addr().map_err(StartError::Inherited)?;
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        if listeners.is_empty() {
+            return Err(StartError::NoListener);
+        }
+        let log = match config.access_log {
+            AccessLog::Off => None,
+            AccessLog::Stdout => Some(Log::start(Box::new(io::stdout())).map_err(StartError::AccessLog)?),
+            AccessLog::Writer(writer) => Some(Log::start(writer).map_err(StartError::AccessLog)?),
+            AccessLog::File(path) => {
+                let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+                Some(file.and_then(|file| Log::start(Box::new(file))).map_err(StartError::AccessLog)?)
+            }
+        };
+        let count = config.workers.max(1);
+        let sources = Arc::new(Sources::default());
+        let mut workers = Vec::with_capacity(count);
+        for index in 0..count {
+            let of_worker = deal(&listeners, &addresses, index, count).map_err(StartError::Inherited)?;
+            let book = Arc::new(Book::default());
+            let parts = worker::Parts {
+                listeners: of_worker,
+                limits: config.limits.clone(),
+                modules: Arc::clone(&modules),
+                book: Arc::clone(&book),
+                sources: Arc::clone(&sources),
+                log: log.clone(),
+            };
+            let orders = spawn(index, parts).map_err(StartError::Worker)?;
+            workers.push(Worker { orders, book });
+        }
+        Ok(DataPlane(Arc::new(Shared {
+            workers,
+            addresses,
+            listeners: Mutex::new(listeners),
+            log,
+            ordering: tokio::sync::Mutex::new(()),
+        })))
+    }
+
+    /// Routes by these tables from now on. When it returns, no request can be given to a replica that is not in them;
+    /// requests that were given to one before go on.
+    pub async fn apply(&self, tables: Arc<Tables>) {
+        let _ordered = self.0.ordering.lock().await;
+        let mut applied = Vec::with_capacity(self.0.workers.len());
+        for worker in &self.0.workers {
+            let (done, is_done) = oneshot::channel();
+            // A worker that is gone serves nothing, by old tables or new ones.
+            if worker.orders.send(Order::Apply(Arc::clone(&tables), done)).is_ok() {
+                applied.push(is_done);
+            }
+        }
+        for is_done in applied {
+            let _ = is_done.await;
+        }
+    }
+
+    /// Everything counted since the start.
+    pub fn traffic(&self, now: Timestamp) -> Traffic {
+        let mut traffic = Traffic { at: now, ..Traffic::default() };
+        for worker in &self.0.workers {
+            worker.book.add_to(&mut traffic);
+        }
+        traffic
+    }
+
+    /// Requests that wait for a replica now.
+    pub fn held(&self) -> usize {
+        self.0.workers.iter().map(|worker| worker.book.held()).sum()
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.0.addresses.clone()
+    }
+
+    /// Its listeners, for the process that takes over. Both may accept for a time; connections that wait belong to
+    /// the listener and so to whoever is left.
+    pub fn listeners(&self) -> io::Result<Vec<TcpListener>> {
+        let listeners = self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.iter().map(TcpListener::try_clone).collect()
+    }
+
+    /// Lines of the access log that were dropped because its writer was too slow.
+    pub fn access_log_dropped(&self) -> u64 {
+        self.0.log.as_ref().map_or(0, Log::dropped)
+    }
+
+    /// Accepts no more, ends idle connections, lets requests and upgraded connections finish, and cuts what is left
+    /// after the grace.
+    pub async fn shutdown(self, grace: Duration) {
+        self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut ending = Vec::with_capacity(self.0.workers.len());
+        for worker in &self.0.workers {
+            let (done, is_done) = oneshot::channel();
+            if worker.orders.send(Order::Shutdown { grace, done }).is_ok() {
+                ending.push(is_done);
+            }
+        }
+        for is_done in ending {
+            // The sender is dropped when the worker has ended, which is what there is to know.
+            let _ = is_done.await;
+        }
+    }
+}
+
+/// A worker's listeners: its turn of each address, or a copy where an address has fewer listeners than workers.
+fn deal(
+    listeners: &[TcpListener],
+    addresses: &[SocketAddr],
+    worker: usize,
+    workers: usize,
+) -> io::Result<Vec<TcpListener>> {
+    let mut dealt = Vec::new();
+    for address in addresses {
+        let mut of_address = Vec::new();
+        for listener in listeners {
+            if listener.local_addr()? == *address {
+                of_address.push(listener);
+            }
+        }
+        // Every listener needs someone who accepts from it, and every worker needs one.
+        let turns = (worker..of_address.len().max(workers)).step_by(workers);
+        let mut chosen: Vec<usize> = turns.map(|turn| turn % of_address.len()).collect();
+        chosen.dedup();
+        for index in chosen {
+            dealt.push(of_address[index].try_clone()?);
+        }
+    }
+    Ok(dealt)
+}
+
+fn spawn(index: usize, parts: worker::Parts) -> io::Result<mpsc::UnboundedSender<Order>> {
+    // Unbounded, and bounded by its senders: each waits for its order to be carried out before it sends another.
+    let (orders, incoming) = mpsc::unbounded_channel();
+    let runtime_is_made = std::sync::mpsc::sync_channel(1);
+    let (made, is_made) = runtime_is_made;
+    std::thread::Builder::new().name(format!("proxy-{index}")).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let _ = made.send(Err(error));
+                return;
+            }
+        };
+        let _ = made.send(Ok(()));
+        runtime.block_on(worker::run(parts, incoming));
+    })?;
+    is_made.recv().map_err(io::Error::other)??;
+    Ok(orders)
+}
+
+impl fmt::Debug for AccessLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AccessLog::Off => f.write_str("Off"),
+            AccessLog::Stdout => f.write_str("Stdout"),
+            AccessLog::File(path) => f.debug_tuple("File").field(path).finish(),
+            AccessLog::Writer(_) => f.write_str("Writer"),
+        }
+    }
+}
+
+impl fmt::Debug for DataPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataPlane").field("addresses", &self.0.addresses).finish_non_exhaustive()
+    }
+}

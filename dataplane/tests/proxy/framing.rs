@@ -1,0 +1,95 @@
+//! A request that could be read in two ways is read in none.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::io::AsyncWriteExt;
+
+use crate::world::*;
+
+/// Each tries to get a second request past us, inside what is one request to somebody.
+const CORPUS: [(&str, &str); 20] = [
+    ("length, then chunks", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    ("chunks, then length", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n"),
+    ("two lengths", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 44\r\n\r\n"),
+    ("a list of lengths", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0, 44\r\n\r\n"),
+    ("a signed length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +0\r\n\r\n"),
+    ("a length in hexadecimal", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x0\r\n\r\n"),
+    ("a space before the colon", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 44\r\n\r\n"),
+    ("a space before the encoding's colon", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n"),
+    ("a tab before the name", "POST / HTTP/1.1\r\nHost: a\r\n\tContent-Length: 44\r\n\r\n"),
+    ("a folded encoding", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n"),
+    ("an unknown encoding", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n"),
+    ("an encoding in front of chunked", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n"),
+    ("chunked twice", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    ("chunks in HTTP/1.0", "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    ("bare line feeds", "POST / HTTP/1.1\nHost: a\nContent-Length: 0\n\n"),
+    ("a bare line feed in front of a field", "GET / HTTP/1.1\r\nHost: a\r\nX: y\nTransfer-Encoding: chunked\r\n\r\n"),
+    ("a bare carriage return", "GET / HTTP/1.1\r\nHost: a\r\nX: y\rContent-Length: 44\r\n\r\n"),
+    ("a null in a value", "GET / HTTP/1.1\r\nHost: a\r\nX: y\0\r\n\r\n"),
+    ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+    ("no host", "GET / HTTP/1.1\r\n\r\n"),
+];
+
+#[tokio::test]
+async fn no_smuggled_request_reaches_a_replica() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let address = raw({
+        let seen = Arc::clone(&seen);
+        move |mut stream| {
+            let seen = Arc::clone(&seen);
+            async move {
+                while let Some(head) = read_head(&mut stream).await {
+                    seen.lock().unwrap().push(head);
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+                }
+            }
+        }
+    })
+    .await;
+    let plane = proxy(&[(1, address)]).await;
+    for (name, request) in CORPUS {
+        let is_about_hosts = name.ends_with("host") || name.ends_with("hosts");
+        // Whole, and cut between every two bytes: where the network cuts must not matter.
+        for cut in [request.len(), 1] {
+            let mut client = Client::connect(&plane).await;
+            let smuggled = if is_about_hosts { "" } else { "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n" };
+            for piece in request.as_bytes().chunks(cut) {
+                // It may be refused before all of it is sent.
+                let _ = client.stream.write_all(piece).await;
+            }
+            let _ = client.stream.write_all(smuggled.as_bytes()).await;
+            let reply = client.reply().await.unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(matches!(reply.status, 400 | 501), "{name}: {}", reply.head);
+            if !is_about_hosts {
+                assert_eq!(client.rest().await, b"", "{name}: the connection goes on");
+            }
+        }
+    }
+    assert_eq!(*seen.lock().unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_body_that_turns_out_malformed_ends_both_connections() {
+    let ended = Count::default();
+    let address = raw({
+        let ended = ended.clone();
+        move |mut stream| {
+            let ended = ended.clone();
+            async move {
+                read_head(&mut stream).await.unwrap();
+                let mut rest = Vec::new();
+                let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest).await;
+                assert!(!rest.ends_with(b"0\r\n\r\n"), "it looks whole");
+                ended.add(1);
+            }
+        }
+    })
+    .await;
+    let plane = proxy(&[(1, address)]).await;
+    let mut client = Client::connect(&plane).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
+    until("it is in flight", || !traffic(&plane).in_flight.is_empty()).await;
+    client.send("0x\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    client.rest().await;
+    until("the replica's connection ends", || ended.get() == 1).await;
+}

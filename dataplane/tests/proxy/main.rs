@@ -1,0 +1,11 @@
+//! The proxy from outside: real sockets, real servers behind it, and a client that sees every byte.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod change;
+mod forward;
+mod framing;
+mod limits;
+mod module;
+mod upgrade;
+mod world;
