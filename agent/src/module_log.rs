@@ -109,13 +109,19 @@ impl Logs {
                     Some((file, _)) => file,
                     None => File::open(&log.paths.current)?,
                 };
-                let tail = Tail { log: Arc::downgrade(&log), path: log.paths.current.clone(), current, read_to: snapshot.end, ends };
+                let tail = Tail {
+                    log: Arc::downgrade(&log),
+                    path: log.paths.current.clone(),
+                    current,
+                    read_to: snapshot.end,
+                    ends,
+                };
                 Follower { lines, tail: Some(tail) }
             }
             // What nobody writes has no more lines than it has.
             None => Follower { lines: self.read(replica, query)?.into(), tail: None },
         };
-        Ok(futures_util::stream::unfold(follower, async |mut follower| {
+        Ok(futures_util::stream::unfold(follower, |mut follower| async move {
             let line = follower.next().await.transpose()?;
             if line.is_err() {
                 follower.tail = None;
@@ -281,7 +287,9 @@ struct Dropped {
 
 enum Verdict {
     /// Write the line, and before it how many were dropped.
-    Write { dropped: Option<Dropped> },
+    Write {
+        dropped: Option<Dropped>,
+    },
     Drop,
 }
 
@@ -326,7 +334,8 @@ impl Record<'_> {
         let Record { at, source, text } = self;
         let kept = &text[..text.len().min(LINE_BYTES_MAX)];
         // What is not UTF-8 becomes U+FFFD; what would end the line early becomes a space.
-        let mut line = format!("{} {} {}", at.0, source.word(), String::from_utf8_lossy(kept).replace(['\n', '\r'], " "));
+        let mut line =
+            format!("{} {} {}", at.0, source.word(), String::from_utf8_lossy(kept).replace(['\n', '\r'], " "));
         if kept.len() < text.len() {
             line.push_str(&format!(" … ({} bytes more)", text.len() - kept.len()));
         }

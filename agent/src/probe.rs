@@ -33,7 +33,8 @@ pub async fn probe(
     timeout: Duration,
     exec: impl AsyncFnOnce(&[String], Duration) -> Result<Ended, Saw>,
 ) -> Result<(), Saw> {
-    let reach = || address.ok_or_else(|| Saw::Error("it has no address: set `port` to the one it listens on".to_owned()));
+    let reach =
+        || address.ok_or_else(|| Saw::Error("it has no address: set `port` to the one it listens on".to_owned()));
     match check {
         Check::Http(path) => within(timeout, http(reach()?, path)).await,
         Check::Tcp => within(timeout, async { connect(reach()?).await.map(drop) }).await,
@@ -295,7 +296,8 @@ mod tests {
                 let mut data = vec![0];
                 data.extend((message.len() as u32).to_be_bytes());
                 data.extend(message);
-                let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static(status))]);
+                let trailers =
+                    HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static(status))]);
                 let frames = [Frame::data(Bytes::from(data)), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
                 let body = StreamBody::new(futures_util::stream::iter(frames));
                 Ok::<_, Infallible>(Response::builder().header("content-type", "application/grpc").body(body).unwrap())

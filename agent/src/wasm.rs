@@ -39,7 +39,7 @@ use orca_dataplane::{Body, BodyError, ModuleError, ModuleResponse, Modules};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use wasmtime::component::{InstancePre, Linker};
-use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
+use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::WasiHttpView as _;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
@@ -90,7 +90,11 @@ pub enum EngineError {
     #[error("the Wasm engine does not start on this machine")]
     Engine(#[source] wasmtime::Error),
     #[error("the directory for compiled modules, {directory}, cannot be used")]
-    Cache { directory: PathBuf, #[source] source: io::Error },
+    Cache {
+        directory: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("no thread for the clock of modules")]
     Ticker(#[source] io::Error),
 }
@@ -101,12 +105,18 @@ pub enum LoadError {
     Digest { wanted: String, found: String },
     #[error("the module has {bytes} bytes; at most {MODULE_BYTES_MAX} are accepted")]
     TooLarge { bytes: usize },
-    #[error("the module is {0}; build it as a component: `cargo build --target wasm32-wasip2`, or `wasm-tools component new`")]
+    #[error(
+        "the module is {0}; build it as a component: `cargo build --target wasm32-wasip2`, or `wasm-tools component new`"
+    )]
     NotAComponent(&'static str),
     #[error("the module exports neither `{SERVES}` (to answer requests) nor `{RUNS}` (to run on a schedule)")]
     MissingExport,
     #[error("the module imports `{name}`, which Orca does not offer")]
-    MissingImport { name: String, #[source] source: wasmtime::Error },
+    MissingImport {
+        name: String,
+        #[source]
+        source: wasmtime::Error,
+    },
     #[error("the module does not compile")]
     Compile(#[source] wasmtime::Error),
 }
@@ -137,7 +147,8 @@ struct Code {
     runs: Option<CommandPre<Guest>>,
 }
 
-/// What a replica is started with. Has no `Debug`: the values of `env` may be secrets.
+/// What a replica is started with. Has no `Debug`: the values of `env` may be secrets. Ours are wiped when the replica
+/// ends; an instance's copy lives as long as its request.
 #[expect(missing_debug_implementations, reason = "holds secrets")]
 pub struct Start {
     pub replica: ReplicaId,
@@ -289,7 +300,9 @@ impl Engine {
         // and nobody can change them in between.
         let component = unsafe { wasmtime::component::Component::deserialize(&self.0.engine, code) };
         component
-            .inspect_err(|error| tracing::warn!(module = digest, %error, "a compiled module is of no use; compiling it again"))
+            .inspect_err(
+                |error| tracing::warn!(module = digest, %error, "a compiled module is of no use; compiling it again"),
+            )
             .ok()
     }
 
@@ -359,6 +372,8 @@ fn config() -> Config {
         .table_elements(TABLE_ENTRIES_MAX)
         .linear_memory_keep_resident(KEPT_BYTES)
         .table_keep_resident(16 << 10)
+        // Where the kernel can say which pages an instance wrote, only those are cleared.
+        .pagemap_scan(Enabled::Auto)
         .max_unused_warm_slots(KEPT_INSTANCES_MAX);
     let mut config = Config::new();
     config
@@ -465,7 +480,8 @@ impl Drop for EndsWithUs {
     }
 }
 
-type Begin = oneshot::Sender<Result<Response<HyperOutgoingBody>, wasmtime_wasi_http::p2::bindings::http::types::ErrorCode>>;
+type Begin =
+    oneshot::Sender<Result<Response<HyperOutgoingBody>, wasmtime_wasi_http::p2::bindings::http::types::ErrorCode>>;
 /// Why an instance ended, if not well.
 type End = Arc<OnceLock<CallError>>;
 
@@ -630,7 +646,10 @@ impl http_body::Body for Answer {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         Pin::new(&mut self.body).poll_frame(context).map(|frame| match frame {
             Some(Ok(frame)) => Some(Ok(frame)),
             Some(Err(error)) => Some(Err(BodyError::Module(Box::new(error)))),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use http::Request;
 use http_body_util::BodyExt as _;
 use orca_agent::module_log::Logs;
-use orca_agent::wasm::{Engine, Module, Start, runtime};
+use orca_agent::wasm::{Component, Engine, Module, Start, runtime};
 use orca_cluster::id::ReplicaId;
 use orca_cluster::resource::Memory;
 use orca_cluster::spec::ModuleLimits;
@@ -25,8 +25,8 @@ const AT_ONCE: usize = 16;
 fn main() {
     let directory = tempfile::tempdir().expect("a directory");
     let modules = runtime().expect("a runtime");
-    let bytes = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/hello/hello.wasm"))
-        .expect("the example");
+    let bytes =
+        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/hello/hello.wasm")).expect("the example");
     let bytes = bytes::Bytes::from(bytes);
     let digest = {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
@@ -34,20 +34,23 @@ fn main() {
     };
     let logs = Logs::open(directory.path().join("logs")).expect("logs");
     let engine = || Engine::new(directory.path().join("cache"), modules.handle().clone()).expect("an engine");
-    let start = |engine: &Engine, component| {
-        engine.start(component, Start {
-            replica: ReplicaId(1),
-            service: "hello/web".parse().expect("a name"),
-            env: vec![("GREETING".to_owned(), "Hello".to_owned().into())],
-            limits: ModuleLimits {
-                memory: Memory(64 << 20),
-                timeout: Duration::from_secs(30),
-                concurrency: AT_ONCE as u32,
-                outbound: Default::default(),
+    let start = |engine: &Engine, component: &Component| {
+        engine.start(
+            component,
+            Start {
+                replica: ReplicaId(1),
+                service: "hello/web".parse().expect("a name"),
+                env: vec![("GREETING".to_owned(), "Hello".to_owned().into())],
+                limits: ModuleLimits {
+                    memory: Memory(64 << 20),
+                    timeout: Duration::from_secs(30),
+                    concurrency: AT_ONCE as u32,
+                    outbound: Default::default(),
+                },
+                log: logs.writer(ReplicaId(1)).expect("a log"),
+                resolve: Arc::new(|_, _| None),
             },
-            log: logs.writer(ReplicaId(1)).expect("a log"),
-            resolve: Arc::new(|_, _| None),
-        })
+        )
     };
 
     // The threads of a proxy run nothing else either.
@@ -72,9 +75,9 @@ fn main() {
         let (total, loaded) = cold[COLD_STARTS / 2];
         println!("cold start from the disk cache to the first whole answer: {total:?} (of it loading: {loaded:?})");
 
-        let engine = engine();
-        let component = engine.load(&digest, bytes.clone()).await.expect("it is in the cache");
-        let module = start(&engine, &component);
+        let warm = engine();
+        let component = warm.load(&digest, bytes.clone()).await.expect("it is in the cache");
+        let module = start(&warm, &component);
         let mut times = Vec::new();
         for _ in 0..REQUESTS {
             let begin = Instant::now();
@@ -85,12 +88,16 @@ fn main() {
         println!("a request: p50 {:?}, p99 {:?}", times[REQUESTS / 2], times[REQUESTS * 99 / 100]);
 
         let begin = Instant::now();
-        let callers = (0..AT_ONCE).map(|_| async {
-            for _ in 0..REQUESTS / AT_ONCE {
-                request(&module).await;
-            }
-        });
-        futures_util::future::join_all(callers).await;
+        let mut callers = tokio::task::JoinSet::new();
+        for _ in 0..AT_ONCE {
+            let module = module.clone();
+            callers.spawn(async move {
+                for _ in 0..REQUESTS / AT_ONCE {
+                    request(&module).await;
+                }
+            });
+        }
+        callers.join_all().await;
         println!("{AT_ONCE} at once: {:?} each", begin.elapsed() / REQUESTS as u32);
     });
     modules.shutdown_background();

@@ -13,7 +13,7 @@ use crate::event::{Actor, EVENTS_MAX, Event, Kind};
 use crate::id::{Generation, Label, NodeId, Revision, ServiceName};
 use crate::plan::Step;
 use crate::secret::{DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenId};
-use crate::spec::{Route, Settings};
+use crate::spec::{Route, Settings, check};
 use crate::state::{
     Cluster, DataKey, Deployed, Direction, Failure, Node, Removal, RevisionRecord, Role, Rollout, SecretRecord, State,
     Token,
@@ -127,9 +127,11 @@ pub enum Refusal {
     #[error("the cluster's state has moved: it is at {now}, the plan was made at {planned}")]
     Moved { planned: Generation, now: Generation },
     #[error(
-        "{service} is being rolled out ({to}, since {since:?}); wait for it, undo it with `orca rollback {service}`, or pass --replace"
+        "{service} is being rolled out to {to}; wait for it, undo it with `orca rollback {service}`, or pass --replace"
     )]
     Busy { service: ServiceName, to: Revision, since: Timestamp },
+    #[error("{service} cannot be scaled to {replicas}: {reason}")]
+    CannotScale { service: ServiceName, replicas: u32, reason: String },
     #[error("{0} is being removed; deploy it again when it is gone")]
     Removing(ServiceName),
     #[error("{} is already routed to {owner}; give {service} another domain or path", RouteText(.route))]
@@ -293,6 +295,9 @@ impl Change<'_> {
         }
         let mut spec = record.spec.clone();
         spec.replicas = replicas;
+        if let Some(fault) = check::service(&spec).into_iter().next() {
+            return Err(Refusal::CannotScale { service: name.clone(), replicas, reason: fault.message });
+        }
         let record = RevisionRecord { spec, note: format!("scale to {replicas}"), ..record.clone() };
         let revision = self.revise(name, record);
         self.say(Kind::Scaled, Some(name), format!("scaled from {before} to {replicas} replicas"));

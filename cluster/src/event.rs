@@ -61,6 +61,8 @@ pub enum Kind {
     ReplicaTroubled,
     ReplicaRecovered,
     ScheduleRan,
+    /// Somebody ran a command in a replica.
+    Executed,
     SecretSet,
     SecretRemoved,
     SecretsRotated,
@@ -104,6 +106,7 @@ impl fmt::Display for Kind {
             Kind::ReplicaTroubled => "replica-troubled",
             Kind::ReplicaRecovered => "replica-recovered",
             Kind::ScheduleRan => "schedule-ran",
+            Kind::Executed => "executed",
             Kind::SecretSet => "secret-set",
             Kind::SecretRemoved => "secret-removed",
             Kind::SecretsRotated => "secrets-rotated",

@@ -287,7 +287,7 @@ impl Reconciler {
             assert!(!busy || known > 0, "{id} is busy with nothing");
             for (other_id, other) in self.replicas.range((Bound::Excluded(id), Bound::Unbounded)) {
                 let shared = replica.volumes().iter().any(|volume| other.volumes().contains(volume));
-                assert!(!(shared && replica.occupies() && other.occupies()), "{id} and {other_id} hold one volume");
+                assert!(!(shared && replica.holds_volumes() && other.holds_volumes()), "{id} and {other_id} hold one volume");
             }
         }
     }
@@ -409,7 +409,7 @@ impl Reconciler {
 
     /// Turns a wish into an action. False if it has to wait.
     fn carry_out(&mut self, id: ReplicaId, want: Want, now: Timestamp) -> bool {
-        if want == Want::Create
+        if want == Want::Start
             && let Some((volume, by)) = self.volume_holder(id)
         {
             return self.replicas.get_mut(&id).is_some_and(|replica| replica.must_wait(volume, by, now));
@@ -454,7 +454,7 @@ impl Reconciler {
     /// Who holds a volume that this replica needs.
     fn volume_holder(&self, id: ReplicaId) -> Option<(String, ReplicaId)> {
         let volumes = self.replicas.get(&id)?.volumes();
-        self.replicas.values().filter(|other| other.id != id && other.occupies()).find_map(|other| {
+        self.replicas.values().filter(|other| other.id != id && other.holds_volumes()).find_map(|other| {
             let held = other.volumes().into_iter().find(|volume| volumes.contains(volume))?;
             Some((held, other.id))
         })

@@ -189,18 +189,3 @@ impl Cause {
         }
     }
 }
-
-impl Phase {
-    /// Whether its process may hold volumes and ports.
-    pub fn occupies(self) -> bool {
-        match self {
-            Phase::Pending | Phase::Pulling | Phase::Gone => false,
-            Phase::Creating
-            | Phase::Starting
-            | Phase::Ready
-            | Phase::Unready
-            | Phase::BackOff
-            | Phase::Stopping => true,
-        }
-    }
-}

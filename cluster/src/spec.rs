@@ -181,7 +181,7 @@ pub enum VolumeSource {
     Host(String),
 }
 
-/// When a module (or, for a container, a command in a fresh one) runs by itself.
+/// When a module runs by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schedule {
     /// Five fields, UTC, as checked at parse time.

@@ -30,7 +30,7 @@ use openraft::{Config, Instant as _, ReadPolicy, ServerState, SnapshotPolicy};
 use orca_cluster::command::{Applied, Entry};
 use orca_cluster::state::State;
 use serde::{Deserialize, Serialize};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -316,6 +316,7 @@ struct Inner {
     leadership: watch::Receiver<Option<Term>>,
     store_failure: watch::Receiver<Option<StoreError>>,
     runtime: Mutex<Option<Runtime>>,
+    handle: Handle,
 }
 
 impl Drop for Inner {
@@ -335,16 +336,15 @@ impl Raft {
     /// Opens the store and takes part in whatever it says this node is part of; on a new one, waits to be
     /// [initialised](Raft::initialise) or added by a leader.
     pub async fn start(config: RaftConfig, transport: impl PeerTransport) -> Result<Raft, StartError> {
-        let store = Store::open(&config.dir)?;
+        let dir = config.dir.clone();
+        // All of it is read, which may take a moment.
+        let opened = tokio::task::spawn_blocking(move || Store::open(&dir)).await;
+        let store = opened.expect("opening a store does not panic")?;
         Raft::start_on(config, store, transport).await
     }
 
     /// The same on a store that is open already; `config.dir` only names it.
-    pub async fn start_on(
-        config: RaftConfig,
-        store: Store,
-        transport: impl PeerTransport,
-    ) -> Result<Raft, StartError> {
+    pub async fn start_on(config: RaftConfig, store: Store, transport: impl PeerTransport) -> Result<Raft, StartError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("orca-raft")
@@ -362,8 +362,9 @@ impl Raft {
         };
         let (confirmed, leadership) = watch::channel(None);
         runtime.spawn(confirm_leadership(node.clone(), confirmed));
+        let handle = runtime.handle().clone();
         let runtime = Mutex::new(Some(runtime));
-        Ok(Raft { inner: Arc::new(Inner { id, node, state, leadership, store_failure, runtime }) })
+        Ok(Raft { inner: Arc::new(Inner { id, node, state, leadership, store_failure, runtime, handle }) })
     }
 
     pub fn id(&self) -> RaftId {
@@ -487,7 +488,9 @@ impl Raft {
     /// Answers the peer `from`, whose name the transport vouches for. To be called on whatever runtime carries
     /// the connection; the work is done on Raft's own.
     pub async fn handle(&self, from: RaftId, request: Bytes) -> Bytes {
-        network::serve(&self.inner.node, self.inner.id, from, &request).await.into()
+        let (node, id) = (self.inner.node.clone(), self.inner.id);
+        let answered = self.inner.handle.spawn(async move { network::serve(&node, id, from, &request).await });
+        answered.await.unwrap_or_else(|_stopped| network::refuse("raft has stopped")).into()
     }
 
     pub fn members(&self) -> Vec<Member> {
@@ -605,7 +608,8 @@ impl Raft {
     }
 }
 
-type Started = (RaftId, openraft::Raft<Types, Machine>, watch::Receiver<Option<StoreError>>, watch::Receiver<Arc<State>>);
+type Started =
+    (RaftId, openraft::Raft<Types, Machine>, watch::Receiver<Option<StoreError>>, watch::Receiver<Arc<State>>);
 
 async fn start(config: RaftConfig, store: Store, transport: impl PeerTransport) -> Result<Started, StartError> {
     let id = config.id;
@@ -704,8 +708,8 @@ async fn confirm_leadership(node: openraft::Raft<Types, Machine>, confirmed: wat
         }
         // A majority that stops answering changes nothing in the metrics, so look now and then.
         match tokio::time::timeout(HEARTBEAT, metrics.changed()).await {
-            Ok(Err(_)) => break,
             Ok(Ok(())) | Err(_) => {}
+            Ok(Err(_)) => break,
         }
     }
     confirmed.send_replace(None);

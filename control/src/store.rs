@@ -26,9 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::backends::FileBackend;
-use redb::{
-    Database, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
-};
+use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::frame::{FrameError, Kind};
@@ -83,7 +81,7 @@ pub enum OpenError {
     #[error("{} is in use by another process; is orca running already?", path.display())]
     InUse { path: PathBuf },
     #[error(
-        "{} is damaged ({why}) and was not touched; move it aside and join this node again, which gives it a new \
+        "{} is damaged ({why}); move it aside and join this node again, which gives it a new \
          id (if it is the only control node, restore the last cluster snapshot instead)",
         path.display()
     )]
@@ -93,7 +91,11 @@ pub enum OpenError {
     #[error("no space left for {}; free some and start again, nothing is lost", path.display())]
     Full { path: PathBuf },
     #[error("cannot open {}", path.display())]
-    Io { path: PathBuf, #[source] source: io::Error },
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Why a read or write failed. Every one of them is the end of this process's use of the store.
@@ -151,8 +153,12 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Pending {
     entries: BTreeMap<u64, Arc<[u8]>>,
+    /// The record of [`Slot::Committed`], if it has changed.
     committed: Option<Arc<[u8]>>,
 }
+
+/// Sealed log entries, each with its index.
+pub type Entries = Vec<(u64, Arc<[u8]>)>;
 
 /// A snapshot as kept: the index it covers up to (none if nothing had been applied) and its sealed bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,6 +178,11 @@ impl Store {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         if !path.try_exists().map_err(failed)? {
             let fresh = dir.join(format!("{FILE_NAME}.new"));
+            // What an interrupted start left may be half a file, and nobody has ever relied on it.
+            fs::remove_file(&fresh).or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(failed(error)),
+            })?;
             drop(check(&fresh, file_backend(&fresh)?, Fresh::Yes)?);
             fs::rename(&fresh, &path).map_err(failed)?;
             File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
@@ -218,8 +229,7 @@ impl Store {
         entries: Vec<(u64, Vec<u8>)>,
         done: impl FnOnce(Result<(), StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
-        let entries: Vec<(u64, Arc<[u8]>)> =
-            entries.into_iter().map(|(index, frame)| (index, frame.into())).collect();
+        let entries: Entries = entries.into_iter().map(|(index, frame)| (index, frame.into())).collect();
         // The slot in the queue first: once entries are visible they must be on their way.
         let slot = self.slot().await?;
         lock(&self.shared.pending).entries.extend(entries.iter().cloned());
@@ -239,16 +249,17 @@ impl Store {
 
     /// Replaces a record. On disk when this returns.
     pub async fn save(&self, slot: Slot, record: Vec<u8>) -> Result<(), StoreError> {
-        self.write(Write::Record { slot, record: record.into() }).await
+        self.write(Write::Record { slot, record }).await
     }
 
-    /// Replaces the record of what is committed, without waiting for the disk: it is only a hint where to start
-    /// from, the log itself says what must not be lost. Can be read when this returns.
-    pub async fn save_committed(&self, record: Vec<u8>) -> Result<(), StoreError> {
-        let record: Arc<[u8]> = record.into();
-        let slot = self.slot().await?;
-        lock(&self.shared.pending).committed = Some(record.clone());
-        slot.send(Job { write: Write::Record { slot: Slot::Committed, record }, done: Box::new(|_| ()) });
+    /// Replaces the record of what is committed, which goes to disk with whatever is written next. It only says
+    /// where to start from; the log says what must not be lost, and an fsync for every hint would double the
+    /// cost of a proposal. Can be read when this returns.
+    pub fn save_committed(&self, record: Vec<u8>) -> Result<(), StoreError> {
+        if let Some(error) = &*self.shared.failure.borrow() {
+            return Err(error.clone());
+        }
+        lock(&self.shared.pending).committed = Some(record.into());
         Ok(())
     }
 
@@ -305,19 +316,19 @@ impl Store {
 
     /// The entries of a range that are in the log: from the start of the range until `bytes_max` is reached,
     /// but at least one.
-    pub fn entries(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<(u64, Arc<[u8]>)>, StoreError> {
+    pub fn entries(&self, range: Range<u64>, bytes_max: usize) -> Result<Entries, StoreError> {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        let pending: Vec<(u64, Arc<[u8]>)> = lock(&self.shared.pending)
+        let pending: Entries = lock(&self.shared.pending)
             .entries
             .range(range.clone())
             .map(|(index, frame)| (*index, frame.clone()))
             .collect();
         let kept_end = pending.first().map_or(range.end, |(index, _)| *index);
-        let mut taken = Vec::new();
+        let mut taken = Entries::new();
         let mut bytes = 0;
-        let fits = |taken: &Vec<_>, bytes: usize| taken.is_empty() || bytes <= bytes_max;
+        let fits = |taken: &Entries, bytes: usize| taken.is_empty() || bytes <= bytes_max;
         self.read(|db| {
             let log = db.begin_read()?.open_table(LOG)?;
             for row in log.range(range.start..kept_end.max(range.start))? {
@@ -440,7 +451,7 @@ fn file_backend(path: &Path) -> Result<FileBackend, OpenError> {
     FileBackend::new(file).map_err(|error| Fault::from(error).at(path))
 }
 
-/// Opens what is there, all of it read and found right; nothing is written to what is not.
+/// Opens what is there, all of it read and found right.
 fn check(path: &Path, backend: impl StorageBackend, fresh: Fresh) -> Result<Database, OpenError> {
     // redb says of itself that opening a file which others have damaged may panic.
     let checked = catch_unwind(AssertUnwindSafe(|| {
@@ -504,12 +515,15 @@ fn scrub(db: &Database) -> Result<(), Fault> {
     }
 
     let purged = records.get(Slot::Purged as u8)?.is_some();
+    if purged && covered.is_none() {
+        return Err(Fault::Order("the log has been cut, and there is no snapshot".into()));
+    }
     let mut next = None;
     for row in txn.open_table(LOG)?.range::<u64>(..)? {
         let (index, frame) = row?;
         let index = index.value();
         check(&|| format!("log entry {index}"), Kind::Entry, frame.value())?;
-        if next.is_none() && purged && covered.is_none_or(|covered| index > covered) {
+        if next.is_none() && purged && covered.is_some_and(|covered| index > covered) {
             return Err(Fault::Order(format!("the log starts at {index}, and no snapshot reaches there")));
         }
         if next.is_some_and(|next| next != index) {

@@ -17,9 +17,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, MAX_TAG_LEN, NONCE_LEN, Nonce, Randomize
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use orca_cluster::id::ClusterId;
-use orca_cluster::secret::{
-    Ciphertext, DataKeyId, Opaque, Scope, SealedDataKey, SealedRoot, SealedValue, SecretName,
-};
+use orca_cluster::secret::{Ciphertext, DataKeyId, Opaque, Scope, SealedDataKey, SealedRoot, SealedValue, SecretName};
 use orca_cluster::time::Timestamp;
 use orca_wire::identity::file::{self, PrivateFileError};
 use zeroize::Zeroizing;
@@ -228,12 +226,7 @@ impl Vault {
         SealedDataKey { id, root: self.root_version, created: now, key }
     }
 
-    pub fn seal(
-        &self,
-        key: &SealedDataKey,
-        entry: &Entry<'_>,
-        secret: &Secret,
-    ) -> Result<SealedValue, VaultError> {
+    pub fn seal(&self, key: &SealedDataKey, entry: &Entry<'_>, secret: &Secret) -> Result<SealedValue, VaultError> {
         if secret.0.len() > SECRET_LENGTH_MAX {
             return Err(VaultError::TooLong(secret.0.len()));
         }
@@ -347,11 +340,8 @@ impl Key {
     fn open(&self, place: &str, sealed: &Ciphertext) -> Option<Zeroizing<Vec<u8>>> {
         let nonce: &[u8; NONCE_LEN] = sealed.nonce.0.as_slice().try_into().ok()?;
         let mut bytes = Zeroizing::new(sealed.bytes.0.clone());
-        let length = self
-            .cipher()
-            .open_in_place(Nonce::from(nonce), Aad::from(place.as_bytes()), &mut bytes)
-            .ok()?
-            .len();
+        let length =
+            self.cipher().open_in_place(Nonce::from(nonce), Aad::from(place.as_bytes()), &mut bytes).ok()?.len();
         bytes.truncate(length);
         Some(bytes)
     }
@@ -395,8 +385,7 @@ mod tests {
 
         let stored = serde_json::to_string(&(&root, &key, &sealed)).unwrap();
         assert!(!stored.contains("CANARY") && !stored.contains(&STANDARD.encode("ORCA-CANARY")));
-        let (root, key, sealed): (SealedRoot, SealedDataKey, SealedValue) =
-            serde_json::from_str(&stored).unwrap();
+        let (root, key, sealed): (SealedRoot, SealedDataKey, SealedValue) = serde_json::from_str(&stored).unwrap();
         let vault = Vault::open(CLUSTER, &unseal(1), &root).unwrap();
         assert_eq!(vault.open_value(&key, &entry, &sealed).unwrap().expose(), b"ORCA-CANARY");
 
@@ -408,8 +397,7 @@ mod tests {
     fn a_sealed_value_opens_in_its_own_place_only() {
         let (vault, _) = Vault::create(CLUSTER, &unseal(1));
         let (other_vault, _) = Vault::create(CLUSTER, &unseal(1));
-        let same_keys_elsewhere =
-            Vault { cluster: ClusterId(8), root: Key(vault.root.0.clone()), root_version: 1 };
+        let same_keys_elsewhere = Vault { cluster: ClusterId(8), root: Key(vault.root.0.clone()), root_version: 1 };
 
         // Every pair that differs in one part, or in more.
         let mut places = Vec::new();
@@ -421,10 +409,7 @@ mod tests {
                         let entry = Entry { scope: scope.clone(), name, version };
                         let secret = Secret::new(format!("{entry} {key_version}").into_bytes());
                         let sealed = vault.seal(&key, &entry, &secret).unwrap();
-                        assert_eq!(
-                            vault.open_value(&key, &entry, &sealed).unwrap().expose(),
-                            secret.expose()
-                        );
+                        assert_eq!(vault.open_value(&key, &entry, &sealed).unwrap().expose(), secret.expose());
                         assert!(other_vault.open_value(&key, &entry, &sealed).is_err());
                         assert!(same_keys_elsewhere.open_value(&key, &entry, &sealed).is_err());
                         places.push((key.clone(), entry, sealed));
@@ -439,8 +424,7 @@ mod tests {
                 }
                 assert!(vault.open_value(key, entry, sealed).is_err(), "{sealed:?} opened as {entry}");
                 // And with the id forged to fit.
-                let forged =
-                    SealedValue { key: key.id.clone(), version: entry.version, value: sealed.value.clone() };
+                let forged = SealedValue { key: key.id.clone(), version: entry.version, value: sealed.value.clone() };
                 assert!(vault.open_value(key, entry, &forged).is_err(), "{sealed:?} opened as {entry}");
             }
         }
@@ -517,10 +501,7 @@ mod tests {
         let (_, root) = Vault::create(CLUSTER, &made);
         Vault::open(CLUSTER, &UnsealKey::load(&path).unwrap(), &root).unwrap();
 
-        assert!(matches!(
-            UnsealKey::create(&path, &data),
-            Err(VaultError::File(PrivateFileError::Exists { .. }))
-        ));
+        assert!(matches!(UnsealKey::create(&path, &data), Err(VaultError::File(PrivateFileError::Exists { .. }))));
         std::fs::remove_file(&path).unwrap();
         assert!(matches!(UnsealKey::load(&path), Err(VaultError::UnsealKeyMissing { .. })));
         let other = UnsealKey::create(&path, &data).unwrap();
@@ -536,19 +517,12 @@ mod tests {
     #[test]
     fn the_variable_may_hold_the_key_in_base64_or_hexadecimal() {
         let (_, root) = Vault::create(CLUSTER, &unseal(0xab));
-        for text in [
-            "ab".repeat(32),
-            "AB".repeat(32),
-            STANDARD.encode([0xab; 32]),
-            URL_SAFE_NO_PAD.encode([0xab; 32]),
-        ] {
+        for text in ["ab".repeat(32), "AB".repeat(32), STANDARD.encode([0xab; 32]), URL_SAFE_NO_PAD.encode([0xab; 32])]
+        {
             Vault::open(CLUSTER, &UnsealKey::from_variable(&format!("{text}\n")).unwrap(), &root).unwrap();
         }
         for text in ["", "ab", &"zz".repeat(32), &STANDARD.encode([0xab; 31]), &"ab".repeat(33)] {
-            assert!(
-                matches!(UnsealKey::from_variable(text), Err(VaultError::UnsealKeyForm { .. })),
-                "{text}"
-            );
+            assert!(matches!(UnsealKey::from_variable(text), Err(VaultError::UnsealKeyForm { .. })), "{text}");
         }
     }
 

@@ -127,7 +127,11 @@ pub enum StartError {
     #[error("{0} is not an address of this machine")]
     NotLocal(SocketAddr),
     #[error("cannot listen on {address}")]
-    Listen { address: SocketAddr, #[source] source: io::Error },
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     #[error("there is no listener for the proxy to serve")]
     NoListener,
     #[error("the listeners that were handed over cannot be used")]
@@ -162,18 +166,21 @@ impl DataPlane {
     /// Listens at once and accepts from the first [`apply`](DataPlane::apply) on.
     pub fn start(config: Config, modules: Arc<dyn Modules>) -> Result<DataPlane, StartError> {
         let workers = config.workers.max(1);
-        let mut listeners = Vec::new();
+        let failed = |address: SocketAddr, source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => StartError::InUse(address),
+            io::ErrorKind::PermissionDenied => StartError::Denied(address),
+            io::ErrorKind::AddrNotAvailable => StartError::NotLocal(address),
+            _ => StartError::Listen { address, source },
+        };
+        // All of them before the first is bound: `[::]:80` may take `0.0.0.0:80` along, and that is ourselves.
         for &address in &config.http {
-            let failed = |source: io::Error| match source.kind() {
-                io::ErrorKind::AddrInUse => StartError::InUse(address),
-                io::ErrorKind::PermissionDenied => StartError::Denied(address),
-                io::ErrorKind::AddrNotAvailable => StartError::NotLocal(address),
-                _ => StartError::Listen { address, source },
-            };
-            if listen::is_taken(address).map_err(failed)? {
+            if listen::is_taken(address).map_err(|error| failed(address, error))? {
                 return Err(StartError::InUse(address));
             }
-            listeners.extend(listen::bind(address, workers).map_err(failed)?);
+        }
+        let mut listeners = Vec::new();
+        for &address in &config.http {
+            listeners.extend(listen::bind(address, workers).map_err(|error| failed(address, error))?);
         }
         DataPlane::start_with(config, listeners, modules)
     }
@@ -239,8 +246,9 @@ impl DataPlane {
         for worker in &self.0.workers {
             let (done, is_done) = oneshot::channel();
             // A worker that is gone serves nothing, by old tables or new ones.
-            if worker.orders.send(Order::Apply(Arc::clone(&tables), done)).is_ok() {
-                applied.push(is_done);
+            match worker.orders.send(Order::Apply(Arc::clone(&tables), done)) {
+                Ok(()) => applied.push(is_done),
+                Err(_) => tracing::warn!("tables were given to a worker of the proxy that has ended"),
             }
         }
         for is_done in applied {

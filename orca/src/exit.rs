@@ -92,9 +92,9 @@ pub struct Failure {
     /// What is wrong in the files, if that is it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<orca_cluster::spec::toml::Problem>,
-    /// Everything has been said already; only the exit code is left to give.
+    /// What people are shown above the message: the files with what is wrong underlined.
     #[serde(skip)]
-    pub said: bool,
+    pub report: String,
 }
 
 impl Failure {
@@ -108,7 +108,7 @@ impl Failure {
             fix: Vec::new(),
             more: None,
             problems: Vec::new(),
-            said: false,
+            report: String::new(),
         }
     }
 

@@ -1,1 +1,66 @@
-fn main() {}
+//! The one binary. Parses, sets up the log, runs one command, and says how it ended.
+
+mod cli;
+mod cmd;
+mod context;
+mod exit;
+mod files;
+mod moment;
+mod output;
+mod session;
+
+use std::process::ExitCode;
+
+use clap::FromArgMatches as _;
+use cli::{Cli, Command};
+use exit::{Exit, Failure};
+use output::Output;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let matches = cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let output = Output::new(&cli.global);
+    let ended = if cli.global.json && !cli.command.prints_data() {
+        Err(Failure::input("this command prints no data").fix("leave out --json"))
+    } else {
+        run(cli, &output)
+    };
+    match ended {
+        Ok(code) => code,
+        Err(failure) => {
+            output.fail(&failure);
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli, output: &Output) -> Result<ExitCode, Failure> {
+    match &cli.command {
+        Command::Server(_) | Command::Up(_) => {
+            return Err(Failure::general("this build has no server in it"));
+        }
+        _ => log_for_people(output.verbose),
+    }
+    // One thread does: a client waits for one answer at a time, and starts sooner.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::from_error(Exit::General, &error))?;
+    let ended = runtime.block_on(cmd::run(cli, output));
+    // A thread may be reading the terminal, and nobody can tell it to stop.
+    runtime.shutdown_background();
+    ended
+}
+
+/// What libraries and the connection have to say, on standard error.
+fn log_for_people(verbose: u8) {
+    let level = match verbose {
+        0 => "error",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("ORCA_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

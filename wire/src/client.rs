@@ -102,11 +102,7 @@ impl Client {
     }
 
     /// One request, and then whatever the two agree on. The deadline is for finding a node, not for what follows.
-    pub async fn open<Request: Serialize>(
-        &self,
-        request: &Request,
-        deadline: Duration,
-    ) -> Result<Stream, ClientError> {
+    pub async fn open<Request: Serialize>(&self, request: &Request, deadline: Duration) -> Result<Stream, ClientError> {
         Ok(self.connection(deadline).await?.open(request).await?)
     }
 

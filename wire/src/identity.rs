@@ -62,8 +62,7 @@ impl Peer {
         let (mut cluster, mut node, mut raft, mut token) = (None::<ClusterId>, None, None, None);
         for uri in uris {
             let mut parts = uri.strip_prefix("spiffe://")?.split('/');
-            let (Some(domain), Some(kind), Some(id), None) =
-                (parts.next(), parts.next(), parts.next(), parts.next())
+            let (Some(domain), Some(kind), Some(id), None) = (parts.next(), parts.next(), parts.next(), parts.next())
             else {
                 return None;
             };
@@ -140,8 +139,7 @@ pub struct KeyRequest {
 
 impl KeyRequest {
     pub fn generate() -> KeyRequest {
-        let key =
-            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("the operating system gives random bytes");
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("the operating system gives random bytes");
         KeyRequest { key }
     }
 
@@ -207,17 +205,14 @@ const CERTIFICATE_TAG: &str = "CERTIFICATE";
 
 impl Identity {
     /// `certificates`: its own, then the authorities.
-    fn new(
-        key: Zeroizing<Vec<u8>>,
-        certificates: Vec<CertificateDer<'static>>,
-    ) -> Result<Identity, IdentityFault> {
+    fn new(key: Zeroizing<Vec<u8>>, certificates: Vec<CertificateDer<'static>>) -> Result<Identity, IdentityFault> {
         let mut certificates = certificates.into_iter();
         let certificate = certificates.next().ok_or(IdentityFault::Form)?;
         let authorities: Vec<_> = certificates.collect();
         let named = named(&certificate).ok_or(IdentityFault::Names)?;
         let pair = PrivatePkcs8KeyDer::from(key.as_slice());
-        let pair = KeyPair::from_pkcs8_der_and_sign_algo(&pair, &PKCS_ECDSA_P256_SHA256)
-            .map_err(|_| IdentityFault::Form)?;
+        let pair =
+            KeyPair::from_pkcs8_der_and_sign_algo(&pair, &PKCS_ECDSA_P256_SHA256).map_err(|_| IdentityFault::Form)?;
         if authority::fingerprint(&certificate) != Some(authority::fingerprint_of_key(&pair)) {
             return Err(IdentityFault::Mismatch);
         }
@@ -228,11 +223,7 @@ impl Identity {
     }
 
     /// What [`save`](Identity::save) wrote into the directory. With `wanted`, only if it is of that cluster.
-    pub fn load(
-        directory: &Path,
-        wanted: Option<ClusterId>,
-        now: Timestamp,
-    ) -> Result<Identity, IdentityError> {
+    pub fn load(directory: &Path, wanted: Option<ClusterId>, now: Timestamp) -> Result<Identity, IdentityError> {
         let path = directory.join(FILE);
         let text = match file::read(&path) {
             Ok(text) => text,
@@ -352,8 +343,7 @@ mod tests {
 
         let request = KeyRequest::generate();
         let token = Token::create(authority.fingerprint());
-        let issued =
-            authority.issue_user(&request.request(), token.id.clone(), Duration::from_secs(60), NOW).unwrap();
+        let issued = authority.issue_user(&request.request(), token.id.clone(), Duration::from_secs(60), NOW).unwrap();
         let user = request.into_identity(&issued).unwrap();
         assert_eq!(user.peer(), &Peer::User { token: token.id });
     }
@@ -364,10 +354,7 @@ mod tests {
         let again = Authority::open(authority.certificate(), &authority.key()).unwrap();
         assert_eq!((again.cluster(), again.fingerprint()), (ClusterId(7), authority.fingerprint()));
         let other = Authority::create(ClusterId(7), NOW);
-        assert!(matches!(
-            Authority::open(authority.certificate(), &other.key()),
-            Err(AuthorityError::Mismatch)
-        ));
+        assert!(matches!(Authority::open(authority.certificate(), &other.key()), Err(AuthorityError::Mismatch)));
         assert!(matches!(Authority::open(b"", &other.key()), Err(AuthorityError::Damaged)));
 
         let mut request = KeyRequest::generate().request();

@@ -13,14 +13,14 @@
 
 use std::fmt;
 
-pub mod message;
+pub mod client;
 pub mod codec;
-pub mod version;
-pub mod identity;
-pub mod stream;
 pub mod connection;
 pub mod endpoint;
-pub mod client;
+pub mod identity;
+pub mod message;
+pub mod stream;
+pub mod version;
 
 pub use client::Client;
 pub use connection::Connection;

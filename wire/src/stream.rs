@@ -116,8 +116,7 @@ pub struct Stream {
 impl Stream {
     pub(crate) fn new(send: quinn::SendStream, receive: quinn::RecvStream, account: Arc<Account>) -> Stream {
         let sender = Sender { stream: send, pending: BytesMut::new(), stall: STALL, done: false };
-        let receiver =
-            Receiver { stream: receive, decoder: Decoder::default(), account, held: 0, done: false };
+        let receiver = Receiver { stream: receive, decoder: Decoder::default(), account, held: 0, done: false };
         Stream { sender, receiver }
     }
 
@@ -230,12 +229,11 @@ impl Sender {
     async fn flush(&mut self) -> Result<(), StreamError> {
         while !self.pending.is_empty() {
             let written = timeout(self.stall, self.stream.write(&self.pending)).await;
-            let length =
-                written.map_err(|_| StreamError::Stalled(self.stall))?.map_err(|error| match error {
-                    WriteError::Stopped(why) => broken_off(why),
-                    WriteError::ConnectionLost(error) => error.into(),
-                    WriteError::ClosedStream | WriteError::ZeroRttRejected => StreamError::Cancelled,
-                })?;
+            let length = written.map_err(|_| StreamError::Stalled(self.stall))?.map_err(|error| match error {
+                WriteError::Stopped(why) => broken_off(why),
+                WriteError::ConnectionLost(error) => error.into(),
+                WriteError::ClosedStream | WriteError::ZeroRttRejected => StreamError::Cancelled,
+            })?;
             self.pending.advance(length);
         }
         Ok(())

@@ -61,9 +61,7 @@ pub struct Agreed {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "this is {here} and the other side is {there}: they have no protocol version in common; update the older one"
-)]
+#[error("this is {here} and the other side is {there}: they have no protocol version in common; update the older one")]
 pub struct Incompatible {
     pub here: Hello,
     pub there: Hello,
@@ -114,10 +112,7 @@ mod tests {
     #[test]
     fn releases_too_far_apart_part_and_the_message_names_both() {
         let text = speaks(1, 2, &[]).agree(&speaks(3, 4, &[])).unwrap_err().to_string();
-        assert!(
-            text.contains("orca 0.2 (protocol 1 to 2)") && text.contains("orca 0.4 (protocol 3 to 4)"),
-            "{text}"
-        );
+        assert!(text.contains("orca 0.2 (protocol 1 to 2)") && text.contains("orca 0.4 (protocol 3 to 4)"), "{text}");
     }
 
     #[test]

@@ -44,8 +44,7 @@ fn node(authority: &Authority, node: u64, raft: Option<u64>) -> Identity {
 fn user(authority: &Authority) -> Identity {
     let request = KeyRequest::generate();
     let token = Token::create(authority.fingerprint());
-    let issued =
-        authority.issue_user(&request.request(), token.id, Duration::from_secs(3600), now()).unwrap();
+    let issued = authority.issue_user(&request.request(), token.id, Duration::from_secs(3600), now()).unwrap();
     request.into_identity(&issued).unwrap()
 }
 
@@ -55,12 +54,7 @@ fn server(identity: Identity) -> (Endpoint, Listener, SocketAddr) {
     (endpoint, listener, address)
 }
 
-async fn dial(
-    access: Access,
-    address: SocketAddr,
-    plane: Plane,
-    wanted: Wanted,
-) -> Result<Connection, DialError> {
+async fn dial(access: Access, address: SocketAddr, plane: Plane, wanted: Wanted) -> Result<Connection, DialError> {
     Endpoint::client(access).unwrap().dial(address, plane, wanted).await
 }
 
@@ -171,10 +165,7 @@ async fn a_server_whose_certificate_has_ended_is_not_trusted() {
     let token = Access::Token(Token::create(authority.fingerprint()));
     for access in [token, Access::Certificate(user(&authority))] {
         let error = dial(access, address, Plane::Client, Wanted::Anyone).await.unwrap_err();
-        assert!(
-            matches!(&error, DialError::Stranger { stranger: Stranger::Certificate(_), .. }),
-            "{error:?}"
-        );
+        assert!(matches!(&error, DialError::Stranger { stranger: Stranger::Certificate(_), .. }), "{error:?}");
     }
 }
 
@@ -205,12 +196,11 @@ async fn a_token_is_never_shown_to_a_server_of_another_authority() {
     let (real, false_one) = (authority(), authority());
     let seen = Arc::new(AtomicUsize::new(0));
     let counting = seen.clone();
-    let (server, _listener) =
-        Endpoint::server(ANY_PORT, node(&false_one, 1, Some(1)), move |_: &Caller<'_>| {
-            counting.fetch_add(1, Ordering::Relaxed);
-            Ok(())
-        })
-        .unwrap();
+    let (server, _listener) = Endpoint::server(ANY_PORT, node(&false_one, 1, Some(1)), move |_: &Caller<'_>| {
+        counting.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    })
+    .unwrap();
     let token = Token::create(real.fingerprint());
     let address = server.local_address().unwrap();
     let error = dial(Access::Token(token), address, Plane::Client, Wanted::Anyone).await.unwrap_err();
@@ -343,8 +333,7 @@ async fn a_client_finds_a_node_that_answers_and_another_when_it_is_gone() {
         let (endpoint, mut listener, address) = server(node(&authority, number, Some(number)));
         tokio::spawn(async move {
             while let Some(connection) = listener.accept().await {
-                let answer =
-                    move |_: (), stream: Stream| async move { stream.answer(&number).await.unwrap() };
+                let answer = move |_: (), stream: Stream| async move { stream.answer(&number).await.unwrap() };
                 tokio::spawn(async move { connection.serve(answer).await });
             }
         });
@@ -449,10 +438,6 @@ async fn a_silent_agent_is_missed_within_its_idle_time() {
     let accepted = listener.accept().await.unwrap();
     passes.send_replace(false);
     // Five seconds of silence; the rest is for a slow machine.
-    let (here, there) =
-        timeout(SOON, async { tokio::join!(dialed.closed(), accepted.closed()) }).await.unwrap();
-    assert!(
-        matches!(here, StreamError::Lost(_)) && matches!(there, StreamError::Lost(_)),
-        "{here:?} {there:?}"
-    );
+    let (here, there) = timeout(SOON, async { tokio::join!(dialed.closed(), accepted.closed()) }).await.unwrap();
+    assert!(matches!(here, StreamError::Lost(_)) && matches!(there, StreamError::Lost(_)), "{here:?} {there:?}");
 }

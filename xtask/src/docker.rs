@@ -34,7 +34,10 @@ pub fn ensure_engine() -> Result<()> {
     start_engine()?;
     let deadline = Instant::now() + ENGINE_START_MAX;
     while !engine_answers() {
-        ensure!(Instant::now() < deadline, "dockerd does not answer after {ENGINE_START_MAX:?}; its log is {ENGINE_LOG}");
+        ensure!(
+            Instant::now() < deadline,
+            "dockerd does not answer after {ENGINE_START_MAX:?}; its log is {ENGINE_LOG}"
+        );
         thread::sleep(Duration::from_millis(100));
     }
     Ok(())
@@ -161,7 +164,8 @@ fn build_redis(built: &Path) -> Result<()> {
     fs::create_dir(files.join("data"))?;
     fs::create_dir(files.join("tmp"))?;
     let changes = [
-        r#"ENTRYPOINT ["/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--dir", "/data"]"#.to_owned(),
+        r#"ENTRYPOINT ["/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--dir", "/data"]"#
+            .to_owned(),
         "ENV PATH=/usr/bin".to_owned(),
         "EXPOSE 6379".to_owned(),
     ];

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use bollard::models::{
-    ContainerCreateBody, EndpointSettings, HostConfig, HostConfigLogConfig, Mount, MountType, MountVolumeOptions,
-    NetworkingConfig, RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
+    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, MountVolumeOptions, NetworkingConfig,
+    RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
 };
 use bollard::query_parameters::CreateContainerOptionsBuilder;
 use orca_cluster::goal::{Container, ReplicaGoal, Workload};
@@ -17,7 +17,7 @@ use orca_cluster::spec::VolumeSource;
 use super::secrets::{Environment, Open, SECRETS_PATH};
 use super::{
     Docker, Identity, LABEL_CLUSTER, LABEL_DIGEST, LABEL_PORT, LABEL_REPLICA, LABEL_REVISION, LABEL_SERVICE, error,
-    mounts,
+    mounts, network,
 };
 
 /// Processes and threads in one container; a fork bomb ends here, and no honest service comes near.
@@ -82,15 +82,15 @@ impl Docker {
         }
 
         let networks = self.inner.networks.lock().await;
-        let network = if container.host.network { None } else { Some(self.ensure_network(goal).await?) };
+        let project = if container.host.network { None } else { Some(self.ensure_network(goal).await?) };
         let body = ContainerCreateBody {
             image: Some(image.to_owned()),
             cmd: Some(container.command.clone()).filter(|command| !command.is_empty()),
             env: Some(environment.variables.iter().map(|variable| variable.to_string()).collect()),
             labels: Some(self.labels(replica, goal, container, image)),
-            host_config: Some(host_config(goal, container, network.clone(), mounts, hosts)),
-            networking_config: network.map(|network| NetworkingConfig {
-                endpoints_config: Some(HashMap::from([(network, endpoint(goal))])),
+            host_config: Some(host_config(goal, container, project.clone(), mounts, hosts)),
+            networking_config: project.map(|project| NetworkingConfig {
+                endpoints_config: Some(HashMap::from([(project, network::endpoint(goal))])),
             }),
             ..Default::default()
         };
@@ -119,7 +119,9 @@ impl Docker {
         match found.as_ref().and_then(Identity::of) {
             Some(known) if known.cluster == self.config().cluster && known.replica == replica => Ok(Finished::Created),
             _ => Err(Cause::Refused {
-                reason: format!("a container {name} that is not this cluster's is in the way; remove it: docker rm --force {name}"),
+                reason: format!(
+                    "a container {name} that is not this cluster's is in the way; remove it: docker rm --force {name}"
+                ),
             }),
         }
     }
@@ -159,7 +161,9 @@ impl Docker {
         match volume.labels.get(LABEL_CLUSTER) {
             Some(owner) if *owner == self.config().cluster => Ok(name),
             _ => Err(Cause::Refused {
-                reason: format!("the Docker volume {name} is not this cluster's; rename or remove it: docker volume rm {name}"),
+                reason: format!(
+                    "the Docker volume {name} is not this cluster's; rename or remove it: docker volume rm {name}"
+                ),
             }),
         }
     }
@@ -169,7 +173,9 @@ impl Docker {
 pub(super) fn container(goal: &ReplicaGoal) -> Result<&Container, Cause> {
     match &goal.workload {
         Workload::Container(container) => Ok(container),
-        Workload::Module(module) => Err(Cause::Refused { reason: format!("{} is a module, not a container", module.path) }),
+        Workload::Module(module) => {
+            Err(Cause::Refused { reason: format!("{} is a module, not a container", module.path) })
+        }
     }
 }
 
@@ -180,10 +186,6 @@ pub(super) fn container_name(replica: ReplicaId, goal: &ReplicaGoal) -> String {
 /// A dot, which no label has, keeps volume `c` of project `a-b` apart from `b-c` of project `a`.
 pub(super) fn volume_name(goal: &ReplicaGoal, volume: &Label) -> String {
     format!("orca-{}.{volume}", goal.service.project)
-}
-
-fn endpoint(goal: &ReplicaGoal) -> EndpointSettings {
-    EndpointSettings { aliases: Some(vec![goal.service.service.to_string()]), ..Default::default() }
 }
 
 fn host_config(

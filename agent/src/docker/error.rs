@@ -67,7 +67,9 @@ pub fn cause(error: EngineError, socket: &Path) -> Cause {
     }
     let reason = message(&error);
     if reason.contains("no space left on device") {
-        return Cause::DiskFull { reason: format!("{reason}; free some space: docker image prune --all, or a larger disk") };
+        return Cause::DiskFull {
+            reason: format!("{reason}; free some space: docker image prune --all, or a larger disk"),
+        };
     }
     Cause::Refused { reason }
 }
@@ -148,7 +150,9 @@ mod tests {
         assert!(of(io::ErrorKind::PermissionDenied).contains("group docker"));
         assert!(of(io::ErrorKind::ConnectionRefused).contains("systemctl start docker"));
         let missing = EngineError::SocketNotFoundError("/s".to_owned());
-        assert!(matches!(cause(missing, Path::new("/s")), Cause::NoEngine { reason } if reason.starts_with("/s does not")));
+        assert!(
+            matches!(cause(missing, Path::new("/s")), Cause::NoEngine { reason } if reason.starts_with("/s does not"))
+        );
     }
 
     #[test]

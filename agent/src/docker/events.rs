@@ -66,17 +66,30 @@ struct Closed;
 impl Docker {
     pub fn events(&self) -> Events {
         let (sender, notices) = mpsc::channel(WAITING_MAX);
-        let watch = Watch { docker: self.clone(), sender, engine: Engine::Unknown, told: BTreeMap::new(), oom: BTreeSet::new() };
+        let watch = Watch {
+            docker: self.clone(),
+            sender,
+            engine: Engine::Unknown,
+            told: BTreeMap::new(),
+            oom: BTreeSet::new(),
+        };
         Events { notices, task: tokio::spawn(watch.run()) }
     }
+}
+
+struct Exit {
+    /// As the engine writes it; two exits of one container differ in it.
+    finished: String,
+    /// A time after its last line and before the first of the next run.
+    end: Timestamp,
 }
 
 struct Watch {
     docker: Docker,
     sender: mpsc::Sender<Notice>,
     engine: Engine,
-    /// When the newest exit ended that was told of each replica.
-    told: BTreeMap<ReplicaId, String>,
+    /// The newest exit that was told of each replica.
+    told: BTreeMap<ReplicaId, Exit>,
     /// Containers in which the kernel killed for memory since their start.
     oom: BTreeSet<String>,
 }
@@ -97,7 +110,9 @@ impl Watch {
                 match self.follow(&mut pause).await {
                     Ok(()) => {}
                     Err(Gap::Closed) => return,
-                    Err(Gap::Engine(cause)) => tracing::debug!(cause = error::words(&cause), "the engine's events broke off"),
+                    Err(Gap::Engine(cause)) => {
+                        tracing::debug!(cause = error::words(&cause), "the engine's events broke off")
+                    }
                 }
             }
             sleep(pause).await;
@@ -141,7 +156,8 @@ impl Watch {
             if let Condition::Exited { .. } = found.condition
                 && let Some(finished) = inspected.state.and_then(|state| state.finished_at)
             {
-                self.told.insert(found.replica, finished);
+                let end = timestamp(&finished).unwrap_or_default();
+                self.told.insert(found.replica, Exit { finished, end });
             }
             all.push(found);
         }
@@ -166,7 +182,9 @@ impl Watch {
             },
             Some("die") => {
                 let code = labels.get("exitCode").and_then(|code| code.parse().ok()).unwrap_or_default();
-                self.died(replica, &id, code).await
+                // The engine tells of a death when it has all that was written.
+                let end = event.time_nano.and_then(|nanos| u64::try_from(nanos / 1_000_000).ok()).unwrap_or_default();
+                self.died(replica, &id, code, Timestamp(end)).await
             }
             Some("destroy") => {
                 self.oom.remove(&id);
@@ -177,17 +195,19 @@ impl Watch {
         }
     }
 
-    async fn died(&mut self, replica: ReplicaId, id: &str, code: i64) -> Result<(), Gap> {
+    async fn died(&mut self, replica: ReplicaId, id: &str, code: i64, end: Timestamp) -> Result<(), Gap> {
         let mut out_of_memory = self.oom.remove(id);
         let mut last_lines = Vec::new();
         if let Some(inspected) = self.docker.inspect(id).await? {
             let state = inspected.state.clone().unwrap_or_default();
-            let before = state.finished_at.and_then(|finished| self.told.insert(replica, finished));
-            if before.is_some() && before.as_ref() == self.told.get(&replica) {
+            let finished = state.finished_at.unwrap_or_default();
+            let before = self.told.get(&replica);
+            if before.is_some_and(|before| before.finished == finished) {
                 return Ok(());
             }
             out_of_memory |= state.oom_killed.unwrap_or_default();
-            last_lines = self.docker.last_lines(&inspected, before.as_deref().and_then(timestamp)).await;
+            last_lines = self.docker.last_lines(&inspected, before.map(|before| before.end)).await;
+            self.told.insert(replica, Exit { finished, end });
         }
         self.see(Seen::Exited { replica, code, out_of_memory, last_lines }).await
     }

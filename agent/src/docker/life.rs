@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum};
 use bollard::query_parameters::{
-    ContainerArchiveInfoOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder, RemoveVolumeOptions, StartContainerOptions, StopContainerOptionsBuilder,
+    ContainerArchiveInfoOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
+    ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions, StartContainerOptions,
+    StopContainerOptionsBuilder,
 };
 use orca_cluster::goal::ReplicaGoal;
 use orca_cluster::id::{ReplicaId, ServiceName};
@@ -62,10 +63,9 @@ impl Docker {
         }
         let mut started = self.client()?.start_container(&id, None::<StartContainerOptions>).await;
         if let Err(error) = &started
-            && error::message(error).contains(&format!("network {} not found", goal.network()))
+            && is_network_missing(&error::message(error))
         {
-            let _networks = self.inner.networks.lock().await;
-            self.ensure_network(goal).await?;
+            self.join_again(&id, goal).await?;
             started = self.client()?.start_container(&id, None::<StartContainerOptions>).await;
         }
         match started {
@@ -238,6 +238,11 @@ impl Docker {
         let pid = u32::try_from(inspected.state.as_ref()?.pid?).ok().filter(|pid| *pid > 0)?;
         Some((pid, is_on_host_network(&inspected)))
     }
+}
+
+/// `network 225614cd… not found`: someone pruned it while nothing ran on it.
+fn is_network_missing(message: &str) -> bool {
+    message.contains("network ") && message.ends_with(" not found")
 }
 
 /// What the engine's words on a failed start mean, where they mean something known.

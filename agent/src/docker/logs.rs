@@ -62,7 +62,11 @@ impl Docker {
     }
 
     /// The end of what a container wrote since it was last started, which was after `ended` if that is known.
-    pub(super) async fn last_lines(&self, inspected: &ContainerInspectResponse, ended: Option<Timestamp>) -> Vec<String> {
+    pub(super) async fn last_lines(
+        &self,
+        inspected: &ContainerInspectResponse,
+        ended: Option<Timestamp>,
+    ) -> Vec<String> {
         let (Some(id), Ok(client)) = (inspected.id.as_deref(), self.client()) else { return Vec::new() };
         let started = inspected.state.as_ref().and_then(|state| timestamp(state.started_at.as_deref()?));
         let since = started.map(|started| started - START_LATENCY).max(ended.map(|ended| ended + MILLISECOND));
@@ -162,7 +166,8 @@ mod tests {
 
     fn check(pieces: &[&str], since: Option<Timestamp>, expect: &[(u64, &str)]) {
         let pieces = pieces.iter().map(|piece| Ok::<_, ()>(LogOutput::StdOut { message: (*piece).to_owned().into() }));
-        let lines: Vec<_> = futures_util::FutureExt::now_or_never(joined(stream::iter(pieces), since).collect()).unwrap();
+        let lines: Vec<_> =
+            futures_util::FutureExt::now_or_never(joined(stream::iter(pieces), since).collect()).unwrap();
         let lines: Vec<LogLine> = lines.into_iter().map(Result::unwrap).collect();
         let got: Vec<(u64, &str)> = lines.iter().map(|line| (line.at.0, line.text.as_str())).collect();
         assert_eq!(got, expect);

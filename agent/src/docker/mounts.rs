@@ -64,7 +64,9 @@ mod tests {
         for good in ["ok", "to-ok", "ok/../ok"] {
             assert!(check(&path(good)), "{good}");
         }
-        for bad in ["to-etc", "to-root", "to-state", "state", "state/db", "sockets", "sockets/docker.sock", ".", "absent"] {
+        for bad in
+            ["to-etc", "to-root", "to-state", "state", "state/db", "sockets", "sockets/docker.sock", ".", "absent"]
+        {
             assert!(!check(&path(bad)), "{bad}");
         }
         for bad in ["/", "/proc", "/proc/self", "/sys/fs", "/etc/passwd", "/usr/../etc"] {

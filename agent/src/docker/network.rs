@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use bollard::models::NetworkCreateRequest;
+use bollard::models::{EndpointSettings, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
 use bollard::query_parameters::{InspectNetworkOptions, ListContainersOptionsBuilder};
 use orca_cluster::goal::ReplicaGoal;
 use orca_cluster::replica::Cause;
@@ -49,6 +49,18 @@ impl Docker {
         }
     }
 
+    /// Puts a container that does not run on a network made anew: it knows its network by an id that is gone.
+    pub(super) async fn join_again(&self, container: &str, goal: &ReplicaGoal) -> Result<(), Cause> {
+        let _networks = self.inner.networks.lock().await;
+        let name = self.ensure_network(goal).await?;
+        let client = self.client()?;
+        let leave = NetworkDisconnectRequest { container: container.to_owned(), force: Some(true) };
+        let left = client.disconnect_network(&name, leave).await;
+        let join = NetworkConnectRequest { container: container.to_owned(), endpoint_config: Some(endpoint(goal)) };
+        let joined = client.connect_network(&name, join).await;
+        left.and(joined).map_err(|error| self.cause(error))
+    }
+
     /// Removes the project's network if no container, running or not, is on it. One that is not ours, or that
     /// someone joined in this moment, stays.
     pub(super) async fn remove_unused_network(&self, name: &str) -> Result<(), Cause> {
@@ -67,4 +79,9 @@ impl Docker {
             _ => Ok(()),
         }
     }
+}
+
+/// How a container is known on its project's network: by its service's name.
+pub(super) fn endpoint(goal: &ReplicaGoal) -> EndpointSettings {
+    EndpointSettings { aliases: Some(vec![goal.service.service.to_string()]), ..Default::default() }
 }

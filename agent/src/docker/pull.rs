@@ -118,11 +118,9 @@ impl Docker {
     async fn check_architecture(&self, container: &Container, image: &ImageInspect) -> Result<(), Cause> {
         let version = self.client()?.version().await.map_err(|error| self.cause(error))?;
         match (&image.architecture, &version.arch) {
-            (Some(has), Some(needs)) if !has.is_empty() && has != needs => Err(Cause::WrongArchitecture {
-                image: container.image.clone(),
-                has: has.clone(),
-                needs: needs.clone(),
-            }),
+            (Some(has), Some(needs)) if !has.is_empty() && has != needs => {
+                Err(Cause::WrongArchitecture { image: container.image.clone(), has: has.clone(), needs: needs.clone() })
+            }
             _ => Ok(()),
         }
     }
@@ -257,7 +255,11 @@ mod tests {
     #[test]
     fn what_registries_say_is_understood() {
         let check = |reason: &str, had_credentials, expect: fn(String) -> Cause| {
-            assert_eq!(pull_cause("i".to_owned(), reason.to_owned(), had_credentials), expect("i".to_owned()), "{reason}");
+            assert_eq!(
+                pull_cause("i".to_owned(), reason.to_owned(), had_credentials),
+                expect("i".to_owned()),
+                "{reason}"
+            );
         };
         let missing = |image| Cause::ImageMissing { image };
         let denied = |image| Cause::ImageDenied { image };

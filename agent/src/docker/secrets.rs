@@ -86,9 +86,20 @@ pub fn resolve(template: &Template, goal: &ReplicaGoal, open: Open<'_>) -> Resul
 impl Docker {
     /// Writes the files of a replica, and gives the directory to mount.
     pub(super) fn write_secrets(&self, replica: ReplicaId, environment: &Environment) -> Result<PathBuf, Cause> {
-        let refused = |error: io::Error| Cause::Refused { reason: format!("cannot write the files of secrets: {error}") };
-        let directory = self.secrets_directory()?.join(replica.to_string());
-        // The mode is set afterwards as well, whatever the umask.
+        let refused =
+            |error: io::Error| Cause::Refused { reason: format!("cannot write the files of secrets: {error}") };
+        let Some(root) = self.memory() else {
+            return Err(Cause::Refused {
+                reason:
+                    "secrets as files need a tmpfs, and neither the runtime directory nor /dev/shm is one; mount a \
+                         tmpfs on /run, or set secrets_as = \"env\""
+                        .to_owned(),
+            });
+        };
+        own(&root).map_err(refused)?;
+        let all = self.secrets_below(&root);
+        create_directory(&all, 0o700).map_err(refused)?;
+        let directory = all.join(replica.to_string());
         create_directory(&directory, 0o755).map_err(refused)?;
         for (name, value) in &environment.files {
             write_whole(&directory, name, value.as_bytes()).map_err(refused)?;
@@ -99,8 +110,8 @@ impl Docker {
     /// Takes the files of a replica away.
     pub(super) fn remove_secrets(&self, replica: ReplicaId) -> Result<(), Cause> {
         // Where there is no tmpfs, none were written.
-        let Ok(directory) = self.secrets_directory() else { return Ok(()) };
-        match fs::remove_dir_all(directory.join(replica.to_string())) {
+        let Some(root) = self.memory() else { return Ok(()) };
+        match fs::remove_dir_all(self.secrets_below(&root).join(replica.to_string())) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Cause::Refused { reason: format!("cannot remove the files of secrets: {error}") })
             }
@@ -108,26 +119,16 @@ impl Docker {
         }
     }
 
-    /// The first place that is memory, made ours: the runtime directory, the user's, or shared memory.
-    fn secrets_directory(&self) -> Result<PathBuf, Cause> {
+    /// The first place that is in memory: the runtime directory, the user's, or shared memory.
+    fn memory(&self) -> Option<PathBuf> {
         let configured = self.config().runtime_directory.clone();
-        let of_user = std::env::var_os("XDG_RUNTIME_DIR").map(|d| PathBuf::from(d).join("orca"));
-        let user = rustix::process::getuid().as_raw();
-        let shared = PathBuf::from(format!("/dev/shm/orca-{user}"));
-        for root in [Some(configured), of_user, Some(shared)].into_iter().flatten() {
-            if is_memory(&root) {
-                let directory = root.join(&self.config().cluster).join("secrets");
-                return own(&root, user)
-                    .and_then(|()| create_directory(&directory, 0o700))
-                    .map(|()| directory)
-                    .map_err(|error| Cause::Refused { reason: format!("cannot use {} for secrets: {error}", root.display()) });
-            }
-        }
-        Err(Cause::Refused {
-            reason: "secrets as files need a tmpfs, and neither the runtime directory nor /dev/shm is one; mount a \
-                     tmpfs on /run, or set secrets_as = \"env\""
-                .to_owned(),
-        })
+        let of_user = std::env::var_os("XDG_RUNTIME_DIR").map(|directory| PathBuf::from(directory).join("orca"));
+        let shared = PathBuf::from(format!("/dev/shm/orca-{}", rustix::process::getuid().as_raw()));
+        [Some(configured), of_user, Some(shared)].into_iter().flatten().find(|place| is_memory(place))
+    }
+
+    fn secrets_below(&self, root: &Path) -> PathBuf {
+        root.join(&self.config().cluster).join("secrets")
     }
 }
 
@@ -135,19 +136,20 @@ impl Docker {
 fn is_memory(path: &Path) -> bool {
     let existing = path.ancestors().find(|path| path.exists());
     let kind = existing.and_then(|path| rustix::fs::statfs(path).ok());
-    kind.is_some_and(|kind| MEMORY_FILE_SYSTEMS.contains(&(kind.f_type as i64)))
+    kind.is_some_and(|kind| MEMORY_FILE_SYSTEMS.contains(&kind.f_type))
 }
 
 /// In shared memory anyone can make a directory of any name: it must be ours alone.
-fn own(root: &Path, user: u32) -> io::Result<()> {
+fn own(root: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
     let found = fs::symlink_metadata(root)?;
-    if !found.is_dir() || found.uid() != user {
-        return Err(io::Error::other("it belongs to another user"));
+    if !found.is_dir() || found.uid() != rustix::process::getuid().as_raw() {
+        return Err(io::Error::other(format!("{} belongs to another user", root.display())));
     }
     Ok(())
 }
 
+/// With this mode, whatever the umask.
 fn create_directory(path: &Path, mode: u32) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))

@@ -58,7 +58,8 @@ impl Meter {
         });
         let readings: BTreeMap<ReplicaId, Reading> =
             readings.buffer_unordered(AT_ONCE).filter_map(async |reading| reading).collect().await;
-        let usage = readings.iter().map(|(replica, reading)| (*replica, reading.usage(self.before.get(replica)))).collect();
+        let usage =
+            readings.iter().map(|(replica, reading)| (*replica, reading.usage(self.before.get(replica)))).collect();
         self.before = readings;
         Ok(usage)
     }

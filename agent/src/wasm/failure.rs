@@ -111,7 +111,9 @@ fn function_name(mangled: &str) -> String {
 
 fn is_machinery(name: &str) -> bool {
     let name = name.trim_start_matches(['<', '&']);
-    ["std::", "core::", "alloc::", "__rust", "rust_", "__rdl", "__rg", "abort"].iter().any(|start| name.starts_with(start))
+    ["std::", "core::", "alloc::", "__rust", "rust_", "__rdl", "__rg", "abort"]
+        .iter()
+        .any(|start| name.starts_with(start))
 }
 
 impl From<&CallError> for orca_dataplane::ModuleError {

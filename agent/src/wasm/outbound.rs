@@ -138,9 +138,7 @@ async fn public_address(target: &Target) -> Result<SocketAddr, String> {
     let mut addresses = tokio::net::lookup_host((target.host.as_str(), target.port))
         .await
         .map_err(|error| format!("its name does not resolve ({error})"))?;
-    addresses
-        .find(|address| is_public(address.ip()))
-        .ok_or_else(|| "its name leads to no public address".to_owned())
+    addresses.find(|address| is_public(address.ip())).ok_or_else(|| "its name leads to no public address".to_owned())
 }
 
 /// Whether an address is somebody else's, out on the internet: not this host, its network, or a cloud's metadata
@@ -329,9 +327,26 @@ mod tests {
     #[test]
     fn an_address_of_this_host_or_its_network_is_not_public() {
         for address in [
-            "127.0.0.1", "0.0.0.0", "10.1.2.3", "172.17.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "224.0.0.1",
-            "255.255.255.255", "192.0.0.1", "198.18.0.1", "::", "::1", "fe80::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1",
-            "64:ff9b::a9fe:a9fe", "2002:7f00:1::1", "2001:db8::1",
+            "127.0.0.1",
+            "0.0.0.0",
+            "10.1.2.3",
+            "172.17.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "192.0.0.1",
+            "198.18.0.1",
+            "::",
+            "::1",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::a9fe:a9fe",
+            "2002:7f00:1::1",
+            "2001:db8::1",
         ] {
             assert!(!is_public(address.parse().unwrap()), "{address}");
         }

@@ -18,7 +18,9 @@ const REPLICA: ReplicaId = ReplicaId(7);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn committed(path: &str) -> Bytes {
-    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)).expect("a component of this repository").into()
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path))
+        .expect("a component of this repository")
+        .into()
 }
 
 fn probe() -> Bytes {

@@ -78,7 +78,7 @@ impl Bed {
         }
     }
 
-    pub fn goal_with(&self, change: impl FnOnce(&mut ReplicaGoal, &mut BTreeMap<&str, &str>)) -> ReplicaGoal {
+    pub fn goal_with<'a>(&self, change: impl FnOnce(&mut ReplicaGoal, &mut BTreeMap<&'a str, &'a str>)) -> ReplicaGoal {
         let (mut goal, mut env) = (self.goal(), BTreeMap::new());
         change(&mut goal, &mut env);
         goal.env = env.into_iter().map(|(name, text)| (name.to_owned(), text.parse().unwrap())).collect();
@@ -127,6 +127,7 @@ impl Bed {
 impl Drop for Bed {
     /// A test that failed has left things behind; the engine has room for few networks.
     fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(format!("/dev/shm/orca-0/{}", self.config.cluster));
         let label = format!("label=orca.cluster={}", self.config.cluster);
         for (list, remove) in [
             (&["ps", "--all", "--quiet"][..], &["rm", "--force", "--volumes"][..]),

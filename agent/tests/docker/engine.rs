@@ -13,7 +13,7 @@ use super::bed::{Bed, open, run, wait, wait_seen};
 
 /// Passes connections on to the real socket until it is dropped; then they all break.
 struct Relay {
-    _connections: tokio::task::JoinHandle<()>,
+    connections: tokio::task::JoinHandle<()>,
 }
 
 impl Relay {
@@ -29,13 +29,13 @@ impl Relay {
                 passing.spawn(async move { drop(tokio::io::copy_bidirectional(&mut near, &mut far).await) });
             }
         });
-        Relay { _connections: connections }
+        Relay { connections }
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self._connections.abort();
+        self.connections.abort();
     }
 }
 

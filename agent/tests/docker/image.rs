@@ -80,7 +80,10 @@ async fn an_image_is_pulled_by_name_then_by_digest() {
     let address = registry.address.clone();
     drop(registry);
     let unreachable = bed.fetch(&of_image(&bed, &format!("{address}/org/other:1"), None)).await;
-    assert!(matches!(&unreachable, Err(Cause::PullFailed { reason, .. }) if reason.contains("refused")), "{unreachable:?}");
+    assert!(
+        matches!(&unreachable, Err(Cause::PullFailed { reason, .. }) if reason.contains("refused")),
+        "{unreachable:?}"
+    );
 }
 
 #[tokio::test]

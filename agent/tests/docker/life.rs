@@ -86,7 +86,9 @@ async fn a_container_killed_from_outside_is_seen_at_once() {
     let killed = Instant::now();
     let exited = wait_seen(&mut events, |seen| matches!(seen, Seen::Exited { .. })).await;
     assert!(killed.elapsed() < Duration::from_secs(1), "it took {:?}", killed.elapsed());
-    let Seen::Exited { replica: R1, code: 137, out_of_memory: false, last_lines } = exited else { panic!("{exited:?}") };
+    let Seen::Exited { replica: R1, code: 137, out_of_memory: false, last_lines } = exited else {
+        panic!("{exited:?}")
+    };
     assert_eq!(last_lines, ["version 1 listening on http://0.0.0.0:8080"]);
 
     // And it is started again, with the same logs to come and none of the old ones told again.
@@ -200,6 +202,33 @@ async fn services_of_a_project_find_each_other_by_name() {
 }
 
 #[tokio::test]
+async fn a_network_that_someone_pruned_is_made_again() {
+    let bed = Bed::new("pruned");
+    let goal = bed.goal();
+    bed.up(R1, &goal).await;
+    bed.docker.stop(R1, GRACE).await;
+    run("docker", &["network", "rm", &format!("orca-{}", bed.project)]).unwrap();
+    assert!(matches!(bed.start(R1, &goal).await, Finished::Started { address: Some(_) }));
+}
+
+#[tokio::test]
+async fn on_the_hosts_network_it_is_reached_on_the_host() {
+    let bed = Bed::new("host");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = port.to_string();
+    let goal = bed.goal_with(|goal, env| {
+        container(goal).host.network = true;
+        goal.port = Some(port);
+        env.extend([("PORT", text.as_str()), ("BIND", "127.0.0.1")]);
+    });
+    let address = bed.up(R1, &goal).await;
+    assert_eq!(address, SocketAddr::from(([127, 0, 0, 1], port)));
+    assert_eq!(eventually(async || get(address, "/version").await).await, "1\n");
+    assert_eq!(bed.docker.listening(R1).await, None, "those are everybody's");
+    assert!(!bed.network_exists());
+}
+
+#[tokio::test]
 async fn secrets_as_files_are_in_memory_and_nowhere_in_docker() {
     let bed = Bed::new("files");
     let mut goal = bed.goal_with(|goal, env| {
@@ -211,8 +240,8 @@ async fn secrets_as_files_are_in_memory_and_nowhere_in_docker() {
     let address = bed.up(R1, &goal).await;
     let text = eventually(async || get(address, "/file?/run/secrets/DATABASE").await).await;
     assert_eq!(text, "postgres://app:ORCA-CANARY-PASSWORD@db/app");
-    assert_eq!(get(address, "/env?DATABASE_FILE").await.unwrap(), "/run/secrets/DATABASE\n");
-    assert_eq!(get(address, "/env?PLAIN").await.unwrap(), "shown\n");
+    assert_eq!(get(address, "/env?DATABASE_FILE").await.unwrap(), "/run/secrets/DATABASE");
+    assert_eq!(get(address, "/env?PLAIN").await.unwrap(), "shown");
     assert_eq!(get(address, "/env?DATABASE").await.unwrap(), "absent\n");
     let inspected = bed.inspect(R1);
     assert!(!inspected.contains("ORCA-CANARY"));
@@ -264,6 +293,11 @@ async fn named_volumes_outlive_the_container_and_go_only_when_erased() {
         assert_eq!(bed.docker.remove(R1, &goal, true).await, Finished::Removed);
     }
     assert!(!exists());
+
+    // What no goal speaks of is taken away, and what it kept stays.
+    bed.up(R1, &goal).await;
+    assert_eq!(bed.docker.remove_found(R1, &goal.service).await, Finished::Removed);
+    assert!(exists() && !bed.network_exists());
 }
 
 #[tokio::test]
@@ -286,7 +320,10 @@ async fn the_host_is_not_mounted_whatever_it_is_called() {
     };
     for bad in ["/", "/etc", "/proc/1", "/var/run/docker.sock", "/run", &path("innocent"), &path("state"), &path("")] {
         let refused = bed.create(R1, &with(bad)).await;
-        assert!(matches!(&refused, Finished::Failed(Cause::Refused { reason }) if reason.contains(bad)), "{bad}: {refused:?}");
+        assert!(
+            matches!(&refused, Finished::Failed(Cause::Refused { reason }) if reason.contains(bad)),
+            "{bad}: {refused:?}"
+        );
     }
     let address = bed.up(R1, &with(&path("ok"))).await;
     assert_eq!(eventually(async || get(address, "/file?/mnt/file").await).await, "from the host");
@@ -318,7 +355,10 @@ async fn what_is_in_the_way_and_not_ours_is_named_and_left_alone() {
     run("docker", &["create", "--name", &name, "orca-test/app:1"]).unwrap();
     let refused = bed.create(R1, &goal).await;
     run("docker", &["rm", &name]).unwrap();
-    assert!(matches!(&refused, Finished::Failed(Cause::Refused { reason }) if reason.contains("docker rm")), "{refused:?}");
+    assert!(
+        matches!(&refused, Finished::Failed(Cause::Refused { reason }) if reason.contains("docker rm")),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]
@@ -357,7 +397,10 @@ async fn probes_look_at_a_real_replica() {
     let failed = Saw::Exit { code: 7, output: "exit 7".to_owned() };
     assert_eq!(look(exec(&["/orca-test-app", "exit", "7"]), GRACE).await, Err(failed));
     let absent = look(exec(&["/nope"]), GRACE).await;
-    assert!(matches!(&absent, Err(Saw::Exit { output, .. } | Saw::Error(output)) if output.contains("/nope")), "{absent:?}");
+    assert!(
+        matches!(&absent, Err(Saw::Exit { output, .. } | Saw::Error(output)) if output.contains("/nope")),
+        "{absent:?}"
+    );
     let begun = Instant::now();
     assert_eq!(look(exec(&["/orca-test-app", "sleep", "60000"]), Duration::from_millis(300)).await, Err(Saw::TimedOut));
     assert!(begun.elapsed() < Duration::from_secs(10));

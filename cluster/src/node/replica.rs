@@ -135,9 +135,16 @@ impl Replica {
         self.goal.as_ref().is_none_or(|goal| matches!(goal.workload, Workload::Container(_)))
     }
 
-    /// Whether a runtime may have something of it, so that its volumes are not free.
-    pub fn occupies(&self) -> bool {
-        !matches!(self.stage, Stage::Pending | Stage::Gone | Stage::Busy(_, Doing::Fetching))
+    /// Whether its process may be running, so that its volumes are not free.
+    pub fn holds_volumes(&self) -> bool {
+        match &self.stage {
+            Stage::Unknown | Stage::Running(_) => true,
+            Stage::Busy(_, doing) => match doing {
+                Doing::Starting | Doing::Restarting | Doing::Stopping => true,
+                Doing::Fetching | Doing::Creating | Doing::Removing => false,
+            },
+            Stage::Pending | Stage::BackOff { .. } | Stage::Stopped | Stage::Gone => false,
+        }
     }
 
     /// Writable named volumes, as the runtime knows them.
@@ -524,9 +531,11 @@ impl Replica {
             (Doing::Removing, Finished::Removed) => self.enter(Stage::Gone, now),
             (Doing::Fetching | Doing::Creating, Finished::Failed(cause)) => self.failed(cause, Again::Fetch, now),
             (Doing::Starting, Finished::Failed(cause)) => self.failed(cause, Again::Start, now),
-            (Doing::Restarting | Doing::Stopping | Doing::Removing, Finished::Failed(cause)) => {
-                // Tried again after a while; nothing else may happen to it before it is known to be down.
-                self.failed(cause, Again::Start, now);
+            (Doing::Removing, Finished::Failed(cause)) => self.failed(cause, Again::Start, now),
+            (Doing::Restarting | Doing::Stopping, Finished::Failed(cause)) => {
+                // It may be running still: that is asked again, and nothing else is done about it before.
+                self.running(None, self.begun, now);
+                self.trouble = Some(Trouble { at: now, cause, retry_at: None });
             }
             (_, finished) => unreachable!("{doing:?} cannot end in {finished:?}"),
         }

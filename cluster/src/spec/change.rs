@@ -143,10 +143,12 @@ pub fn change(old: &Service, new: &Service) -> Change {
         SecretsAs::Files => "files".to_owned(),
     });
     let Resources { memory, cpu } = resources;
-    change.compare(Effect::Replace, "memory", &old.resources.memory, memory, or_none);
+    // The memory of a module is one of its limits; what is set aside for it is not seen by what runs.
+    let effect = if new.is_module() { Effect::Remember } else { Effect::Replace };
+    change.compare(effect, "memory", &old.resources.memory, memory, or_none);
     change.compare(Effect::Replace, "cpu", &old.resources.cpu, cpu, or_none);
-    change.compare(Effect::Reprobe, "liveness", &old.liveness, liveness, probe_text);
-    change.compare(Effect::Reprobe, "readiness", &old.readiness, readiness, probe_text);
+    probe_change(&mut change, "liveness", old.liveness.as_ref(), liveness.as_ref());
+    probe_change(&mut change, "readiness", old.readiness.as_ref(), readiness.as_ref());
     change.compare_sets(Effect::Remember, "depends_on", &old.depends_on, depends_on);
     deploy_change(&mut change, &old.deploy, deploy);
     let Placement { node, labels, spread } = placement;
@@ -251,18 +253,37 @@ fn or_none<T: Display>(value: &Option<T>) -> String {
     value.as_ref().map_or_else(|| "none".to_owned(), T::to_string)
 }
 
-fn probe_text(probe: &Option<Probe>) -> String {
-    let Some(Probe { check, interval, timeout, failure_threshold, success_threshold, initial_delay }) = probe else {
-        return "none".to_owned();
+fn probe_change(change: &mut Change, name: &str, old: Option<&Probe>, new: Option<&Probe>) {
+    let (old, new) = match (old, new) {
+        (None, None) => return,
+        (None, Some(new)) => {
+            return change.note(Effect::Reprobe, format!("{name} added: {}", check_text(&new.check)));
+        }
+        (Some(_), None) => return change.note(Effect::Reprobe, format!("{name} removed")),
+        (Some(old), Some(new)) => (old, new),
     };
-    let check = match check {
+    let Probe { check, interval, timeout, failure_threshold, success_threshold, initial_delay } = new;
+    change.compare(Effect::Reprobe, name, &old.check, check, check_text);
+    for (what, old, new) in [
+        ("interval", old.interval, *interval),
+        ("timeout", old.timeout, *timeout),
+        ("initial_delay", old.initial_delay, *initial_delay),
+    ] {
+        change.compare(Effect::Reprobe, &format!("{name} {what}"), &old, &new, |span| format!("{span:?}"));
+    }
+    for (what, old, new) in [
+        ("failure_threshold", old.failure_threshold, *failure_threshold),
+        ("success_threshold", old.success_threshold, *success_threshold),
+    ] {
+        change.compare(Effect::Reprobe, &format!("{name} {what}"), &old, &new, u32::to_string);
+    }
+}
+
+fn check_text(check: &Check) -> String {
+    match check {
         Check::Http(path) => format!("GET {path}"),
         Check::Tcp => "tcp".to_owned(),
         Check::Exec(command) => format!("exec {}", command.join(" ")),
         Check::Grpc => "grpc".to_owned(),
-    };
-    format!(
-        "({check} every {interval:?}, {timeout:?} each, after {initial_delay:?}, \
-         fails at {failure_threshold}, passes at {success_threshold})"
-    )
+    }
 }

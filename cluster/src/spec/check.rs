@@ -244,6 +244,10 @@ pub fn project(project: &Project) -> Vec<Fault> {
 
 /// All that is wrong between services of one project, each with the position of the one to blame.
 pub fn together(services: &[&Service]) -> Vec<(usize, Fault)> {
+    if services.len() > SERVICES_MAX {
+        let message = format!("a project has at most {SERVICES_MAX} services, this one has {}", services.len());
+        return vec![(SERVICES_MAX, Fault::conflict(Place::of("name"), message, "make two projects of it"))];
+    }
     let mut faults = Vec::new();
     let mut names = BTreeMap::new();
     let mut volumes = BTreeMap::new();
@@ -268,7 +272,7 @@ pub fn together(services: &[&Service]) -> Vec<(usize, Fault)> {
                 volumes.insert(name, &service.name);
             }
         }
-        for route in &service.routes {
+        for route in service.routes.iter().take(ROUTES_MAX) {
             if let Some(owner) = routes.get(route) {
                 let message = format!("`{route}` is already routed to `{owner}`");
                 let place = Place::of("routes").key(route.to_string());
@@ -277,7 +281,7 @@ pub fn together(services: &[&Service]) -> Vec<(usize, Fault)> {
                 routes.insert(route, &service.name);
             }
         }
-        for wanted in &service.depends_on {
+        for wanted in service.depends_on.iter().take(DEPENDENCIES_MAX) {
             if services.iter().all(|other| other.name != *wanted) {
                 let place = Place::of("depends_on").key(wanted.to_string());
                 let mut fault = Fault::new(place, format!("there is no service `{wanted}` in this project"));
@@ -286,12 +290,7 @@ pub fn together(services: &[&Service]) -> Vec<(usize, Fault)> {
             }
         }
     }
-    if services.len() > SERVICES_MAX {
-        let message = format!("a project has at most {SERVICES_MAX} services, this one has {}", services.len());
-        faults.push((SERVICES_MAX, Fault::conflict(Place::of("name"), message, "make two projects of it")));
-    } else {
-        faults.extend(circles(services));
-    }
+    faults.extend(circles(services));
     faults
 }
 
@@ -361,7 +360,7 @@ pub fn settings(settings: &Settings) -> Vec<Fault> {
         faults.add("cluster.log_level", format!("`{level}` is no log level")).hint = Some(hint);
     }
     faults.at_most("policy.allow_host", allow_host.len(), LABELS_MAX, "entries");
-    for entry in allow_host {
+    for entry in allow_host.iter().take(LABELS_MAX) {
         if matches!(entry.as_str(), "privileged" | "network") {
             continue;
         }
@@ -432,9 +431,10 @@ impl Faults {
         self.0.push(Fault::new(Place::of(at), message));
     }
 
+    /// Of more than there may be, only as many are looked at: the rest may be a million.
     fn at_most(&mut self, at: &'static str, count: usize, max: usize, what: &str) {
         if count > max {
-            self.push(at, format!("at most {max} {what}, not {count}"));
+            self.push(at, format!("there may be at most {max} {what}"));
         }
     }
 
@@ -549,7 +549,7 @@ impl Faults {
 
     fn routes(&mut self, service: &Service) {
         self.at_most("routes", service.routes.len(), ROUTES_MAX, "routes");
-        for route in &service.routes {
+        for route in service.routes.iter().take(ROUTES_MAX) {
             let host_is_right = match &route.host {
                 Host::Exact(name) => name.parse() == Ok(route.host.clone()),
                 Host::Wildcard(name) => format!("*.{name}").parse() == Ok(route.host.clone()),
@@ -701,7 +701,7 @@ impl Faults {
             self.push("placement.node", "this is no name of a node".to_owned());
         }
         self.at_most("placement.labels", labels.len(), LABELS_MAX, "labels");
-        for (key, value) in labels {
+        for (key, value) in labels.iter().take(LABELS_MAX) {
             if !is_label(key) || !is_label(value) {
                 self.add_at(Place::of("placement.labels").key(key.clone()), format!("`{key}` = `{value}` is no label"))
                     .advise("1 to 253 letters, digits, `.`, `_`, `/` and `-`");
@@ -714,7 +714,7 @@ impl Faults {
 
     fn volumes(&mut self, volumes: &[Volume], secrets_as: SecretsAs) {
         self.at_most("volume", volumes.len(), VOLUMES_MAX, "volumes");
-        for (index, volume) in volumes.iter().enumerate() {
+        for (index, volume) in volumes.iter().enumerate().take(VOLUMES_MAX) {
             let Volume { source, path, read_only: _ } = volume;
             let place = Place::of("volume").index(index);
             if let VolumeSource::Host(host) = source
@@ -739,7 +739,7 @@ impl Faults {
 
     fn schedules(&mut self, service: &Service) {
         self.at_most("triggers", service.schedules.len(), SCHEDULES_MAX, "schedules");
-        for schedule in &service.schedules {
+        for schedule in service.schedules.iter().take(SCHEDULES_MAX) {
             if let Err(problem) = cron(&schedule.cron) {
                 self.push("triggers", problem);
             }
@@ -753,7 +753,7 @@ impl Faults {
             self.push("module.max_concurrent", format!("{concurrency} is out of range: 1 to {CONCURRENCY_MAX}"));
         }
         self.at_most("module.outbound", outbound.len(), OUTBOUND_MAX, "hosts");
-        for target in outbound {
+        for target in outbound.iter().take(OUTBOUND_MAX) {
             if let Err(problem) = outbound_host(target) {
                 let place = Place::of("module.outbound").key(target.clone());
                 self.add_at(place, problem).advise("such as \"api.example.com\" or \"*.example.com:8443\"");

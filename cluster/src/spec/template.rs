@@ -49,7 +49,7 @@ impl Template {
     }
 
     /// The text with every reference replaced by what `value` gives for it, or the first name it has nothing for.
-    pub fn resolve<'a>(&'a self, mut value: impl FnMut(&str) -> Option<String>) -> Result<String, &'a str> {
+    pub fn resolve(&self, mut value: impl FnMut(&str) -> Option<String>) -> Result<String, &str> {
         let mut text = String::new();
         for part in &self.parts {
             match part {

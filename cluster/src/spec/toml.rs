@@ -17,10 +17,10 @@ use std::ops::Range;
 use ::toml::de::{DeTable, DeValue};
 use toml_parser::lexer::TokenKind;
 
-pub use problem::{Problem, render};
+pub use problem::{Kind, Problem, render};
 pub use table::PROBLEMS_MAX;
 
-use super::check::{self, Kind, Place, Step};
+use super::check::{self, Place, Step};
 use super::{Project, Route, Service, Settings};
 use crate::id::{Label, ServiceName};
 use service::{Draft, Name};
@@ -176,10 +176,12 @@ fn check_together(report: &Report<'_>, drafts: &[Draft]) {
                 }
             }
             // It may be the one that lacks its name.
-            [Step::Key(key), Step::Key(_)] if key == "depends_on" && fault.kind == Kind::Value => {
-                if drafts.iter().any(|draft| draft.name == Name::Absent) {
-                    continue;
-                }
+            [Step::Key(key), Step::Key(_)]
+                if key == "depends_on"
+                    && fault.kind == Kind::Value
+                    && drafts.iter().any(|draft| draft.name == Name::Absent) =>
+            {
+                continue;
             }
             _ => {}
         }
@@ -207,8 +209,13 @@ fn parse<T>(file: &SourceFile, read: impl FnOnce(&mut Table<'_>) -> T) -> (Optio
     let mut table = report.root();
     let value = read(&mut table);
     table.finish();
-    let problems = report.finish(errors.iter().map(|error| syntax(&report, error)).collect());
-    (Some(value), problems)
+    // One for each line: what follows the first in a line is mostly its echo, and a hostile line could have a million.
+    let mut broken = BTreeMap::new();
+    for error in &errors {
+        broken.entry(report.line_of(error.span().unwrap_or_default().start)).or_insert(error);
+    }
+    let broken = broken.into_iter().map(|(line, error)| (line, syntax(&report, error)));
+    (Some(value), report.finish(broken.take(PROBLEMS_MAX).collect()))
 }
 
 /// Where brackets and dots of keys first nest too deep. Counted on tokens, before there is a tree. A bracket is closed

@@ -74,7 +74,7 @@ fn what_is_around_the_process_does_not() {
             Rescale: replicas 1 -> 2
             Reroute: route a.example.com/ removed
             Reroute: route b.example.com/ added
-            Reprobe: readiness (GET /h every 1s, 3s each, after 0ns, fails at 3, passes at 1) -> (tcp every 1s, 3s each, after 0ns, fails at 3, passes at 1)
+            Reprobe: readiness GET /h -> tcp
             Remember: strategy rolling -> canary 5%
             Remember: stop_grace 10s -> 1s
             Remember: registry login added
@@ -106,7 +106,7 @@ fn limits_and_times_of_a_module_are_compared() {
         "module = { path = \"a.wasm\", timeout_secs = 1, outbound = [\"x.example.com\"] }\ntriggers = [\"cron:0 8 * * *\"]\n\
          resources.memory = \"32Mi\"",
         expect![[r#"
-            Replace: memory none -> 32Mi
+            Remember: memory none -> 32Mi
             Reschedule: schedule 0 8 * * * added
             Reschedule: schedule 0 9 * * * removed
             Replace: memory of an instance 64Mi -> 32Mi

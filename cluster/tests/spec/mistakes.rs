@@ -472,6 +472,28 @@ fn a_path_with_dots() {
 }
 
 #[test]
+fn a_list_of_nothing() {
+    check_key(
+        "domains = []\nroutes = []",
+        expect![[r#"
+        error: the list is empty
+         --> service.toml:5:11
+          |
+        5 | domains = []
+          |           ^^
+          = hint: leave it out
+
+        error: the list is empty
+         --> service.toml:6:10
+          |
+        6 | routes = []
+          |          ^^
+          = hint: leave it out
+    "#]],
+    );
+}
+
+#[test]
 fn a_path_twice() {
     check_key(
         r#"routes = ["/a", "/a/*"]"#,

@@ -187,6 +187,47 @@ fn no_nesting_overflows_the_stack() {
     thread.expect("a thread can be started").join().expect("it ends by returning");
 }
 
+/// As much of each thing as fits into a file; whatever takes the square of that would not end.
+#[test]
+fn no_amount_of_anything_takes_for_ever() {
+    let many = |text: &str| text.repeat((FILE_BYTES_MAX - 200) / text.len());
+    let numbered = |of: fn(usize) -> String| {
+        let mut text = String::new();
+        let mut at = 0;
+        while text.len() < FILE_BYTES_MAX - 200 {
+            text += &of(at);
+            at += 1;
+        }
+        text
+    };
+    let web = "[[service]]\nname = \"web\"\nimage = \"nginx\"\nport = 80\n";
+    let texts = [
+        many("="),
+        many("=\n"),
+        many("[[service]]\n"),
+        many("\n") + "x = 1",
+        format!("{web}domains = [{}]\n", numbered(|at| format!("\"a{at}\",")).trim_end_matches(',')),
+        format!("{web}routes = [{}]\n", numbered(|at| format!("\"/{at}\",")).trim_end_matches(',')),
+        numbered(|at| {
+            let list = |of: &str| (0..200).map(|n| format!("\"{of}{n}\"")).collect::<Vec<_>>().join(", ");
+            let (domains, routes) = (list("d"), list("/"));
+            format!("[[service]]\nname = \"a{at}\"\nimage = \"a\"\ndomains = [{domains}]\nroutes = [{routes}]\n")
+        }),
+        format!("{web}depends_on = [{}]\n", numbered(|at| format!("\"a{at}\",")).trim_end_matches(',')),
+        format!("{web}{}", numbered(|at| format!("a{at} = 1\n"))),
+        format!("{web}{}", numbered(|at| format!("[[service.volume]]\nname = \"a{at}\"\npath = \"/a{at}\"\n"))),
+        format!("{web}env = {{ {} }}\n", numbered(|at| format!("a{at} = 1, "))),
+        numbered(|at| format!("[[service]]\nname = \"a{at}\"\nimage = \"a\"\ndepends_on = [\"a{}\"]\n", at + 1)),
+    ];
+    for text in texts {
+        let problems = project(&text).expect_err("there is too much of it");
+        assert!(problems.len() <= PROBLEMS_MAX);
+        for problem in problems.iter().take(3) {
+            assert!(toml::render(problem, &text, false).len() < 2_000);
+        }
+    }
+}
+
 #[test]
 fn json_that_no_file_could_mean_is_refused() {
     let right = project(FIXTURES[0]).expect("it is right");

@@ -13,11 +13,11 @@ use orca_cluster::state::State;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::{Change, RaftTransferAnswer};
 use super::{
     Peer, RaftAppend, RaftAppended, RaftEntry, RaftId, RaftLogId, RaftMembership, RaftPayload, RaftSnapshotMeta,
     RaftStoredMembership, RaftTransfer, RaftVote, RaftVoteAnswer, RaftVoteRequest, Types,
 };
-use super::{Change, RaftTransferAnswer};
 use crate::store::frame::{self, FrameError, Kind};
 
 /// Bytes that are not what they should be. Says which, and how so.
@@ -26,7 +26,11 @@ pub enum CodecError {
     #[error("the {what} is damaged: {error}")]
     Damaged { what: &'static str, error: FrameError },
     #[error("the {what} is whole and makes no sense")]
-    Meaningless { what: &'static str, #[source] source: serde_json::Error },
+    Meaningless {
+        what: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("the {what} contradicts itself: {why}")]
     Contradiction { what: &'static str, why: &'static str },
 }

@@ -102,7 +102,7 @@ impl RaftLogStorage<Types> for Log {
 
     async fn save_committed(&mut self, committed: Option<RaftLogId>) -> io::Result<()> {
         let record = codec::encode(&Committed(committed.map(LogId::from)));
-        Ok(self.store.save_committed(record).await?)
+        Ok(self.store.save_committed(record)?)
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<RaftLogId>> {
@@ -117,10 +117,8 @@ impl RaftLogStorage<Types> for Log {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries
-            .into_iter()
-            .map(|entry| (entry.log_id.index, codec::encode(&codec::Entry::from(entry))))
-            .collect();
+        let entries =
+            entries.into_iter().map(|entry| (entry.log_id.index, codec::encode(&codec::Entry::from(entry)))).collect();
         let done = move |result: Result<(), _>| callback.io_completed(result.map_err(io::Error::from));
         Ok(self.store.append(entries, done).await?)
     }

@@ -15,9 +15,7 @@ use tokio::sync::watch;
 
 use super::codec::{self, Snapshot};
 use super::log::damaged;
-use super::{
-    Change, RaftLogId, RaftPayload, RaftSnapshot, RaftSnapshotMeta, RaftStoredMembership, Types,
-};
+use super::{Change, RaftLogId, RaftPayload, RaftSnapshot, RaftSnapshotMeta, RaftStoredMembership, Types};
 use crate::store::{Kept, Store};
 
 #[derive(Debug)]

@@ -10,9 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::errors::{
-    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
-};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::TransferLeaderRequest;
 use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
@@ -236,11 +234,21 @@ fn vote_answer(answer: Response) -> Result<RaftVoteAnswer, RPCError<Types>> {
 
 /// Answers what the peer `from` asked. Never fails: what cannot be answered is refused, with the reason.
 pub async fn serve(raft: &openraft::Raft<Types, Machine>, id: RaftId, from: RaftId, request: &[u8]) -> Vec<u8> {
+    if request.len() > MESSAGE_BYTES_MAX {
+        return refuse("the request is too large");
+    }
     let answer = match codec::decode::<Request>(request) {
         Ok(request) => answer(raft, id, from, request).await,
         Err(error) => Err(error.into()),
     };
-    codec::encode(&answer.unwrap_or_else(|refusal| Response::Refused(refusal.to_string())))
+    match answer {
+        Ok(answer) => codec::encode(&answer),
+        Err(refusal) => refuse(&refusal.to_string()),
+    }
+}
+
+pub fn refuse(why: &str) -> Vec<u8> {
+    codec::encode(&Response::Refused(why.to_owned()))
 }
 
 #[derive(Debug, thiserror::Error)]

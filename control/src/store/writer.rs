@@ -12,15 +12,13 @@ use std::thread;
 use redb::{Database, Durability, ReadableTable, WriteTransaction};
 use tokio::sync::{mpsc, watch};
 
-use super::{
-    Kept, LOG, Pending, QUEUE_MAX, RECORDS, SNAPSHOT, Slot, StoreError, fail, lock, snapshot_key,
-};
+use super::{Kept, LOG, Pending, QUEUE_MAX, RECORDS, SNAPSHOT, Slot, StoreError, fail, lock, snapshot_key};
 
 pub(super) enum Write {
     Append(Vec<(u64, Arc<[u8]>)>),
     Truncate { from: u64 },
     Purge { upto: u64, record: Vec<u8> },
-    Record { slot: Slot, record: Arc<[u8]> },
+    Record { slot: Slot, record: Vec<u8> },
     Snapshot(Kept),
 }
 
@@ -65,33 +63,44 @@ fn run(
         let failed = failure.borrow().clone();
         let result = match failed {
             Some(error) => Err(error),
-            None => commit(db, batch.iter().map(|job| &job.write)),
+            None => commit(db, pending, &batch),
         };
-        match &result {
-            Ok(()) => forget(pending, &batch),
-            Err(error) => fail(failure, error),
+        if let Err(error) = &result {
+            fail(failure, error);
         }
         for job in batch.drain(..) {
             (job.done)(result.clone());
         }
     }
+    // Nobody is left to be told; and what is lost if this fails is a hint.
+    if failure.borrow().is_none() && lock(pending).committed.is_some() && commit(db, pending, &[]).is_err() {
+        tracing::warn!("the store could not note what is committed as it closed");
+    }
 }
 
-/// All of it or nothing, and on disk when this returns.
-fn commit<'a>(db: &Database, writes: impl Iterator<Item = &'a Write>) -> Result<(), StoreError> {
+/// All of it or nothing, and on disk when this returns. Then it need not be held in memory.
+fn commit(db: &Database, pending: &Mutex<Pending>, batch: &[Job]) -> Result<(), StoreError> {
+    let committed = lock(pending).committed.clone();
     let commit = catch_unwind(AssertUnwindSafe(|| {
         let mut txn = db.begin_write().map_err(redb::Error::from)?;
         txn.set_durability(Durability::Immediate).map_err(redb::Error::from)?;
         // One phase would save a third of a millisecond, and after a crash take damage to the newest pages for a
         // commit that was torn: it would roll back, without a word, what has been acknowledged.
         txn.set_two_phase_commit(true);
-        for write in writes {
-            stage(&txn, write)?;
+        for job in batch {
+            stage(&txn, &job.write)?;
+        }
+        if let Some(record) = &committed {
+            save(&txn, Slot::Committed, record).map_err(StoreError::from)?;
         }
         txn.commit().map_err(redb::Error::from)?;
         Ok(())
     }));
-    commit.unwrap_or_else(|_panic| Err(StoreError::Corrupt("a page cannot be written".into())))
+    let result = commit.unwrap_or_else(|_panic| Err(StoreError::Corrupt("a page cannot be written".into())));
+    if result.is_ok() {
+        forget(pending, batch, committed.as_ref());
+    }
+    result
 }
 
 fn stage(txn: &WriteTransaction, write: &Write) -> Result<(), StoreError> {
@@ -140,10 +149,11 @@ fn save(txn: &WriteTransaction, slot: Slot, record: &[u8]) -> Result<(), redb::E
 }
 
 /// A snapshot being built here may finish after a newer one has come from the leader; it must not replace that.
+/// Two of the same index are the same.
 fn keep(txn: &WriteTransaction, snapshot: &Kept) -> Result<(), redb::Error> {
     let mut snapshots = txn.open_table(SNAPSHOT)?;
     let key = snapshot_key(snapshot.upto);
-    if snapshots.last()?.is_some_and(|(newest, _)| newest.value() > key) {
+    if snapshots.last()?.is_some_and(|(newest, _)| newest.value() >= key) {
         return Ok(());
     }
     snapshots.insert(key, &*snapshot.frame)?;
@@ -153,8 +163,9 @@ fn keep(txn: &WriteTransaction, snapshot: &Kept) -> Result<(), redb::Error> {
 
 /// Entries on disk need not be held in memory. Identity matters: an index may have been truncated and
 /// appended again since.
-fn forget(pending: &Mutex<Pending>, batch: &[Job]) {
+fn forget(pending: &Mutex<Pending>, batch: &[Job], committed: Option<&Arc<[u8]>>) {
     let mut pending = lock(pending);
+    pending.committed.take_if(|held| committed.is_some_and(|written| Arc::ptr_eq(held, written)));
     for job in batch {
         if let Write::Append(entries) = &job.write {
             for (index, frame) in entries {

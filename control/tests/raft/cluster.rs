@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bytes::Bytes;
+use orca_cluster::state::State;
+use orca_control::raft::codec::{self, Ask, Ballot, LogId, Request, Response, Vote};
 use orca_control::raft::{ProposeError, Raft, RaftConfig, RaftId, ReadError};
 use tempfile::TempDir;
 
@@ -19,8 +20,7 @@ struct Cluster {
 
 impl Cluster {
     async fn start_node(switch: &Switch, id: u64, dir: &TempDir) -> Raft {
-        let config =
-            RaftConfig { snapshot_every: SNAPSHOT_EVERY, ..RaftConfig::new(RaftId(id), "test", dir.path()) };
+        let config = RaftConfig { snapshot_every: SNAPSHOT_EVERY, ..RaftConfig::new(RaftId(id), "test", dir.path()) };
         let node = Raft::start(config, Cable { from: RaftId(id), switch: switch.clone() }).await.unwrap();
         switch.plug(node.clone());
         node
@@ -93,7 +93,7 @@ async fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
     assert_ne!(new.id(), old.id());
     let mut expected: Vec<String> = (0..10).map(|n| format!("before {n}")).collect();
     expected.push("after".into());
-    assert_eq!(texts(&*new.read().await.unwrap()), expected);
+    assert_eq!(texts(&new.read().await.unwrap()), expected);
 
     // The dead one comes back from its own disk, and catches up.
     old.shutdown().await;
@@ -169,8 +169,7 @@ async fn a_removed_voter_is_out_and_the_rest_goes_on() {
     let cluster = Cluster::found().await;
     let leader = cluster.leader(&[]).await;
     let removed = cluster.nodes.iter().find(|node| node.id() != leader.id()).unwrap();
-    let rest: BTreeSet<RaftId> =
-        cluster.nodes.iter().map(Raft::id).filter(|id| *id != removed.id()).collect();
+    let rest: BTreeSet<RaftId> = cluster.nodes.iter().map(Raft::id).filter(|id| *id != removed.id()).collect();
     leader.set_voters(rest.clone()).await.unwrap();
     assert_eq!(leader.metrics().voters, rest);
     assert_eq!(leader.members().iter().map(|member| member.id).collect::<BTreeSet<_>>(), rest);
@@ -183,9 +182,21 @@ async fn a_removed_voter_is_out_and_the_rest_goes_on() {
 async fn a_peer_that_lies_about_who_it_is_or_speaks_nonsense_is_refused() {
     let cluster = Cluster::found().await;
     let before = cluster.nodes[1].metrics();
-    for request in [&b""[..], b"nonsense that is long enough for a header"] {
-        let answer = cluster.nodes[1].handle(RaftId(3), Bytes::copy_from_slice(request)).await;
-        assert!(String::from_utf8_lossy(&answer).contains("refused"), "{answer:?}");
+    let ballot = |node| {
+        let vote = Vote { term: before.term.0 + 100, node, committed: false };
+        Ask::Vote(Ballot { vote, last: Some(LogId { term: 999, index: 999 }), transfer: true })
+    };
+    let request = |to, node| codec::encode(&Request::<State> { to, ask: ballot(node) });
+    let cases = [
+        (Vec::new(), "too few"),
+        (b"nonsense that is long enough for a header".to_vec(), "checksum"),
+        (request(RaftId(2), RaftId(1)), "control node 3 spoke in the name of control node 1"),
+        (request(RaftId(9), RaftId(3)), "this is control node 2, not control node 9"),
+    ];
+    for (request, why) in cases {
+        let answer = cluster.nodes[1].handle(RaftId(3), request.into()).await;
+        let Response::Refused(refused) = codec::decode(&answer).unwrap() else { panic!("{why}: {answer:?}") };
+        assert!(refused.contains(why), "{refused}");
     }
     let after = cluster.nodes[1].metrics();
     assert_eq!((before.term, before.voters), (after.term, after.voters));

@@ -49,7 +49,7 @@ fn write_until_killed(dir: &str) -> ! {
             raft.initialise(member(1)).await.unwrap();
         }
         leads(&raft).await;
-        let found = texts(&*raft.read().await.unwrap());
+        let found = texts(&raft.read().await.unwrap());
         let all: Vec<String> = (1..=found.len()).map(|n| n.to_string()).collect();
         assert_eq!(found, all, "what is there is what was written, in order");
         let mut out = std::io::stdout().lock();

@@ -82,7 +82,14 @@ pub struct Cable {
 }
 
 impl PeerTransport for Cable {
-    async fn call(&self, to: RaftId, address: &str, lane: Lane, request: Bytes, _: Duration) -> Result<Bytes, CallError> {
+    async fn call(
+        &self,
+        to: RaftId,
+        address: &str,
+        lane: Lane,
+        request: Bytes,
+        _: Duration,
+    ) -> Result<Bytes, CallError> {
         assert_eq!(address, member(to.0).address);
         let away = || CallError::Unreachable(format!("{to} is away"));
         let peer = {

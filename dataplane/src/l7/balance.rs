@@ -48,7 +48,7 @@ where
     Some(if b_share < a_share { second } else { first })
 }
 
-/// What recent attempts say about one replica. Times are milliseconds of the worker's clock.
+/// What recent attempts say about one replica; the default is what a success leaves. Times are milliseconds of the worker's clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Health {
     failures: u32,
@@ -59,10 +59,6 @@ pub struct Health {
 impl Health {
     pub fn is_available(&self, now: u64) -> bool {
         now >= self.ejected_until
-    }
-
-    pub fn succeeded(&mut self) {
-        *self = Health::default();
     }
 
     /// It refused a connection, or broke one before a byte of response. Says whether this ejects it.
@@ -128,13 +124,11 @@ mod tests {
     }
 
     #[test]
-    fn ejection_doubles_and_one_success_forgives() {
+    fn ejection_doubles() {
         let mut health = Health::default();
         assert!(!health.failed(0) && !health.failed(0) && health.failed(0));
         assert!(!health.is_available(999) && health.is_available(1000));
         assert!(health.failed(1000), "one more failure is enough");
         assert!(!health.is_available(2999) && health.is_available(3000));
-        health.succeeded();
-        assert!(!health.failed(3000));
     }
 }

@@ -43,6 +43,8 @@ pub struct Client {
     pub requests: Cell<u32>,
     /// We are ending it: what is in progress is cut by us and not given up by the client.
     pub is_ended_by_us: Cell<bool>,
+    /// Held by an upgraded connection as well, for as long as it lasts.
+    _permit: Permit,
 }
 
 /// When a connection last did something, for the worker's tick. All times are milliseconds of the worker's clock.
@@ -273,6 +275,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
         pulse: Arc::clone(&pulse),
         requests: Cell::new(0),
         is_ended_by_us: Cell::new(false),
+        _permit: permit,
     });
     let service = service_fn({
         let client = Rc::clone(&client);
@@ -292,14 +295,22 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
         if worker.is_cut() {
             return Poll::Ready(End::Cut);
         }
-        if !is_closing && worker.is_closing() && (client.requests.get() > 0 || worker.is_closing_idle()) {
+        if !is_closing && worker.is_closing() && client.requests.get() > 0 {
             is_closing = true;
             Pin::new(&mut connection).graceful_shutdown();
         }
-        if let Some(overdue) = pulse.overdue(worker.patience()) {
-            return Poll::Ready(End::Overdue(overdue));
+        let mut polled = Pin::new(&mut connection).poll(context);
+        // Only now: a request that had just arrived has been taken up, and makes the connection no longer idle.
+        if polled.is_pending() && !is_closing && worker.is_closing_idle() {
+            is_closing = true;
+            Pin::new(&mut connection).graceful_shutdown();
+            polled = Pin::new(&mut connection).poll(context);
         }
-        Pin::new(&mut connection).poll(context).map(|_| End::Finished)
+        match (polled, pulse.overdue(worker.patience())) {
+            (Poll::Ready(_), _) => Poll::Ready(End::Finished),
+            (Poll::Pending, Some(overdue)) => Poll::Ready(End::Overdue(overdue)),
+            (Poll::Pending, None) => Poll::Pending,
+        }
     })
     .await;
     drop(watch);
@@ -321,7 +332,6 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
         (End::Finished, None) => return,
     };
     let _ = tokio::time::timeout(LINGER_TIME_MAX, linger(&mut gate.stream, answer)).await;
-    drop(permit);
 }
 
 async fn linger(stream: &mut TcpStream, answer: Option<Vec<u8>>) -> io::Result<()> {

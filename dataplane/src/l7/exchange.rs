@@ -11,6 +11,7 @@ use bytes::{Buf, Bytes};
 use http::{Request, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use orca_cluster::id::ReplicaId;
 
 use super::access_log::Line;
 use super::connection::Client;
@@ -27,6 +28,8 @@ pub struct Exchange {
     /// Where it counts: at the revision of its last attempt, or as unserved. Nothing without a route.
     cell: Option<Arc<count::Cell>>,
     boarded: Option<Boarded>,
+    /// The replica of the last attempt.
+    replica: Option<ReplicaId>,
     end: End,
     latency: Option<std::time::Duration>,
     bytes: u64,
@@ -70,6 +73,7 @@ impl Exchange {
             status: None,
             cell: None,
             boarded: None,
+            replica: None,
             end: End::Left,
             latency: None,
             bytes: 0,
@@ -100,6 +104,7 @@ impl Exchange {
     pub fn attempted(&mut self, backend: &Backend) {
         self.cell = Some(Arc::clone(&backend.cell));
         self.boarded = Some(backend.replica.flight.board());
+        self.replica = Some(backend.replica.id);
         if let Some(line) = &mut self.line {
             line.revision = Some(backend.revision);
             line.replica = Some(backend.replica.id);
@@ -122,6 +127,11 @@ impl Exchange {
         if let Some(boarded) = &mut self.boarded {
             boarded.upgrade();
         }
+    }
+
+    /// Whether the replica is one that no new request would be given to.
+    pub fn is_draining(&self) -> bool {
+        self.replica.is_some_and(|replica| !self.client.worker.routes_to(replica))
     }
 
     pub fn moved(&mut self, bytes: u64) {

@@ -22,9 +22,7 @@ use tokio::time::Instant;
 use super::connection::{Client, Pulse};
 use super::count::Held;
 use super::exchange::{Counted, Exchange, Lease};
-use super::header::{
-    X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, strip, strip_request,
-};
+use super::header::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, strip, strip_request};
 use super::page::{Asked, Refusal, page};
 use super::pool::connect;
 use super::route::host_name;
@@ -33,8 +31,10 @@ use super::upgrade;
 use super::worker::Worker;
 use crate::body::Body;
 
-/// Between two rounds of trying a service's replicas: short beside the start of a process, long beside a connect.
-const HOLD_PAUSE: Duration = Duration::from_millis(25);
+/// Between two rounds of trying a service's replicas: at first short beside the start of a process, then longer, since
+/// many may be waiting. Whichever gets through first wakes the others.
+const HOLD_PAUSE_MIN: Duration = Duration::from_millis(10);
+const HOLD_PAUSE_MAX: Duration = Duration::from_millis(160);
 /// Replicas that may refuse before a round counts as failed: with more, the next round tries others.
 const CONNECTS_PER_ROUND: usize = 3;
 
@@ -100,7 +100,10 @@ enum Failed {
     /// Nothing was sent: a kept connection had been closed.
     Stale,
     /// It was sent, and the connection broke without a byte of a response.
-    Broken { reused: bool, error: hyper::Error },
+    Broken {
+        reused: bool,
+        error: hyper::Error,
+    },
     /// A response came that cannot be passed on.
     Invalid(&'static str),
     Late,
@@ -223,9 +226,7 @@ impl Way<'_> {
             };
             if is_held {
                 let is_absent = service.backends.is_empty();
-                if is_absent || refused > 0 {
-                    self.exchange.routed(&service);
-                }
+                self.exchange.routed(&service);
                 if !hold.pause(is_absent).await {
                     return Err(if is_absent { Refusal::Absent(service.absence) } else { Refusal::Refusing });
                 }
@@ -266,7 +267,9 @@ impl Way<'_> {
         match sent {
             None => Err(Failed::Late),
             Some(Ok(response)) => {
-                replica.succeeded();
+                if replica.succeeded() {
+                    worker.reachable.notify_waiters();
+                }
                 pass_on(response, wanted, Lease { link, replica: Rc::clone(replica) })
             }
             Some(Err(mut error)) => {
@@ -293,12 +296,7 @@ impl Way<'_> {
     }
 
     /// A module runs in this process; its time-outs are its own, ours only backs them up.
-    async fn call(
-        &mut self,
-        service: &Service,
-        backend: &Backend,
-        outgoing: &mut Outgoing,
-    ) -> Result<Passed, Failed> {
+    async fn call(&mut self, service: &Service, backend: &Backend, outgoing: &mut Outgoing) -> Result<Passed, Failed> {
         let pulse = &self.client.pulse;
         let is_head = outgoing.method == Method::HEAD;
         let called = self.client.worker.modules.call(backend.replica.id, outgoing.request());
@@ -319,11 +317,7 @@ impl Way<'_> {
 }
 
 /// Makes a replica's response ours.
-fn pass_on(
-    mut response: Response<Incoming>,
-    wanted: &mut Option<OnUpgrade>,
-    lease: Lease,
-) -> Result<Passed, Failed> {
+fn pass_on(mut response: Response<Incoming>, wanted: &mut Option<OnUpgrade>, lease: Lease) -> Result<Passed, Failed> {
     let headers = response.headers();
     if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
         return Err(Failed::Invalid("it has both Content-Length and Transfer-Encoding"));
@@ -371,11 +365,12 @@ impl Outgoing {
 struct Hold<'a> {
     worker: &'a Worker,
     place: Option<(Held, Instant)>,
+    pause: Duration,
 }
 
 impl<'a> Hold<'a> {
     fn new(worker: &'a Worker) -> Hold<'a> {
-        Hold { worker, place: None }
+        Hold { worker, place: None, pause: HOLD_PAUSE_MIN }
     }
 
     /// Waits for a new table, or, unless only that can help, a little while. Says whether to try again.
@@ -390,9 +385,10 @@ impl<'a> Hold<'a> {
         if now >= until {
             return false;
         }
-        let pause = if only_a_table_helps { until } else { until.min(now + HOLD_PAUSE) };
+        let pause = if only_a_table_helps { until } else { until.min(now + self.pause) };
+        self.pause = (self.pause * 2).min(HOLD_PAUSE_MAX);
         tokio::select! {
-            () = self.worker.table_changed.notified() => true,
+            () = self.worker.reachable.notified() => true,
             () = tokio::time::sleep_until(pause) => !only_a_table_helps,
         }
     }

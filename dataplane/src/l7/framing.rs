@@ -325,7 +325,8 @@ mod tests {
 
     #[test]
     fn a_body_that_looks_like_a_request_is_a_body() {
-        let framing = feed("POST / HTTP/1.1\r\nContent-Length: 20\r\n\r\nGET / HTTP/1.1\nX\n\n\n\nGET /").expect("fine");
+        let framing =
+            feed("POST / HTTP/1.1\r\nContent-Length: 20\r\n\r\nGET / HTTP/1.1\nX\n\n\n\nGET /").expect("fine");
         assert!(framing.is_in_head());
     }
 
@@ -346,7 +347,8 @@ mod tests {
     fn request() -> impl Strategy<Value = Vec<u8>> {
         let body = proptest::collection::vec(any::<u8>(), 0..40);
         let sized = body.clone().prop_map(|body| {
-            [format!("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes(), body].concat()
+            [format!("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes(), body]
+                .concat()
         });
         let chunked = proptest::collection::vec(body, 0..4).prop_map(|chunks| {
             let mut all = b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
@@ -371,6 +373,13 @@ mod tests {
                 prop_assert_eq!(framing.feed(piece), Ok(()));
             }
             prop_assert!(!framing.is_in_head() && !framing.is_in_body());
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let _ = Framing::new(BOUNDS).feed(&bytes);
+            let _ = Framing::new(BOUNDS).feed(&[head.as_slice(), &bytes].concat());
         }
 
         #[test]

@@ -42,7 +42,8 @@ pub fn strip_request(headers: &mut HeaderMap) -> Hop {
     if let Some(te) = headers.get(header::TE) {
         hop.trailers = has_token(te, "trailers");
     }
-    if headers.contains_key(header::UPGRADE) && headers.get_all(header::CONNECTION).iter().any(|v| has_token(v, "upgrade"))
+    if headers.contains_key(header::UPGRADE)
+        && headers.get_all(header::CONNECTION).iter().any(|v| has_token(v, "upgrade"))
     {
         // HTTP/2 without TLS would carry requests past our eyes on a connection we take for one request.
         let mut protocols = headers.get_all(header::UPGRADE).iter();
@@ -132,7 +133,8 @@ mod tests {
     fn an_upgrade_to_http2_is_not_passed_on() {
         let mut websocket = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
         assert!(strip_request(&mut websocket).upgrade.is_some());
-        let mut h2c = headers(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "x")]);
+        let mut h2c =
+            headers(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "x")]);
         assert!(strip_request(&mut h2c).upgrade.is_none());
         assert!(h2c.is_empty());
     }

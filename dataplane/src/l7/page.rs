@@ -83,7 +83,9 @@ impl Refusal {
             Refusal::Module(ModuleError::TooMuchMemory) => format!("{service} needed more memory than it may use"),
             Refusal::Module(ModuleError::TimedOut) => format!("{service} did not finish in time"),
             Refusal::Module(ModuleError::Busy) => format!("{service} is busy with other requests; try again soon"),
-            Refusal::Module(ModuleError::Unavailable) => format!("{service} is not loaded at the moment; try again soon"),
+            Refusal::Module(ModuleError::Unavailable) => {
+                format!("{service} is not loaded at the moment; try again soon")
+            }
         }
     }
 

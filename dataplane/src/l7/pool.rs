@@ -14,9 +14,9 @@ use tokio::net::TcpStream;
 
 use crate::body::Body;
 
-/// Idle connections kept for one replica by one worker: more than a burst needs, and far below what a small server
-/// accepts.
-const IDLE_MAX: usize = 64;
+/// Idle connections kept for one replica by one worker. The replica has taken as many at once before; what is not
+/// needed again goes by its age.
+const IDLE_MAX: usize = 512;
 /// Shorter than the 5 s after which common application servers close an idle connection.
 pub const IDLE_TIME_MAX: Duration = Duration::from_secs(4);
 /// A large body is read in large pieces; a small one does not fill them.

@@ -41,7 +41,7 @@ impl<T> Routes<T> {
         }
         let hosts = all.exact.values_mut().chain(all.wildcard.values_mut());
         for paths in hosts.chain(std::iter::once(&mut all.any)) {
-            paths.0.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()));
+            paths.0.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
         }
         all
     }

@@ -125,10 +125,9 @@ impl Service {
 }
 
 impl Replica {
-    pub fn succeeded(&self) {
-        let mut health = self.health.get();
-        health.succeeded();
-        self.health.set(health);
+    /// It answered. Says whether it had failed before.
+    pub fn succeeded(&self) -> bool {
+        self.health.replace(Health::default()) != Health::default()
     }
 
     pub fn failed(&self, now: u64) {
@@ -149,9 +148,11 @@ impl Replicas {
         Rc::clone(self.0.entry(id).or_insert_with(new))
     }
 
-    /// Forgets those that are in no table and serve nothing.
-    pub fn prune(&mut self) {
+    /// Forgets those that are in no table and serve nothing. Says whether there were any.
+    pub fn prune(&mut self) -> bool {
+        let before = self.0.len();
         self.0.retain(|_, replica| Rc::strong_count(replica) > 1);
+        self.0.len() < before
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Rc<Replica>> {

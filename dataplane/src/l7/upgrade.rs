@@ -42,10 +42,13 @@ pub async fn run(client: OnUpgrade, replica: OnUpgrade, exchange: Exchange) {
         () = worker.cut() => None,
         ended = copy(&worker, client, replica) => Some(ended),
     };
-    match ended {
-        Some(Ended { first: Side::Client, .. }) | Some(Ended { first: Side::Replica, clean: true }) => exchange.done(),
-        Some(Ended { first: Side::Replica, clean: false }) | None => exchange.cut(),
-    }
+    let is_cut = match ended {
+        None => true,
+        Some(Ended { first: Side::Client, .. }) => false,
+        // It may end a connection in good order like anyone; one that is being stopped does so before its time.
+        Some(Ended { first: Side::Replica, clean }) => !clean || exchange.is_draining(),
+    };
+    if is_cut { exchange.cut() } else { exchange.done() }
 }
 
 /// A socket, and what was read from it beyond the head.

@@ -13,6 +13,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
+use orca_cluster::id::ReplicaId;
 use orca_cluster::route::Tables;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
@@ -46,7 +47,10 @@ const SCRATCH_BYTES: usize = 64 << 10;
 pub enum Order {
     Apply(Arc<Tables>, oneshot::Sender<()>),
     /// Accept no more, finish what is there, and after the grace cut it. The sender is dropped when done.
-    Shutdown { grace: Duration, done: oneshot::Sender<()> },
+    Shutdown {
+        grace: Duration,
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// What a worker is made from.
@@ -67,8 +71,9 @@ pub struct Worker {
     sources: Arc<Sources>,
     table: RefCell<Rc<Table>>,
     replicas: RefCell<Replicas>,
-    /// Rings when a new table is used.
-    pub table_changed: Notify,
+    /// Rings when a request that is held may have somewhere to go: a new table is used, or a replica takes
+    /// connections again.
+    pub reachable: Notify,
     began: Instant,
     /// Milliseconds since `began`, as of the last tick.
     clock: Arc<AtomicU64>,
@@ -207,9 +212,8 @@ impl Worker {
     fn apply(&self, tables: &Tables) {
         let table = Table::new(tables, &mut self.replicas.borrow_mut(), &self.book);
         drop(self.table.replace(Rc::new(table)));
-        self.replicas.borrow_mut().prune();
-        self.book.prune();
-        self.table_changed.notify_waiters();
+        self.prune();
+        self.reachable.notify_waiters();
     }
 
     fn tick(&self) {
@@ -224,6 +228,21 @@ impl Worker {
         for replica in self.replicas.borrow().iter() {
             replica.pool.borrow_mut().sweep(now);
         }
+        self.prune();
+    }
+
+    /// Lets go of replicas that have left the tables and have nothing in progress, and of the connections kept for
+    /// them: a server that is stopping waits for those.
+    fn prune(&self) {
+        if self.replicas.borrow_mut().prune() {
+            self.book.prune();
+        }
+    }
+
+    /// Whether a replica is in the tables.
+    pub fn routes_to(&self, replica: ReplicaId) -> bool {
+        let table = self.table.borrow();
+        table.services.values().any(|service| service.backends.iter().any(|backend| backend.replica.id == replica))
     }
 
     fn enter(&self, phase: Phase) {
@@ -317,7 +336,7 @@ pub async fn run(parts: Parts, mut orders: mpsc::UnboundedReceiver<Order>) {
         sources: parts.sources,
         table: RefCell::default(),
         replicas: RefCell::default(),
-        table_changed: Notify::new(),
+        reachable: Notify::new(),
         began: Instant::now(),
         clock: Arc::new(AtomicU64::new(0)),
         watched: RefCell::default(),

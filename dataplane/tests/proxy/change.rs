@@ -157,6 +157,46 @@ async fn one_dead_replica_of_two_fails_no_request_and_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_replica_that_left_the_tables_is_rid_of_kept_connections_at_once() {
+    let ended = Count::default();
+    let address = raw({
+        let ended = ended.clone();
+        move |mut stream| {
+            let ended = ended.clone();
+            async move {
+                while read_head(&mut stream).await.is_some() {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+                }
+                ended.add(1);
+            }
+        }
+    })
+    .await;
+    let plane = proxy(&[(1, address)]).await;
+    assert_eq!(Client::connect(&plane).await.get("/").await.status, 200);
+    assert_eq!(ended.get(), 0);
+    let began = std::time::Instant::now();
+    plane.apply(tables(&[])).await;
+    until("its connection ends", || ended.get() == 1).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "not by growing old");
+}
+
+#[tokio::test]
+async fn a_canary_gets_its_share() {
+    let plane = proxy(&[]).await;
+    let mut both = upstream(&[(1, named("old").await), (2, named("new").await)]);
+    (both.backends[0].weight, both.backends[1].weight) = (80, 20);
+    plane.apply(Arc::new(tables_with(both))).await;
+    let mut client = Client::connect(&plane).await;
+    let mut new = 0;
+    for _ in 0..500 {
+        new += usize::from(client.get("/").await.text() == "new");
+    }
+    // 100 are expected; the chance to be this far off is less than one in a million.
+    assert!((55..=150).contains(&new), "{new} of 500");
+}
+
+#[tokio::test]
 async fn a_late_response_is_a_504() {
     let address = raw(|mut stream| async move {
         let _ = read_head(&mut stream).await;

@@ -1,12 +1,13 @@
 //! Requests there, responses back.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use http::Response;
 use http_body_util::{BodyExt, Full};
 use orca_cluster::id::{ReplicaId, Revision};
 use orca_cluster::route::Absence;
-use orca_dataplane::{AccessLog, Config, DataPlane, NoModules, StartError};
+use orca_dataplane::{AccessLog, Config, DataPlane, Limits, NoModules, StartError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
@@ -36,7 +37,8 @@ async fn a_replica_is_told_who_asks_and_nothing_that_a_client_made_up() {
         async move {
             while let Some(head) = read_head(&mut stream).await {
                 seen.lock().unwrap().push(head);
-                let reply = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: X-Hop\r\nX-Hop: 1\r\nX-End: 2\r\n\r\nok";
+                let reply =
+                    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: X-Hop\r\nX-Hop: 1\r\nX-End: 2\r\n\r\nok";
                 stream.write_all(reply.as_bytes()).await.unwrap();
             }
         }
@@ -55,20 +57,29 @@ async fn a_replica_is_told_who_asks_and_nothing_that_a_client_made_up() {
     assert_eq!((reply.header("x-hop"), reply.header("x-end")), (None, Some("2")));
     let head = heads.lock().unwrap().pop().unwrap().to_lowercase();
     assert!(head.starts_with("get /a?b=%20 http/1.1\r\n"), "{head}");
-    for there in ["host: shop.example", "x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http", "x-forwarded-host: shop.example", "cookie: a=b", "te: trailers"] {
+    for there in [
+        "host: shop.example",
+        "x-forwarded-for: 127.0.0.1",
+        "x-forwarded-proto: http",
+        "x-forwarded-host: shop.example",
+        "cookie: a=b",
+        "te: trailers",
+    ] {
         assert!(head.contains(&format!("\r\n{there}\r\n")), "{there} in {head}");
     }
-    for gone in ["x-mine", "keep-alive", "proxy-connection", "6.6.6.6", "https", "x-request-id: mine", "\r\nforwarded"] {
+    for gone in ["x-mine", "keep-alive", "proxy-connection", "6.6.6.6", "https", "x-request-id: mine", "\r\nforwarded"]
+    {
         assert!(!head.contains(gone), "{gone} in {head}");
     }
 }
 
 #[tokio::test]
 async fn bodies_go_through_in_every_framing() {
-    let echo = serve(|request| async move {
-        Response::new(Full::new(request.into_body().collect().await.unwrap().to_bytes()))
-    })
-    .await;
+    let echo =
+        serve(
+            |request| async move { Response::new(Full::new(request.into_body().collect().await.unwrap().to_bytes())) },
+        )
+        .await;
     let plane = proxy(&[(1, echo)]).await;
     let mut client = Client::connect(&plane).await;
     client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello").await;
@@ -109,10 +120,11 @@ async fn chunks_and_trailers_reach_the_client_as_they_come() {
 
 #[tokio::test]
 async fn a_client_that_expects_100_is_told_to_continue_when_its_body_is_wanted() {
-    let echo = serve(|request| async move {
-        Response::new(Full::new(request.into_body().collect().await.unwrap().to_bytes()))
-    })
-    .await;
+    let echo =
+        serve(
+            |request| async move { Response::new(Full::new(request.into_body().collect().await.unwrap().to_bytes())) },
+        )
+        .await;
     let plane = proxy(&[(1, echo)]).await;
     let mut client = Client::connect(&plane).await;
     client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n").await;
@@ -145,7 +157,7 @@ async fn an_upload_is_not_read_faster_than_the_replica_takes_it() {
     let piece = vec![7; 1 << 16];
     let mut sent = 0;
     // Write until it stays stuck: what was taken lies in the kernel's buffers and a few of ours.
-    while let Ok(written) = tokio::time::timeout(std::time::Duration::from_millis(500), client.stream.write(&piece)).await {
+    while let Ok(written) = tokio::time::timeout(Duration::from_millis(500), client.stream.write(&piece)).await {
         sent += written.unwrap();
     }
     assert!(sent < TOTAL / 2, "{sent} bytes were taken while nobody read them");
@@ -155,6 +167,83 @@ async fn an_upload_is_not_read_faster_than_the_replica_takes_it() {
         sent += client.stream.write(&piece[..end]).await.unwrap();
     }
     assert_eq!(client.reply().await.unwrap().text(), "ok");
+}
+
+#[tokio::test]
+async fn a_download_is_not_read_faster_than_the_client_takes_it() {
+    let sent = Count::default();
+    let address = raw({
+        let sent = sent.clone();
+        move |mut stream| {
+            let sent = sent.clone();
+            async move {
+                read_head(&mut stream).await.unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 67108864\r\n\r\n").await.unwrap();
+                let piece = vec![7; 1 << 16];
+                while sent.get() < 64 << 20 && stream.write_all(&piece).await.is_ok() {
+                    sent.add(1 << 16);
+                }
+            }
+        }
+    })
+    .await;
+    let plane = start(1, Limits { body_idle_time_max: Duration::from_millis(400), ..limits() });
+    plane.apply(tables(&[(1, address)])).await;
+    let mut client = Client::connect(&plane).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    // Nobody takes it, so it is cut, and most of it was never asked of the replica.
+    until("it is cut", || traffic(&plane).services[&service()].total().cut == 1).await;
+    assert!(sent.get() < 32 << 20, "{} bytes were read for nobody", sent.get());
+}
+
+#[tokio::test]
+async fn an_event_arrives_when_it_is_sent() {
+    let (go, gone) = tokio::sync::watch::channel(0);
+    let address = raw(move |mut stream| {
+        let mut gone = gone.clone();
+        async move {
+            read_head(&mut stream).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+            for event in 1..=3 {
+                gone.wait_for(|go| *go >= event).await.unwrap();
+                stream.write_all(b"6\r\nevent\n\r\n").await.unwrap();
+            }
+            stream.write_all(b"0\r\n\r\n").await.unwrap();
+        }
+    })
+    .await;
+    let plane = proxy(&[(1, address)]).await;
+    let mut client = Client::connect(&plane).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    for event in 1..=3 {
+        go.send(event).unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"event\n\r\n") {
+            seen.extend(client.exactly(1).await.unwrap());
+        }
+    }
+    assert_eq!(client.exactly(5).await.unwrap(), b"0\r\n\r\n");
+}
+
+#[tokio::test]
+async fn a_replica_may_answer_before_it_has_the_whole_body() {
+    let address = raw(|mut stream| async move {
+        read_head(&mut stream).await.unwrap();
+        let reply = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig";
+        stream.write_all(reply.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    })
+    .await;
+    let plane = proxy(&[(1, address)]).await;
+    let mut client = Client::connect(&plane).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nthe beginning").await;
+    let reply = client.reply().await.unwrap();
+    assert_eq!((reply.status, reply.text()), (413, "big"));
+    // The rest of that body is no request, whatever it looks like.
+    let _ = client.stream.write_all(b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(client.rest().await.is_empty());
+    assert_eq!(traffic(&plane).services[&service()].total().requests, 1);
 }
 
 #[tokio::test]

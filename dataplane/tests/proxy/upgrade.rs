@@ -51,6 +51,35 @@ async fn a_websocket_outlives_a_change_of_tables() {
 }
 
 #[tokio::test]
+async fn a_websocket_that_ends_because_its_replica_is_stopped_is_cut() {
+    for (is_stopped, cut) in [(false, 0), (true, 1)] {
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let address = raw(move |mut stream| {
+            let mut stopped = stopped.clone();
+            async move {
+                read_head(&mut stream).await.unwrap();
+                let agreed = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+                stream.write_all(agreed.as_bytes()).await.unwrap();
+                stopped.wait_for(|stop| *stop).await.unwrap();
+            }
+        })
+        .await;
+        let plane = proxy(&[(1, address)]).await;
+        let mut client = Client::connect(&plane).await;
+        client.send(ASK).await;
+        assert_eq!(client.reply().await.unwrap().status, 101);
+        if is_stopped {
+            plane.apply(tables(&[])).await;
+        }
+        stop.send(true).unwrap();
+        assert!(client.rest().await.is_empty());
+        drop(client);
+        until("it is counted", || traffic(&plane).services[&service()].total().requests == 1).await;
+        assert_eq!(traffic(&plane).services[&service()].total().cut, cut);
+    }
+}
+
+#[tokio::test]
 async fn an_upgraded_connection_that_we_end_is_cut() {
     let plane = proxy(&[(1, echo().await)]).await;
     let mut client = Client::connect(&plane).await;

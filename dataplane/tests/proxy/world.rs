@@ -201,7 +201,8 @@ impl Client {
         let read = async {
             let head = self.line_end(b"\r\n\r\n").await?;
             let head = String::from_utf8(head).unwrap();
-            let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| format!("no status: {head}"))?;
+            let status =
+                head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| format!("no status: {head}"))?;
             let mut reply = Reply { status, head, body: Vec::new() };
             if is_head || status < 200 || status == 204 || status == 304 {
                 return Ok(reply);

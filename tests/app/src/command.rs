@@ -14,7 +14,7 @@ const RESIZE_WAIT_MAX: Duration = Duration::from_secs(10);
 pub fn run(name: &str, arguments: &[String]) -> ExitCode {
     match name {
         "echo" => sys::print(format!("{}\n", arguments.join(" ")).as_bytes()),
-        "complain" => drop(writeln!(io::stderr(), "{}", arguments.join(" "))),
+        "complain" => eprintln!("{}", arguments.join(" ")),
         "cat" => cat(),
         "env" => match arguments.first().and_then(|name| std::env::var(name).ok()) {
             Some(value) => sys::print(format!("{value}\n").as_bytes()),
@@ -25,11 +25,15 @@ pub fn run(name: &str, arguments: &[String]) -> ExitCode {
             sys::print(format!("exit {code}\n").as_bytes());
             return ExitCode::from(code);
         }
-        "sleep" => thread::sleep(Duration::from_millis(arguments.first().and_then(|ms| ms.parse().ok()).unwrap_or(1000))),
+        "sleep" => {
+            thread::sleep(Duration::from_millis(arguments.first().and_then(|ms| ms.parse().ok()).unwrap_or(1000)))
+        }
         "size" => size(),
         "fetch" => return fetch(arguments),
         other => {
-            sys::print(format!("no command `{other}`: echo, complain, cat, env, exit, sleep, size, fetch\n").as_bytes());
+            sys::print(
+                format!("no command `{other}`: echo, complain, cat, env, exit, sleep, size, fetch\n").as_bytes(),
+            );
             return ExitCode::from(2);
         }
     }

@@ -14,7 +14,9 @@ const PONG: u8 = 10;
 
 pub fn serve(mut stream: &TcpStream, reader: &mut Reader<'_>, request: &Request) -> io::Result<()> {
     let Some(key) = field(&request.head, "sec-websocket-key") else {
-        return stream.write_all(b"HTTP/1.1 426 Upgrade Required\r\nupgrade: websocket\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        return stream.write_all(
+            b"HTTP/1.1 426 Upgrade Required\r\nupgrade: websocket\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        );
     };
     let accept = base64(&sha1(format!("{key}{MAGIC}").as_bytes()));
     let head = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n";

@@ -54,11 +54,7 @@ impl Gate {
         if proven {
             return if self.proven.one_more(source) { Entry::Open } else { Entry::Silence };
         }
-        if running >= HANDSHAKES_EASY_MAX || !self.unproven.one_more(source) {
-            Entry::Prove
-        } else {
-            Entry::Open
-        }
+        if running >= HANDSHAKES_EASY_MAX || !self.unproven.one_more(source) { Entry::Prove } else { Entry::Open }
     }
 }
 

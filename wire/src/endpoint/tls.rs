@@ -8,9 +8,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::CryptoProvider;
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{Access, Stranger, Wanted};
@@ -36,11 +34,10 @@ fn roots<'a>(
 
 /// A certificate is asked for and checked if there is one; which planes need one is checked when the plane is known.
 pub(super) fn server(identity: &Identity) -> Result<QuicServerConfig, rustls::Error> {
-    let clients =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity.trusted())?), provider())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity.trusted())?), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(VERSIONS)?
         .with_client_cert_verifier(clients)
@@ -65,9 +62,7 @@ pub(super) fn client(
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match access {
-        Access::Certificate(identity) => {
-            config.with_client_auth_cert(identity.chain(), identity.private_key())?
-        }
+        Access::Certificate(identity) => config.with_client_auth_cert(identity.chain(), identity.private_key())?,
         Access::Token(_) => config.with_no_client_auth(),
     };
     config.alpn_protocols = vec![plane.alpn().to_vec()];
@@ -110,13 +105,9 @@ impl Verifier {
         };
         let parsed = ParsedCertificate::try_from(certificate)?;
         let algorithms = provider().signature_verification_algorithms;
-        if let Err(error) =
-            verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], now, algorithms.all)
-        {
+        if let Err(error) = verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], now, algorithms.all) {
             return Err(refuse(match error {
-                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-                    Stranger::OtherAuthority
-                }
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => Stranger::OtherAuthority,
                 other => Stranger::Certificate(other.to_string()),
             }));
         }
@@ -156,12 +147,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &provider().signature_verification_algorithms,
-        )
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -170,12 +156,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &provider().signature_verification_algorithms,
-        )
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -9,8 +9,7 @@ use orca_cluster::secret::{Opaque, TokenId};
 use orca_cluster::time::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
-    date_time_ymd,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
@@ -56,8 +55,7 @@ pub struct Authority {
 
 impl Authority {
     pub fn create(cluster: ClusterId, now: Timestamp) -> Authority {
-        let key =
-            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("the operating system gives random bytes");
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("the operating system gives random bytes");
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, format!("orca cluster {cluster}"));
@@ -83,9 +81,8 @@ impl Authority {
             })
             .ok_or(AuthorityError::Damaged)?;
         let fingerprint = fingerprint(&certificate).ok_or(AuthorityError::Damaged)?;
-        let key =
-            KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(key), &PKCS_ECDSA_P256_SHA256)
-                .map_err(|_| AuthorityError::Damaged)?;
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(key), &PKCS_ECDSA_P256_SHA256)
+            .map_err(|_| AuthorityError::Damaged)?;
         if fingerprint != fingerprint_of_key(&key) {
             return Err(AuthorityError::Mismatch);
         }
@@ -157,8 +154,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.not_before = date_time_ymd(1970, 1, 1) + begin(now);
         params.not_after = date_time_ymd(1970, 1, 1) + end(now, life);
-        let certificate =
-            params.signed_by(&request.public_key, &self.issuer).map_err(AuthorityError::Request)?;
+        let certificate = params.signed_by(&request.public_key, &self.issuer).map_err(AuthorityError::Request)?;
         Ok(Issued {
             certificate: Opaque(certificate.der().to_vec()),
             authorities: vec![Opaque(self.certificate.to_vec())],

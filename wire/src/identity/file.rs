@@ -65,11 +65,7 @@ pub fn create(path: &Path, bytes: &[u8]) -> Result<(), PrivateFileError> {
     write(path, bytes, |temporary| fs::hard_link(temporary, path).and_then(|()| fs::remove_file(temporary)))
 }
 
-fn write(
-    path: &Path,
-    bytes: &[u8],
-    publish: impl FnOnce(&Path) -> io::Result<()>,
-) -> Result<(), PrivateFileError> {
+fn write(path: &Path, bytes: &[u8], publish: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), PrivateFileError> {
     let directory = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),

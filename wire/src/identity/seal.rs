@@ -43,9 +43,8 @@ pub fn seal(to: &SealingPublicKey, context: &[u8], plaintext: &[u8]) -> Result<S
     if to.0.0.len() != PUBLIC_KEY_LENGTH {
         return Err(SealError::PublicKey);
     }
-    let (secret, ciphertext) = SUITE
-        .seal(INFO, context, plaintext, &HpkePublicKey(to.0.0.clone()))
-        .map_err(|_| SealError::PublicKey)?;
+    let (secret, ciphertext) =
+        SUITE.seal(INFO, context, plaintext, &HpkePublicKey(to.0.0.clone())).map_err(|_| SealError::PublicKey)?;
     let mut bytes = secret.0;
     bytes.extend_from_slice(&ciphertext);
     Ok(Sealed(Opaque(bytes)))

@@ -81,8 +81,7 @@ impl Token {
     pub fn create(authority: Fingerprint) -> Token {
         // 32 of them, so that the remainder below favours none.
         const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
-        let id: String =
-            random::<TOKEN_ID_LENGTH>().iter().map(|b| ALPHABET[usize::from(b % 32)] as char).collect();
+        let id: String = random::<TOKEN_ID_LENGTH>().iter().map(|b| ALPHABET[usize::from(b % 32)] as char).collect();
         Token {
             id: id.parse().expect("the alphabet and the length are a token id's"),
             secret: TokenSecret(Zeroizing::new(random())),

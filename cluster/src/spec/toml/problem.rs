@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use unicode_width::UnicodeWidthChar;
 
-use crate::spec::check::Kind;
+pub use crate::spec::check::Kind;
 
 /// One thing that is wrong with one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,10 +70,10 @@ pub fn render(problem: &Problem, source: &str, color: bool) -> String {
 
 /// The first line of the span as it can be shown on a terminal, and the marks that go below it.
 fn underlined(problem: &Problem, source: &str) -> (String, String) {
-    let start = floor_char_boundary(source, problem.span.start);
+    let start = source.floor_char_boundary(problem.span.start);
     let line_start = source[..start].rfind('\n').map_or(0, |at| at + 1);
     let line_end = source[start..].find('\n').map_or(source.len(), |at| start + at);
-    let end = floor_char_boundary(source, problem.span.end).clamp(start, line_end);
+    let end = source.floor_char_boundary(problem.span.end).clamp(start, line_end);
 
     let mut line = String::new();
     let mut below = String::new();
@@ -94,12 +94,12 @@ fn underlined(problem: &Problem, source: &str) -> (String, String) {
         }
         let shown = shown(c);
         line.push(shown);
-        let mark = if (start..end).contains(&(line_start + offset)) { '^' } else { ' ' };
+        // An empty span points at the character behind it.
+        let mark = if (start..end.max(start + 1)).contains(&(line_start + offset)) { '^' } else { ' ' };
         below.extend(std::iter::repeat_n(mark, shown.width().unwrap_or(1)));
     }
     if !below.contains('^') {
-        // An empty span points between two characters, or at the end of the line.
-        below.truncate(line_start.abs_diff(start).min(below.len()));
+        // It is at the end of the line.
         below.push('^');
     }
     (line.trim_end().to_owned(), below.trim_end().to_owned())
@@ -125,9 +125,4 @@ pub(super) fn printable(text: &str) -> String {
         short.push_str("...");
     }
     short
-}
-
-/// The closest place at or before `at` where a character starts.
-pub(super) fn floor_char_boundary(text: &str, at: usize) -> usize {
-    text.floor_char_boundary(at)
 }

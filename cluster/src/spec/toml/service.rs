@@ -399,11 +399,15 @@ fn requests(table: &mut Table<'_>, is_module: bool) -> (Vec<(Route, Place)>, Vec
     }
     let mut written: Vec<Item<'_>> = Vec::new();
     written.extend(domain);
-    written.extend(domains.into_iter().flat_map(|item| item.items()));
+    written.extend(domains.iter().flat_map(Item::items));
     let says_where = !written.is_empty();
     let mut hosts: Vec<(Host, Place)> = Vec::new();
     for item in written {
         let Some(host) = host(&item) else { continue };
+        if hosts.len() == check::ROUTES_MAX {
+            item.wrong(format!("a service has at most {} domains", check::ROUTES_MAX), None);
+            break;
+        }
         if hosts.iter().any(|(other, _)| *other == host) {
             item.wrong(format!("`{host}` is already given"), Some("leave it out here"));
         } else {
@@ -414,6 +418,9 @@ fn requests(table: &mut Table<'_>, is_module: bool) -> (Vec<(Route, Place)>, Vec
     let mut paths: Vec<(String, Place)> = Vec::new();
     let mut add_path = |item: Item<'_>, text: &str, hint: &str| match path_prefix(text) {
         Err(error) => item.wrong(error.to_string(), Some(hint)),
+        Ok(_) if paths.len() == check::ROUTES_MAX => {
+            item.wrong(format!("a service has at most {} paths", check::ROUTES_MAX), None);
+        }
         Ok(path) if paths.iter().any(|(other, _)| *other == path) => {
             item.wrong(format!("`{path}` and what is below it is already given"), Some("leave it out here"));
         }
@@ -422,6 +429,11 @@ fn requests(table: &mut Table<'_>, is_module: bool) -> (Vec<(Route, Place)>, Vec
     let routes = table.get("routes");
     let triggers = table.get("triggers");
     let mut says_path = routes.is_some();
+    for list in domains.iter().chain(&routes).chain(&triggers) {
+        if list.value.as_array().is_some_and(|array| array.is_empty()) {
+            list.wrong("the list is empty", Some("leave it out"));
+        }
+    }
     for (item, text) in routes.iter().flat_map(Item::strings) {
         add_path(item, text, "such as \"/*\" or \"/api/*\"");
     }
@@ -460,14 +472,15 @@ fn requests(table: &mut Table<'_>, is_module: bool) -> (Vec<(Route, Place)>, Vec
     if !says_path {
         paths.push(("/".to_owned(), table.place.clone()));
     }
-    let mut claims = Vec::new();
-    for (host, host_place) in &hosts {
-        for (path, path_place) in &paths {
+    let claims = hosts.iter().flat_map(|(host, host_place)| {
+        paths.iter().map(move |(path, path_place)| {
             // A conflict is about what is written: the path if there is one, else the domain.
             let place = if says_path { path_place } else { host_place };
-            claims.push((Route { host: host.clone(), path: path.clone() }, place.clone()));
-        }
-    }
+            (Route { host: host.clone(), path: path.clone() }, place.clone())
+        })
+    });
+    // One more than there may be is enough to be refused, and what two lists multiply to is not bounded by the file.
+    let claims = claims.take(check::ROUTES_MAX + 1).collect();
     (claims, schedules)
 }
 

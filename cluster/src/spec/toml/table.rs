@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ::toml::de::{DeTable, DeValue};
 
-use super::problem::{Problem, floor_char_boundary, printable};
+use super::problem::{Problem, printable};
 use super::{SourceFile, suggestion};
 use crate::spec::check::{Fault, Kind, Place, Step};
 
@@ -37,11 +37,8 @@ impl<'f> Report<'f> {
 
     /// Everything that is wrong, in the order of the file. Where the syntax is broken the tree is a guess: in such a
     /// line, and below such a header, only the syntax is reported; and in such a file nothing is called missing.
-    pub fn finish(&self, syntax: Vec<Problem>) -> Vec<Problem> {
-        let mut broken: BTreeMap<usize, Problem> = BTreeMap::new();
-        for problem in syntax {
-            broken.entry(problem.line).or_insert(problem);
-        }
+    /// `broken` has the lines whose syntax is.
+    pub fn finish(&self, broken: BTreeMap<usize, Problem>) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self.found.take().into_iter().map(|(_, problem)| problem).collect();
         if !broken.is_empty() {
             let is_header = |line: &usize| self.line(*line).trim_start().starts_with('[');
@@ -74,8 +71,8 @@ impl<'f> Report<'f> {
 
     pub fn problem(&self, span: Range<usize>, kind: Kind, message: &str, hint: Option<&str>) -> Problem {
         let text = &self.file.text;
-        let start = floor_char_boundary(text, span.start);
-        let end = floor_char_boundary(text, span.end).max(start);
+        let start = text.floor_char_boundary(span.start);
+        let end = text.floor_char_boundary(span.end).max(start);
         let line = self.line_of(start);
         Problem {
             file: self.file.name.clone(),
@@ -94,20 +91,27 @@ impl<'f> Report<'f> {
     }
 
     pub fn add(&self, place: &Place, part: Part, kind: Kind, message: &str, hint: Option<&str>) {
-        self.push(place.clone(), self.problem(self.locate(place, part), kind, message, hint));
+        if !self.is_full() {
+            self.push(place.clone(), self.problem(self.locate(place, part), kind, message, hint));
+        }
     }
 
     fn push(&self, place: Place, problem: Problem) {
-        let mut found = self.found.borrow_mut();
-        // Bounded here too: sorting and keeping a million of them is what a hostile file would want.
-        if found.len() < 8 * PROBLEMS_MAX {
-            found.push((place, problem));
-        }
+        self.found.borrow_mut().push((place, problem));
+    }
+
+    /// Whether there is no point in looking on. Some more than are shown are kept, because they are not found in the
+    /// order of the file.
+    fn is_full(&self) -> bool {
+        self.found.borrow().len() >= 2 * PROBLEMS_MAX
     }
 
     /// Reports what is wrong with a value that was read from `within`, unless something it was concluded from has been
     /// reported already: one mistake is one problem.
     pub fn fault(&self, within: &Place, fault: &Fault) {
+        if self.is_full() {
+            return;
+        }
         let at = within.within(&fault.at);
         let is_known = |place: &Place| {
             let found = self.found.borrow();
@@ -187,7 +191,9 @@ impl<'r> Table<'r> {
 
     /// The value of a key, which is known from now on.
     pub fn get(&mut self, key: &'static str) -> Option<Item<'r>> {
-        self.known.push(key);
+        if !self.known.contains(&key) {
+            self.known.push(key);
+        }
         let value = self.inner?.get(key)?;
         Some(Item { report: self.report, place: self.place.key(key), value: value.get_ref() })
     }
@@ -259,6 +265,9 @@ impl<'r> Table<'r> {
         }
         for key in self.inner.into_iter().flat_map(DeTable::keys) {
             let key: &str = key.get_ref();
+            if self.report.is_full() {
+                return;
+            }
             if !self.known.contains(&key) {
                 let hint = self.advice(key);
                 let place = self.place.key(key.to_owned());

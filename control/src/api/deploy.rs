@@ -1,0 +1,208 @@
+//! Plan and deploy: the same question, asked with and without consequences. And the modules that a deploy needs here
+//! first.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use orca_cluster::command::put::{PutOutcome, PutServices, ServiceOutcome, preview};
+use orca_cluster::command::{Command, Detail};
+use orca_cluster::id::{Label, ServiceName};
+use orca_cluster::spec::{HostDemand, Service, Settings, Source};
+use orca_cluster::state::State;
+use orca_wire::message::client::{Deploy, Reason, Refused, Response};
+use tracing::warn;
+
+use super::{Answer, Core, blob, failed, invalid, not_found, refused};
+use crate::auth::{Caller, Object, Verb};
+use crate::blob::Upload;
+
+/// Digests one may ask about at once: more than any project has modules.
+const DIGESTS_MAX: usize = 1_000;
+
+pub async fn plan(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
+    core.authorise(caller, Verb::Plan, Object::Project(&deploy.project.name))?;
+    let put = put(deploy)?;
+    let state = core.read().await?;
+    let outcome = preview(&state, &put).map_err(refused)?;
+    check_host(core, caller, &state, &put, &outcome)?;
+    Ok(Response::Planned { generation: state.generation, outcome })
+}
+
+pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
+    core.authorise(caller, Verb::Deploy, Object::Project(&deploy.project.name))?;
+    let mut put = put(deploy)?;
+    let state = core.read().await?;
+    let outcome = preview(&state, &put).map_err(refused)?;
+    if !outcome.changes_anything() {
+        return Ok(Response::Deployed { generation: state.generation, outcome });
+    }
+    if check_host(core, caller, &state, &put, &outcome)? {
+        // Allowed for what this state would make of it, and for nothing else.
+        put.if_generation = Some(state.generation);
+    }
+    check_modules(core, &put.services)?;
+    let changed = core.propose(caller, Command::PutServices(put)).await?;
+    match changed.detail {
+        Some(Detail::Put(outcome)) => Ok(Response::Deployed { generation: changed.generation, outcome }),
+        // Somebody deployed the same between our look and our proposal.
+        None => Ok(Response::Deployed { generation: changed.generation, outcome: unchanged(outcome) }),
+        Some(Detail::None | Detail::Node(_) | Detail::Revision(_)) => {
+            Err(failed("the deploy was answered with something else; this is a defect in orca".to_owned()))
+        }
+    }
+}
+
+fn unchanged(outcome: PutOutcome) -> PutOutcome {
+    let services = outcome.services.into_iter().filter_map(|(name, outcome)| {
+        let outcome = match outcome {
+            ServiceOutcome::Created { revision, .. } | ServiceOutcome::Changed { revision, .. } => {
+                ServiceOutcome::Unchanged { revision, rolling_out: true }
+            }
+            ServiceOutcome::Unchanged { .. } => outcome,
+            ServiceOutcome::Removed => return None,
+        };
+        Some((name, outcome))
+    });
+    PutOutcome { services: services.collect() }
+}
+
+/// The command that a deploy stands for. Its services were checked one by one when they were decoded.
+fn put(deploy: Deploy) -> Result<PutServices, Refused> {
+    let Deploy { project, only, prune, replace, if_generation } = deploy;
+    if prune && !only.is_empty() {
+        let message = "services to deploy are named, so nothing else may be removed with --prune".to_owned();
+        return Err(invalid(message, Some("leave out one of the two")));
+    }
+    let only: BTreeSet<Label> = only.into_iter().collect();
+    if let Some(unknown) = only.iter().find(|name| !project.services.contains_key(*name)) {
+        return Err(not_found(format!("project {} has no service {unknown}", project.name), None));
+    }
+    let mut services = project.services;
+    services.retain(|name, _| only.is_empty() || only.contains(name));
+    Ok(PutServices { project: project.name, services, prune, replace, if_generation })
+}
+
+/// Whether what changes may reach into the host as it wants to; true if anything does.
+fn check_host(
+    core: &Core,
+    caller: &Caller,
+    state: &State,
+    put: &PutServices,
+    outcome: &PutOutcome,
+) -> Result<bool, Refused> {
+    let mut demands_any = false;
+    for (label, service) in &put.services {
+        let name = ServiceName::new(put.project.clone(), label.clone());
+        if let Some(ServiceOutcome::Unchanged { .. }) = outcome.services.get(&name) {
+            continue;
+        }
+        demands_any |= check_service(core, caller, &state.settings, &name, service)?;
+    }
+    Ok(demands_any)
+}
+
+/// The same for one service.
+pub fn check_service(
+    core: &Core,
+    caller: &Caller,
+    settings: &Settings,
+    name: &ServiceName,
+    service: &Service,
+) -> Result<bool, Refused> {
+    let demands = service.host_demands();
+    if demands.is_empty() {
+        return Ok(false);
+    }
+    core.authorise(caller, Verb::ReachHost, Object::Cluster)?;
+    for demand in demands {
+        if !is_allowed(settings, demand) {
+            let (what, allow) = match demand {
+                HostDemand::Privileged => ("to be privileged".to_owned(), "privileged".to_owned()),
+                HostDemand::Network => ("the host's network".to_owned(), "network".to_owned()),
+                HostDemand::Path(path) => (format!("the host's {path}"), path.to_owned()),
+            };
+            return Err(Refused {
+                reason: Reason::Unauthorised,
+                message: format!("{name} wants {what}, which this cluster does not allow"),
+                hint: Some(format!("add \"{allow}\" to `allow_host` under [policy] in cluster.toml")),
+            });
+        }
+    }
+    Ok(true)
+}
+
+fn is_allowed(settings: &Settings, demand: HostDemand<'_>) -> bool {
+    let allowed = &settings.allow_host;
+    match demand {
+        HostDemand::Privileged => allowed.contains("privileged"),
+        HostDemand::Network => allowed.contains("network"),
+        HostDemand::Path(path) => {
+            // By whole parts, so that `/data` does not allow `/database`; and never by way of `..`.
+            let path = std::path::Path::new(path);
+            let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+            plain && allowed.iter().any(|prefix| prefix.starts_with('/') && path.starts_with(prefix))
+        }
+    }
+}
+
+fn check_modules(core: &Core, services: &BTreeMap<Label, Service>) -> Result<(), Refused> {
+    let mut missing = Vec::new();
+    for (label, service) in services {
+        let Source::Module(module) = &service.source else { continue };
+        let Some(digest) = &module.digest else {
+            return Err(invalid(format!("service {label}: module {} has no digest", module.path), None));
+        };
+        if !core.blobs.has(digest).map_err(blob)? {
+            missing.push(format!("{} of service {label} (sha256:{digest})", module.path));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let message = format!("modules are not here yet: {}", missing.join(", "));
+    Err(invalid(message, Some("upload them first; `orca deploy` does")))
+}
+
+pub fn missing_modules(core: &Core, caller: &Caller, digests: Vec<String>) -> Answer {
+    core.authorise(caller, Verb::UploadModule, Object::Cluster)?;
+    if digests.len() > DIGESTS_MAX {
+        return Err(invalid(format!("{} digests at once; at most {DIGESTS_MAX} are looked up", digests.len()), None));
+    }
+    let mut missing = Vec::new();
+    for digest in digests {
+        if !core.blobs.has(&digest).map_err(blob)? {
+            missing.push(digest);
+        }
+    }
+    Ok(Response::MissingModules { digests: missing })
+}
+
+/// Begins to take a module in.
+pub async fn receive_module(core: &Core, caller: &Caller, digest: &str, size: u64) -> Result<Upload, Refused> {
+    core.authorise(caller, Verb::UploadModule, Object::Cluster)?;
+    core.blobs.receive(digest, size).await.map_err(blob)
+}
+
+/// Keeps a module that has been taken in, and lets go of those that nothing refers to.
+pub async fn keep_module(core: &Core, upload: Upload) -> Answer {
+    upload.finish().await.map_err(blob)?;
+    let state = core.raft.state();
+    let (blobs, swept) = (core.blobs.clone(), state.clone());
+    let sweep = tokio::task::spawn_blocking(move || blobs.sweep(&modules(&swept)));
+    match sweep.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!(%error, "old modules could not be removed"),
+        Err(error) => warn!(%error, "old modules could not be removed"),
+    }
+    Ok(Response::Done { generation: state.generation })
+}
+
+/// The digests of all modules that a kept revision names.
+pub fn modules(state: &State) -> BTreeSet<&str> {
+    let revisions = state.services.values().flat_map(|deployed| deployed.revisions.values());
+    revisions
+        .filter_map(|record| match &record.spec.source {
+            Source::Module(module) => module.digest.as_deref(),
+            Source::Image(_) => None,
+        })
+        .collect()
+}

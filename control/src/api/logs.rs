@@ -1,0 +1,261 @@
+//! Logs: the lines of all replicas of a service, interleaved by time. Each replica's node sends its own in order.
+//! What has been written is merged exactly; what is being written arrives a little out of order over several nodes,
+//! so that it is held for a moment before it is passed on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use orca_cluster::id::{NodeId, ReplicaId, ServiceName};
+use orca_cluster::state::State;
+use orca_cluster::time::Timestamp;
+use orca_wire::message::agent::{Errand, LogLine, LogsErrand};
+use orca_wire::message::client::{LogsQuery, Refused};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::debug;
+
+use super::{Core, STREAM_QUEUE, failed, invalid, no_service, not_found};
+use crate::auth::{Caller, Object, Verb};
+
+/// How long a line that is followed waits for earlier ones of other replicas. Nodes are milliseconds apart.
+const REORDER_WINDOW: Duration = Duration::from_millis(150);
+
+/// Lines held back at most; more are passed on at once, in the order they came.
+const HELD_MAX: usize = 10_000;
+
+/// Most lines `tail` may ask for: they are held in memory until the last is known.
+const TAIL_MAX: u32 = 100_000;
+
+/// A followed replica whose log ended is asked again after this: its container may not be there yet.
+const AGAIN: Duration = Duration::from_secs(1);
+
+pub async fn logs(core: &Arc<Core>, caller: &Caller, query: LogsQuery) -> Result<mpsc::Receiver<LogLine>, Refused> {
+    core.authorise(caller, Verb::Logs, Object::Project(&query.service.project))?;
+    if query.tail.is_some_and(|tail| tail > TAIL_MAX) {
+        return Err(invalid(format!("at most the last {TAIL_MAX} lines can be asked for"), Some("use --since")));
+    }
+    let state = core.read().await?;
+    let service = state.services.get(&query.service);
+    let module = service.ok_or_else(|| no_service(&query.service))?.spec().is_module();
+    let sources = sources(core, &state, &query);
+    if sources.is_empty() {
+        match query.replica {
+            Some(replica) => {
+                let message = format!("{} has no replica {replica}, and no node remembers one", query.service);
+                return Err(not_found(message, Some("`orca ps` lists its replicas")));
+            }
+            None if !query.follow => {
+                let hint = Some("`orca why` says why; `orca logs -f` waits for one");
+                return Err(not_found(format!("{} has no replica at the moment", query.service), hint));
+            }
+            None => {}
+        }
+    }
+    let connected = core.sessions.connected();
+    if !query.follow
+        && let Some((_, node)) = sources.iter().find(|(_, node)| !connected.contains(node))
+        && !sources.iter().any(|(_, node)| connected.contains(node))
+    {
+        return Err(failed(format!("the logs are on {node}, which is not connected")));
+    }
+
+    let (send, lines) = mpsc::channel(STREAM_QUEUE);
+    let core = core.clone();
+    tokio::spawn(async move {
+        let job = Job { core, query, module };
+        let closed = send.clone();
+        tokio::select! {
+            () = async {
+                match job.query.follow {
+                    true => job.follow(sources, send).await,
+                    false => job.read(sources, send).await,
+                }
+            } => {}
+            () = closed.closed() => {}
+        }
+    });
+    Ok(lines)
+}
+
+/// Which replicas' logs are where: those that are placed, and, asked for by name, one that is gone, wherever a node
+/// still has it.
+fn sources(core: &Core, state: &State, query: &LogsQuery) -> BTreeMap<ReplicaId, NodeId> {
+    let placed = state.placements_of(&query.service).map(|(replica, placement)| (replica, placement.node));
+    let wanted = |replica: ReplicaId| query.replica.is_none_or(|wanted| wanted == replica);
+    let mut sources: BTreeMap<ReplicaId, NodeId> = placed.filter(|(replica, _)| wanted(*replica)).collect();
+    let overview = core.overview.borrow();
+    for (node, seen) in overview.inventory.all() {
+        for (replica, report) in &seen.replicas {
+            if report.service == query.service && wanted(*replica) {
+                sources.entry(*replica).or_insert(node);
+            }
+        }
+    }
+    sources
+}
+
+struct Job {
+    core: Arc<Core>,
+    query: LogsQuery,
+    module: bool,
+}
+
+impl Job {
+    /// Everything that has been written, in order.
+    async fn read(&self, sources: BTreeMap<ReplicaId, NodeId>, send: mpsc::Sender<LogLine>) {
+        // A tail of what matches is not what matches in a tail.
+        let tail = self.query.tail.filter(|_| self.query.grep.is_none());
+        let mut readers = JoinSet::new();
+        let mut queues = Vec::new();
+        for (replica, node) in sources {
+            let (line, lines) = mpsc::channel(STREAM_QUEUE);
+            let errand = self.errand(replica, self.query.since, tail, false);
+            readers.spawn(pass_on(self.core.clone(), node, errand, line));
+            queues.push(lines);
+        }
+        let mut heads: Vec<Option<LogLine>> = Vec::new();
+        for queue in &mut queues {
+            heads.push(queue.recv().await);
+        }
+        let last = self.query.tail.map(|tail| usize::try_from(tail).unwrap_or(usize::MAX));
+        let mut kept: VecDeque<LogLine> = VecDeque::new();
+        loop {
+            let earliest = heads.iter().enumerate().filter_map(|(at, head)| Some((head.as_ref()?.at, at))).min();
+            let Some((_, at)) = earliest else { break };
+            let next = queues[at].recv().await;
+            let Some(line) = std::mem::replace(&mut heads[at], next) else { break };
+            if !self.matches(&line) {
+                continue;
+            }
+            match last {
+                None => {
+                    if send.send(line).await.is_err() {
+                        return;
+                    }
+                }
+                Some(0) => {}
+                Some(last) => {
+                    if kept.len() == last {
+                        kept.pop_front();
+                    }
+                    kept.push_back(line);
+                }
+            }
+        }
+        for line in kept {
+            if send.send(line).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// What is being written, by the replicas there are and those that come.
+    async fn follow(&self, mut sources: BTreeMap<ReplicaId, NodeId>, send: mpsc::Sender<LogLine>) {
+        let (line, mut lines) = mpsc::channel(STREAM_QUEUE);
+        let mut readers = JoinSet::new();
+        let start = |readers: &mut JoinSet<()>, replica, node, first| {
+            // One that comes later is read from its beginning.
+            let (since, tail) = if first { (self.query.since, self.query.tail) } else { (None, None) };
+            let errand = self.errand(replica, since, tail, true);
+            readers.spawn(keep_following(self.core.clone(), node, errand, line.clone()));
+        };
+        for (replica, node) in &sources {
+            start(&mut readers, *replica, *node, true);
+        }
+        let mut states = self.core.raft.watch();
+        let mut held: Vec<LogLine> = Vec::new();
+        let mut due: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                Some(line) = lines.recv() => {
+                    if self.matches(&line) {
+                        held.push(line);
+                        due.get_or_insert_with(|| Instant::now() + REORDER_WINDOW);
+                    }
+                    if held.len() >= HELD_MAX {
+                        due = Some(Instant::now());
+                    }
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    due = None;
+                    // Stable: lines of the same moment stay as they came.
+                    held.sort_by_key(|line| line.at);
+                    for line in held.drain(..) {
+                        if send.send(line).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                changed = states.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let state = states.borrow_and_update().clone();
+                    if self.query.replica.is_none() {
+                        for (replica, placement) in state.placements_of(&self.query.service) {
+                            if !sources.contains_key(&replica) {
+                                sources.insert(replica, placement.node);
+                                start(&mut readers, replica, placement.node, false);
+                            }
+                        }
+                    }
+                }
+                // Readers end with their replicas.
+                Some(_) = readers.join_next() => {}
+            }
+        }
+    }
+
+    fn matches(&self, line: &LogLine) -> bool {
+        self.query.grep.as_ref().is_none_or(|wanted| line.text.contains(wanted.as_str()))
+    }
+
+    fn errand(&self, replica: ReplicaId, since: Option<Timestamp>, tail: Option<u32>, follow: bool) -> LogsErrand {
+        let service: ServiceName = self.query.service.clone();
+        LogsErrand { replica, service, module: self.module, since, tail, follow }
+    }
+}
+
+/// Passes one replica's lines on, until there are no more; tells the time of the last.
+async fn pass_on(core: Arc<Core>, node: NodeId, errand: LogsErrand, to: mpsc::Sender<LogLine>) -> Option<Timestamp> {
+    let mut last = None;
+    let mut stream = match core.sessions.errand(node, &Errand::Logs(errand)).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            debug!(%error, "logs cannot be read");
+            return None;
+        }
+    };
+    loop {
+        match stream.next::<LogLine>().await {
+            Ok(Some(line)) => {
+                last = Some(line.at);
+                if to.send(line).await.is_err() {
+                    return last;
+                }
+            }
+            Ok(None) => return last,
+            Err(error) => {
+                debug!(%node, %error, "logs ended early");
+                return last;
+            }
+        }
+    }
+}
+
+/// The same again and again, as long as the replica is placed: its container may be restarted, or its node away.
+async fn keep_following(core: Arc<Core>, node: NodeId, mut errand: LogsErrand, to: mpsc::Sender<LogLine>) {
+    loop {
+        let replica = errand.replica;
+        if let Some(last) = pass_on(core.clone(), node, errand.clone(), to.clone()).await {
+            errand.since = Some(last + Duration::from_millis(1));
+            errand.tail = None;
+        }
+        if !core.raft.state().placements.contains_key(&replica) {
+            return;
+        }
+        sleep(AGAIN).await;
+    }
+}

@@ -1,0 +1,71 @@
+//! Changes to one service that is there, and to the cluster's settings.
+
+use orca_cluster::command::Command;
+use orca_cluster::id::{Revision, ServiceName};
+use orca_cluster::spec::{Service, Settings, check};
+
+use super::{Answer, Core, deploy, invalid};
+use crate::auth::{Caller, Object, Verb};
+
+pub async fn set_settings(core: &Core, caller: &Caller, settings: Settings) -> Answer {
+    core.authorise(caller, Verb::ChangeSettings, Object::Cluster)?;
+    Ok(core.propose(caller, Command::SetSettings(settings)).await?.response())
+}
+
+pub async fn scale(core: &Core, caller: &Caller, service: ServiceName, replicas: u32) -> Answer {
+    core.authorise(caller, Verb::Operate, Object::Project(&service.project))?;
+    // The number is part of a specification, and has to pass as such.
+    if let Some(deployed) = core.read().await?.services.get(&service) {
+        let scaled = Service { replicas, ..deployed.spec().clone() };
+        if let Some(fault) = check::service(&scaled).first() {
+            return Err(invalid(format!("{service} cannot have {replicas} replicas: {fault}"), None));
+        }
+    }
+    operate(core, caller, &service, Command::Scale { service: service.clone(), replicas }).await
+}
+
+pub async fn stop(core: &Core, caller: &Caller, service: ServiceName) -> Answer {
+    operate(core, caller, &service, Command::Stop { service: service.clone() }).await
+}
+
+pub async fn start(core: &Core, caller: &Caller, service: ServiceName) -> Answer {
+    operate(core, caller, &service, Command::Start { service: service.clone() }).await
+}
+
+pub async fn restart(core: &Core, caller: &Caller, service: ServiceName) -> Answer {
+    operate(core, caller, &service, Command::Restart { service: service.clone(), pull: false }).await
+}
+
+pub async fn redeploy(core: &Core, caller: &Caller, service: ServiceName) -> Answer {
+    operate(core, caller, &service, Command::Restart { service: service.clone(), pull: true }).await
+}
+
+pub async fn promote(core: &Core, caller: &Caller, service: ServiceName) -> Answer {
+    operate(core, caller, &service, Command::Promote { service: service.clone() }).await
+}
+
+pub async fn remove(core: &Core, caller: &Caller, service: ServiceName, volumes: bool) -> Answer {
+    core.authorise(caller, Verb::Remove, Object::Project(&service.project))?;
+    Ok(core.propose(caller, Command::Remove { service, volumes }).await?.response())
+}
+
+/// Going back may bring back a revision that reaches into the host: then it takes what deploying it would take.
+pub async fn rollback(core: &Core, caller: &Caller, service: ServiceName, to: Option<Revision>) -> Answer {
+    core.authorise(caller, Verb::Operate, Object::Project(&service.project))?;
+    let state = core.read().await?;
+    if let Some(deployed) = state.services.get(&service) {
+        let candidates = deployed.revisions.iter().filter(|(revision, _)| to.is_none_or(|to| to == **revision));
+        for (_, record) in candidates {
+            // What runs with the same demands now has been allowed.
+            if record.spec.host_demands() != deployed.spec().host_demands() {
+                deploy::check_service(core, caller, &state.settings, &service, &record.spec)?;
+            }
+        }
+    }
+    Ok(core.propose(caller, Command::Rollback { service, to }).await?.response())
+}
+
+async fn operate(core: &Core, caller: &Caller, service: &ServiceName, command: Command) -> Answer {
+    core.authorise(caller, Verb::Operate, Object::Project(&service.project))?;
+    Ok(core.propose(caller, command).await?.response())
+}

@@ -1,0 +1,96 @@
+//! The HTTP API: the same verbs as the CLI, under `/api/v1`. One table of routes makes both the router and the
+//! OpenAPI document, so that neither can have what the other lacks. Plain HTTP, hence on loopback only; TLS comes
+//! with the edge.
+
+mod problem;
+mod route;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tracing::{debug, error, warn};
+
+use crate::api::Core;
+
+pub use problem::SHUT_OUT;
+pub use route::document;
+
+/// Largest body, but for modules ([`MODULE_BYTES_MAX`](crate::blob::MODULE_BYTES_MAX)).
+const BODY_BYTES_MAX: usize = 4 << 20;
+
+/// For the head of a request; without it, connections that say nothing would be kept for ever.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Heads are method, path and a token.
+const HEAD_BYTES_MAX: usize = 32 << 10;
+
+const CONNECTIONS_MAX: usize = 512;
+
+/// After `accept` failed, because there are no file descriptors left, say.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The address a request came from.
+#[derive(Debug, Clone, Copy)]
+struct Source(SocketAddr);
+
+pub fn router(core: Arc<Core>) -> Router {
+    let router = route::routes().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler));
+    router.fallback(problem::no_route).layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).with_state(core)
+}
+
+/// Serves until it is dropped.
+pub async fn serve(core: Arc<Core>, listener: TcpListener) {
+    let service = TowerToHyperService::new(router(core));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(ended) = connections.join_next() => {
+                if let Err(failed) = ended && failed.is_panic() {
+                    error!(%failed, "serving an HTTP connection panicked");
+                }
+                continue;
+            }
+        };
+        let (socket, source) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "an HTTP connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if connections.len() >= CONNECTIONS_MAX {
+            warn!(%source, "too many HTTP connections");
+            continue;
+        }
+        let service = service.clone();
+        connections.spawn(async move {
+            let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
+                request.extensions_mut().insert(Source(source));
+                let answer = service.call(request);
+                async move { answer.await.map_err(|never: Infallible| never) }
+            });
+            let served = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_DEADLINE)
+                .max_buf_size(HEAD_BYTES_MAX)
+                .serve_connection(TokioIo::new(socket), answer)
+                .await;
+            if let Err(error) = served {
+                debug!(%source, %error, "an HTTP connection ended early");
+            }
+        });
+    }
+}

@@ -1,0 +1,192 @@
+//! Errors as `application/problem+json` (RFC 9457), and what is taken out of requests before a verb sees them.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use orca_cluster::spec::toml::Problem as SpecProblem;
+use orca_wire::identity::Token;
+use orca_wire::message::client::{Reason, Refused};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Source;
+use crate::api::{Core, invalid, unauthenticated};
+use crate::auth::{self, Caller, Unauthenticated};
+use crate::clock::now;
+
+pub const SHUT_OUT: &str = "too many tries with tokens that are not valid; wait a minute";
+
+/// An answer that is no success.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    refused: Refused,
+    /// What is wrong with a file, one by one.
+    errors: Vec<SpecProblem>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    title: &'a str,
+    status: u16,
+    /// The same words as the CLI's exit codes.
+    reason: Reason,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [SpecProblem],
+}
+
+impl Problem {
+    fn new(status: StatusCode, refused: Refused) -> Problem {
+        Problem { status, refused, errors: Vec::new() }
+    }
+
+    pub fn of_file(errors: Vec<SpecProblem>) -> Problem {
+        let count = errors.len();
+        let message = format!("{count} {} in the file", if count == 1 { "error" } else { "errors" });
+        Problem { errors, ..invalid(message, None).into() }
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Problem {
+        let status = match refused.reason {
+            Reason::Invalid => StatusCode::BAD_REQUEST,
+            Reason::Unauthorised => StatusCode::FORBIDDEN,
+            Reason::NotFound => StatusCode::NOT_FOUND,
+            Reason::Conflict => StatusCode::CONFLICT,
+            Reason::NoQuorum => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            Reason::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Problem::new(status, refused)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = Body {
+            title: self.status.canonical_reason().unwrap_or_default(),
+            status: self.status.as_u16(),
+            reason: self.refused.reason,
+            detail: &self.refused.message,
+            hint: self.refused.hint.as_deref(),
+            errors: &self.errors,
+        };
+        let body = serde_json::to_vec(&body).expect("a problem of fixed form can be written");
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+pub async fn no_route() -> Problem {
+    let hint = "GET /api/v1/openapi.json lists what there is".to_owned();
+    let message = "there is nothing at this path".to_owned();
+    Refused { reason: Reason::NotFound, message, hint: Some(hint) }.into()
+}
+
+/// Who asks, by bearer token. Looked up anew for each request.
+pub struct Authenticated(pub Caller);
+
+impl FromRequestParts<Arc<Core>> for Authenticated {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, core: &Arc<Core>) -> Result<Authenticated, Problem> {
+        let Some(&Source(source)) = parts.extensions.get::<Source>() else {
+            return Err(crate::api::failed("the request came from nowhere; this is a defect in orca".to_owned()).into());
+        };
+        let now = now();
+        if core.refusals.is_shut_out(source.ip(), now) {
+            let refused = Refused { reason: Reason::Unauthorised, message: SHUT_OUT.to_owned(), hint: None };
+            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, refused));
+        }
+        let shown = parts.headers.get(header::AUTHORIZATION);
+        let found = bearer(shown).and_then(|token| {
+            auth::identify_by_secret(&core.raft.state(), &token.id, &token.secret, source, now)
+        });
+        found.map(Authenticated).map_err(|nobody| {
+            // A request without any token is no try.
+            if shown.is_some() {
+                core.refusals.unauthenticated(source, now);
+            }
+            Problem::new(StatusCode::UNAUTHORIZED, unauthenticated(nobody))
+        })
+    }
+}
+
+fn bearer(shown: Option<&header::HeaderValue>) -> Result<Token, Unauthenticated> {
+    let text = shown.and_then(|value| value.to_str().ok()).ok_or(Unauthenticated)?;
+    let (scheme, token) = text.split_once(' ').ok_or(Unauthenticated)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(Unauthenticated);
+    }
+    token.parse().map_err(|_| Unauthenticated)
+}
+
+/// What the path names.
+pub struct At<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for At<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<At<T>, Problem> {
+        let path = Path::from_request_parts(parts, state).await;
+        path.map(|Path(value)| At(value)).map_err(|rejection: PathRejection| {
+            invalid(format!("the path is not understood: {}", rejection.body_text()), None).into()
+        })
+    }
+}
+
+/// What the query asks for.
+pub struct Asked<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Asked<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Asked<T>, Problem> {
+        let query = Query::from_request_parts(parts, state).await;
+        query.map(|Query(value)| Asked(value)).map_err(|rejection: QueryRejection| {
+            invalid(format!("the query is not understood: {}", rejection.body_text()), None).into()
+        })
+    }
+}
+
+/// The body, whole.
+pub struct Whole(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Whole {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Whole, Problem> {
+        Bytes::from_request(request, state).await.map(Whole).map_err(|rejection: BytesRejection| {
+            let refused = invalid(format!("the body cannot be read: {}", rejection.body_text()), None);
+            Problem::new(rejection.status(), refused)
+        })
+    }
+}
+
+/// The body, as JSON; what it says it is does not matter.
+pub struct Sent<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Sent<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Sent<T>, Problem> {
+        let Whole(bytes) = Whole::from_request(request, state).await?;
+        json(&bytes).map(Sent)
+    }
+}
+
+pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes).map_err(|error| invalid(format!("the body is not what is expected: {error}"), None).into())
+}

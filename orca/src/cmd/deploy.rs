@@ -1,0 +1,225 @@
+//! `deploy` and `plan`: from files to a cluster that runs what they say.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use orca_cluster::command::put::{PutOutcome, ServiceOutcome};
+use orca_cluster::id::{Generation, Label, ServiceName};
+use orca_cluster::spec::Project;
+use orca_wire::message::client::{Deploy, Request, Response};
+use serde::Serialize;
+
+use super::{done, patient_session, session, settle};
+use crate::cli::{DeployArgs, Files, Global, PlanArgs, ServiceArg};
+use crate::exit::{Exit, Failure};
+use crate::files::{self, Written};
+use crate::output::progress::Goal;
+use crate::output::text::{Ink, Text};
+use crate::output::{Output, count, plan as screen};
+use crate::session::{Session, pick, unexpected};
+
+/// How to deploy what was read.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub services: Vec<ServiceArg>,
+    pub prune: bool,
+    pub replace: bool,
+    pub if_index: Option<Generation>,
+    pub detach: bool,
+    /// Show the plan and do nothing.
+    pub dry_run: bool,
+    pub patience: Option<Duration>,
+}
+
+impl Options {
+    fn of(services: Vec<ServiceArg>, files: &Files) -> Options {
+        let Files { files: _, prune, if_index, replace } = *files;
+        Options { services, prune, replace, if_index, ..Options::default() }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Planned<'a> {
+    index: Generation,
+    changes: bool,
+    services: &'a BTreeMap<ServiceName, ServiceOutcome>,
+}
+
+pub async fn run(args: DeployArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
+    let DeployArgs { services, files, wait, dry_run } = args;
+    let options = Options { detach: wait.detach, dry_run, patience: global.timeout, ..Options::of(services, &files) };
+    let written = files::read(&files.files, output.side_screen(crate::moment::now()).colour)?;
+    let session = patient_session(global).await?;
+    deploy(&session, output, written, &options).await
+}
+
+pub async fn plan(args: PlanArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
+    let PlanArgs { services, files, exit_code } = args;
+    let options = Options::of(services, &files);
+    let written = files::read(&files.files, output.side_screen(crate::moment::now()).colour)?;
+    let session = session(global).await?;
+    let deploys = deploys(&written.projects, &options)?;
+    let (index, outcome) = ask(&session, &deploys).await?;
+    show(output, index, &outcome, &written.projects);
+    if exit_code && outcome.changes_anything() { Ok(Exit::Changes.into()) } else { done() }
+}
+
+/// Makes the cluster run what was read, and waits until it does.
+pub async fn deploy(
+    session: &Session,
+    output: &Output,
+    mut written: Written,
+    options: &Options,
+) -> Result<ExitCode, Failure> {
+    if !options.dry_run
+        && let Some(settings) = written.settings.take()
+        && let Response::Done { .. } = session.ask(&Request::SetSettings(settings)).await?
+    {
+        output.notice(&Text::plain("Settings of the cluster changed."));
+    }
+    let deploys = deploys(&written.projects, options)?;
+    let (index, outcome) = ask(session, &deploys).await?;
+    let rolling = |what: &ServiceOutcome| matches!(what, ServiceOutcome::Unchanged { rolling_out: true, .. });
+    if options.dry_run {
+        show(output, index, &outcome, &written.projects);
+        return done();
+    }
+    if !outcome.changes_anything() && !outcome.services.values().any(rolling) {
+        if output.json {
+            show(output, index, &outcome, &written.projects);
+            settle::ended_at_once(output, "unchanged");
+        } else {
+            output.print(&format!("Nothing to change (index {index})\n"));
+        }
+        return done();
+    }
+    if output.json {
+        show(output, index, &outcome, &written.projects);
+    } else {
+        lines(index, &outcome, &written.projects).iter().for_each(|line| output.notice(line));
+    }
+    let removed = outcome.services.values().filter(|what| matches!(what, ServiceOutcome::Removed)).count();
+    if removed > 0 {
+        output.confirm(&format!("Remove {}?", count(removed as u64, "service")))?;
+    }
+    upload(session, output, &written).await?;
+    let (mut goals, mut reached) = (Vec::new(), index);
+    for deploy in deploys {
+        let (generation, outcome) = match session.ask(&Request::Deploy(deploy)).await? {
+            Response::Deployed { generation, outcome } => (generation, outcome),
+            // Somebody else has done the same since the plan.
+            Response::Unchanged { generation } => (generation, PutOutcome::default()),
+            other => return Err(unexpected(&other)),
+        };
+        reached = reached.max(generation);
+        goals.extend(outcome.services.iter().filter_map(|(name, what)| Some((name.clone(), goal(what)?))));
+    }
+    if goals.is_empty() {
+        output.print(&format!("Nothing to change (index {reached})\n"));
+        return done();
+    }
+    if options.detach {
+        settle::detached(output);
+        return done();
+    }
+    settle::settle(session, output, goals, reached, options.patience).await
+}
+
+fn goal(what: &ServiceOutcome) -> Option<Goal> {
+    match what {
+        ServiceOutcome::Created { revision, .. } | ServiceOutcome::Changed { revision, .. } => {
+            Some(Goal::Revision(*revision))
+        }
+        ServiceOutcome::Unchanged { revision, rolling_out: true } => Some(Goal::Revision(*revision)),
+        ServiceOutcome::Unchanged { rolling_out: false, .. } => None,
+        ServiceOutcome::Removed => Some(Goal::Removed),
+    }
+}
+
+/// What to send for each project; those of which no service is asked for are left out.
+fn deploys(projects: &[Project], options: &Options) -> Result<Vec<Deploy>, Failure> {
+    let known: Vec<ServiceName> = projects
+        .iter()
+        .flat_map(|project| project.services.keys().map(|service| project.service_name(service)))
+        .collect();
+    let mut only: BTreeMap<Label, Vec<Label>> = BTreeMap::new();
+    for arg in &options.services {
+        let (name, _) = pick(arg, known.iter())?;
+        if !known.contains(&name) {
+            return Err(Failure::new(Exit::NotFound, format!("there is no service {name} in these files"))
+                .fix("name another file or directory with -f"));
+        }
+        only.entry(name.project).or_default().push(name.service);
+    }
+    let wanted = |project: &&Project| options.services.is_empty() || only.contains_key(&project.name);
+    let wanted: Vec<&Project> = projects.iter().filter(wanted).collect();
+    if options.if_index.is_some() && wanted.len() > 1 {
+        return Err(Failure::input("--if-index is for one project: the first would move the index for the others")
+            .fix("deploy them one by one, with -f"));
+    }
+    let deploy = |project: &Project| Deploy {
+        project: project.clone(),
+        only: only.get(&project.name).cloned().unwrap_or_default(),
+        prune: options.prune,
+        replace: options.replace,
+        if_generation: options.if_index,
+    };
+    Ok(wanted.into_iter().map(deploy).collect())
+}
+
+/// What all of them together would do.
+async fn ask(session: &Session, deploys: &[Deploy]) -> Result<(Generation, PutOutcome), Failure> {
+    let (mut index, mut all) = (Generation::default(), PutOutcome::default());
+    for deploy in deploys {
+        match session.ask(&Request::Plan(deploy.clone())).await? {
+            Response::Planned { generation, outcome } => {
+                index = index.max(generation);
+                all.services.extend(outcome.services);
+            }
+            Response::Unchanged { generation } => index = index.max(generation),
+            other => return Err(unexpected(&other)),
+        }
+    }
+    Ok((index, all))
+}
+
+/// Brings the modules that the cluster lacks.
+async fn upload(session: &Session, output: &Output, written: &Written) -> Result<(), Failure> {
+    if written.modules.is_empty() {
+        return Ok(());
+    }
+    let digests: Vec<String> = written.modules.keys().cloned().collect();
+    let missing = match session.ask(&Request::MissingModules { digests }).await? {
+        Response::MissingModules { digests } => digests,
+        other => return Err(unexpected(&other)),
+    };
+    for digest in missing {
+        let Some(bytes) = written.modules.get(&digest) else { continue };
+        let size = bytes.len() as u64;
+        let mut stream = session.stream(&Request::PutModule { digest: digest.clone(), size }).await?;
+        stream.send_bytes(bytes).await.map_err(|error| session.broken(&error))?;
+        stream.finish().await.map_err(|error| session.broken(&error))?;
+        session.answer(&mut stream).await?;
+        let text = format!("uploaded module {}, {}", &digest[..12.min(digest.len())], crate::output::megabytes(size));
+        output.notice(&Text::of(Ink::Dim, format!("  {text}")));
+    }
+    Ok(())
+}
+
+fn show(output: &Output, index: Generation, outcome: &PutOutcome, projects: &[Project]) {
+    if output.json {
+        output.object("plan", &Planned { index, changes: outcome.changes_anything(), services: &outcome.services });
+    } else {
+        output.lines(&lines(index, outcome, projects));
+    }
+}
+
+fn lines(index: Generation, outcome: &PutOutcome, projects: &[Project]) -> Vec<Text> {
+    let spec = |name: &ServiceName| {
+        let project = projects.iter().find(|project| project.name == name.project)?;
+        project.services.get(&name.service)
+    };
+    let changes = outcome.services.iter().map(|(name, what)| (name, (what, spec(name)))).collect();
+    screen::plan(index, &changes)
+}

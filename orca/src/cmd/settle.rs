@@ -1,0 +1,238 @@
+//! Waiting for the cluster to have done what was asked. The cluster owns the rollout: this only watches, survives lost
+//! connections, and can be left at any time.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use orca_cluster::id::{Generation, ServiceName};
+use orca_wire::message::client::{Progress, Request};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval_at, sleep, sleep_until};
+
+use crate::exit::{Exit, Failure};
+use crate::moment;
+use crate::output::Output;
+use crate::output::board::{Board, Place};
+use crate::output::progress::{Goal, Tracker, Verdict};
+use crate::output::text::{Ink, Text};
+use crate::session::{Broken, Following, Session};
+
+/// Unless `--timeout` says otherwise. Rollouts end by themselves, with their own time-outs; this is for what waits
+/// for a person, such as a dependency that never gets ready.
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// So that whoever reads a log knows that it goes on.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Of a drawn block: the seconds in it move.
+const FRAME: Duration = Duration::from_millis(200);
+/// Between attempts to get back a connection that was lost.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Reports that wait to be drawn; the next one says all that the one before did.
+const WAITING_MAX: usize = 16;
+
+#[derive(Debug, Serialize)]
+struct Ended {
+    outcome: &'static str,
+    exit_code: u8,
+    services: Vec<EndedService>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Failure>,
+}
+
+#[derive(Debug, Serialize)]
+struct EndedService {
+    service: ServiceName,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<orca_cluster::state::Receipt>,
+}
+
+/// Watches until every goal is reached or has failed, and says so. Reports older than `since` are from before it was
+/// asked.
+pub async fn settle(
+    session: &Session,
+    output: &Output,
+    goals: Vec<(ServiceName, Goal)>,
+    since: Generation,
+    patience: Option<Duration>,
+) -> Result<ExitCode, Failure> {
+    let services: Vec<ServiceName> = goals.iter().map(|(name, _)| name.clone()).collect();
+    let mut tracker = Tracker::new(goals, moment::now());
+    let mut watch = Watching { output, board: Board::new(Place::Err), since };
+    let ended = watch.run(session, &services, &mut tracker, patience.unwrap_or(PATIENCE)).await;
+    let ended = match ended {
+        Ok(()) => tracker.failure().map_or(Ok(()), Err),
+        Err(failure) => Err(failure),
+    };
+    if output.json {
+        let (outcome, exit) = match &ended {
+            Ok(()) => ("done", Exit::Done),
+            Err(failure) => (outcome_of(failure.exit), failure.exit),
+        };
+        let services = tracker.verdicts().map(|(service, verdict, receipt)| EndedService {
+            service: service.clone(),
+            outcome: verdict_word(verdict),
+            receipt: receipt.cloned(),
+        });
+        let (services, error) = (services.collect(), ended.as_ref().err().cloned());
+        output.object("result", &Ended { outcome, exit_code: exit.code(), services, error });
+    } else {
+        output.lines(&tracker.summary(&output.screen(moment::now())));
+    }
+    ended.map(|()| Exit::Done.into())
+}
+
+/// That there was nothing to wait for, as the `result` every long command ends with.
+pub fn ended_at_once(output: &Output, outcome: &'static str) {
+    output.object("result", &Ended { outcome, exit_code: Exit::Done.code(), services: Vec::new(), error: None });
+}
+
+fn outcome_of(exit: Exit) -> &'static str {
+    match exit {
+        Exit::RolledBack => "rolled_back",
+        Exit::Degraded => "degraded",
+        Exit::Conflict => "overtaken",
+        Exit::TimedOut => "still_going",
+        _ => "failed",
+    }
+}
+
+fn verdict_word(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Going => "still_going",
+        Verdict::Done => "done",
+        Verdict::Canary => "canary",
+        Verdict::RolledBack => "rolled_back",
+        Verdict::Degraded => "degraded",
+        Verdict::Overtaken => "overtaken",
+    }
+}
+
+struct Watching<'a> {
+    output: &'a Output,
+    board: Board,
+    since: Generation,
+}
+
+impl Watching<'_> {
+    async fn run(
+        &mut self,
+        session: &Session,
+        services: &[ServiceName],
+        tracker: &mut Tracker,
+        patience: Duration,
+    ) -> Result<(), Failure> {
+        let (reports, mut coming) = mpsc::channel(WAITING_MAX);
+        let feeding = feed(session, services, reports);
+        tokio::pin!(feeding);
+        let now = Instant::now();
+        let mut heartbeat = interval_at(now + HEARTBEAT, HEARTBEAT);
+        let mut frame = interval_at(now + FRAME, FRAME);
+        let interrupted = tokio::signal::ctrl_c();
+        tokio::pin!(interrupted);
+        let ended = loop {
+            tokio::select! {
+                Some(progress) = coming.recv() => {
+                    if self.take(&progress, tracker) {
+                        heartbeat.reset();
+                    }
+                    if tracker.is_over() {
+                        break Ok(());
+                    }
+                }
+                failure = &mut feeding => break Err(failure),
+                _ = heartbeat.tick() => self.beat(tracker),
+                _ = frame.tick(), if self.output.live => self.draw(tracker),
+                _ = &mut interrupted => break Err(left(services)),
+                () = sleep_until(now + patience) => break Err(out_of_patience(services, patience)),
+            }
+        };
+        if self.output.live {
+            // The last picture stays.
+            self.draw(tracker);
+        }
+        ended
+    }
+
+    /// Whether something was said.
+    fn take(&mut self, progress: &Progress, tracker: &mut Tracker) -> bool {
+        if progress.generation < self.since {
+            return false;
+        }
+        let news = tracker.take(progress);
+        if self.output.json {
+            self.output.object("progress", progress);
+        } else if self.output.live {
+            self.draw(tracker);
+        } else {
+            news.iter().for_each(|line| self.output.notice(line));
+        }
+        !news.is_empty()
+    }
+
+    fn beat(&self, tracker: &Tracker) {
+        if !self.output.live {
+            tracker.heartbeat(&self.output.side_screen(moment::now())).iter().for_each(|line| self.output.notice(line));
+        }
+    }
+
+    fn draw(&mut self, tracker: &Tracker) {
+        let screen = self.output.side_screen(moment::now());
+        self.board.draw(&tracker.draw(&screen), screen.width, screen.colour);
+    }
+}
+
+/// Passes on what the cluster reports, over as many connections as it takes. Ends only with what no new connection
+/// would change.
+async fn feed(session: &Session, services: &[ServiceName], reports: mpsc::Sender<Progress>) -> Failure {
+    let request = Request::Watch { services: services.to_vec() };
+    loop {
+        let lost = match session.follow(&request).await {
+            Ok(following) => match pass_on(following, &reports).await {
+                Broken::Refused(failure) => return failure,
+                Broken::Lost(error) => error.to_string(),
+            },
+            Err(failure) if failure.exit == Exit::Unreachable => failure.message,
+            Err(failure) => return failure,
+        };
+        tracing::info!(%lost, "looking for another connection");
+        sleep(PAUSE).await;
+    }
+}
+
+async fn pass_on(mut following: Following, reports: &mpsc::Sender<Progress>) -> Broken {
+    loop {
+        match following.next::<Progress>().await {
+            // Nobody listens any more: whoever owns the other end has all it wanted, and drops this too.
+            Ok(Some(progress)) => drop(reports.send(progress).await),
+            Ok(None) => return Broken::Lost(orca_wire::stream::StreamError::Ended),
+            Err(broken) => return broken,
+        }
+    }
+}
+
+/// Exit code 9 and not 130: nothing was interrupted, the cluster goes on.
+fn left(services: &[ServiceName]) -> Failure {
+    Failure::new(Exit::TimedOut, "detached; the cluster goes on with it")
+        .fix("follow it: orca status -f, or the same command again")
+        .fix(format!("undo it: {}", undo(services)))
+}
+
+fn out_of_patience(services: &[ServiceName], patience: Duration) -> Failure {
+    Failure::new(Exit::TimedOut, format!("not settled after {}; the cluster goes on with it", moment::age(patience)))
+        .fix("follow it: orca status -f, or wait longer with --timeout")
+        .fix(format!("undo it: {}", undo(services)))
+}
+
+fn undo(services: &[ServiceName]) -> String {
+    services.iter().map(|name| format!("orca rollback {name}")).collect::<Vec<_>>().join("; ")
+}
+
+/// What to say when nobody waits.
+pub fn detached(output: &Output) {
+    if output.json {
+        ended_at_once(output, "started");
+    } else {
+        output.notice(&Text::plain("Started. ").and(Ink::Dim, "Follow it: orca status -f"));
+    }
+}

@@ -1,0 +1,77 @@
+//! What `history` shows: revisions, and what each rollout cost those who used the service meanwhile.
+
+use orca_cluster::id::ServiceName;
+use orca_cluster::plan::report::Outcome;
+use orca_cluster::state::{Receipt, Window};
+use orca_wire::message::client::RevisionInfo;
+
+use super::text::{Ink, Side, Text, table};
+use super::{Screen, grouped, latency, short_source};
+use crate::moment;
+
+pub fn history(screen: &Screen, service: &ServiceName, revisions: &[RevisionInfo], receipts: &[Receipt]) -> Vec<Text> {
+    let mut lines = vec![Text::of(Ink::Bold, service.to_string())];
+    lines.extend(self::revisions(screen, revisions, receipts));
+    lines
+}
+
+/// Newest first.
+pub fn revisions(screen: &Screen, revisions: &[RevisionInfo], receipts: &[Receipt]) -> Vec<Text> {
+    let mut lines = Vec::new();
+    let rows = revisions.iter().rev().map(|info| {
+        let (ink, mark) = match (info.is_target, info.is_settled) {
+            (true, true) => (Ink::Green, "●"),
+            (true, false) => (Ink::Cyan, "◐"),
+            (false, _) => (Ink::Dim, " "),
+        };
+        vec![
+            Text::of(ink, mark).and(Ink::Plain, format!(" {}", info.revision)),
+            Text::of(Ink::Dim, moment::date(info.at, &screen.zone)),
+            Text::plain(info.by.clone()),
+            Text::plain(info.note.clone()),
+            Text::plain(short_source(&info.source)),
+            Text::of(Ink::Dim, format!("x{}", info.replicas)),
+        ]
+    });
+    let sides = [Side::Left, Side::Left, Side::Left, Side::Left, Side::Left, Side::Left];
+    let shown = table(2, &sides, rows.collect());
+    for (line, info) in shown.into_iter().zip(revisions.iter().rev()) {
+        lines.push(line);
+        for receipt in receipts.iter().filter(|receipt| receipt.revision == info.revision) {
+            lines.push(Text::plain("      ").then(receipt_line(screen, receipt)));
+            if let Some(failure) = &receipt.failure {
+                lines.push(Text::of(Ink::Red, "      why ").and(Ink::Plain, &failure.cause));
+            }
+        }
+    }
+    lines
+}
+
+/// `rolled back after 12.1s; requests 4,210, 5xx 0 (before 0), p99 41 ms (before 40 ms), cut 0`.
+pub fn receipt_line(screen: &Screen, receipt: &Receipt) -> Text {
+    let (ink, word) = match receipt.outcome {
+        Outcome::Done => (Ink::Green, "done in"),
+        Outcome::RolledBack => (Ink::Yellow, "rolled back after"),
+        Outcome::Failed => (Ink::Red, "failed after"),
+    };
+    let span = moment::took(receipt.ended.since(receipt.started));
+    let (during, before) = (&receipt.during, &receipt.before);
+    let errors = if during.errors > before.errors { Ink::Red } else { Ink::Plain };
+    let cut = if during.cut > 0 { Ink::Red } else { Ink::Plain };
+    Text::of(ink, format!("{word} {span}"))
+        .and(Ink::Plain, format!("; {} requests, ", grouped(during.requests)))
+        .and(errors, format!("{} 5xx", grouped(during.errors)))
+        .and(Ink::Dim, format!(" (before: {})", grouped(before.errors)))
+        .and(Ink::Plain, p99(during, before))
+        .and(Ink::Plain, ", ")
+        .and(cut, format!("{} cut", grouped(during.cut)))
+        .and(Ink::Dim, format!(", {} ago", screen.ago(receipt.ended)))
+}
+
+fn p99(during: &Window, before: &Window) -> String {
+    match (during.p99_us, before.p99_us) {
+        (Some(now), Some(before)) => format!(", p99 {} (before: {})", latency(now), latency(before)),
+        (Some(now), None) => format!(", p99 {}", latency(now)),
+        (None, _) => String::new(),
+    }
+}

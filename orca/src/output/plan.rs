@@ -1,0 +1,95 @@
+//! What a deploy would do, as a table.
+
+use std::collections::BTreeMap;
+
+use orca_cluster::command::put::ServiceOutcome;
+use orca_cluster::id::{Generation, ServiceName};
+use orca_cluster::spec::{Service, Source, Strategy};
+
+use super::text::{Ink, Side, Text, table};
+use super::{count, short_source};
+
+/// What will happen to each service, and what its file says about it (nothing if it is being removed).
+pub type Changes<'a> = BTreeMap<&'a ServiceName, (&'a ServiceOutcome, Option<&'a Service>)>;
+
+pub fn plan(generation: Generation, changes: &Changes<'_>) -> Vec<Text> {
+    let of = |wanted: fn(&ServiceOutcome) -> bool| changes.values().filter(|(what, _)| wanted(what)).count() as u64;
+    let created = of(|what| matches!(what, ServiceOutcome::Created { .. }));
+    let removed = of(|what| matches!(what, ServiceOutcome::Removed));
+    let changed = of(|what| matches!(what, ServiceOutcome::Changed { .. }));
+    if created + removed + changed == 0 {
+        return vec![Text::plain(format!("Nothing to change (index {generation})"))];
+    }
+    let replaced: Vec<&Service> = changes.values().filter_map(|(what, spec)| replaces(what).then_some(*spec)?).collect();
+    let mut head = format!("{}", count(created + removed + changed, "service"));
+    if !replaced.is_empty() {
+        let replicas: u64 = replaced.iter().map(|spec| u64::from(spec.replicas)).sum();
+        let pace = if replaced.iter().all(|spec| one_by_one(spec)) { " one by one" } else { "" };
+        head.push_str(&format!(", {} replaced{pace}", count(replicas, "replica")));
+    }
+    head.push_str(&format!(", {created} created, {removed} removed"));
+    let mut lines = vec![Text::of(Ink::Bold, "Plan").and(Ink::Plain, format!(" (index {generation}): {head}"))];
+    let rows = changes.iter().filter_map(|(name, (what, spec))| row(name, what, *spec));
+    lines.extend(table(2, &[Side::Left, Side::Left, Side::Left], rows.collect()));
+    lines
+}
+
+fn replaces(what: &ServiceOutcome) -> bool {
+    matches!(what, ServiceOutcome::Changed { replaces: true, .. })
+}
+
+fn one_by_one(spec: &Service) -> bool {
+    matches!(spec.deploy.strategy, Strategy::Rolling) && spec.deploy.max_surge + spec.deploy.max_unavailable <= 1
+}
+
+fn row(name: &ServiceName, what: &ServiceOutcome, spec: Option<&Service>) -> Option<Vec<Text>> {
+    let (ink, sign, text, way) = match what {
+        ServiceOutcome::Unchanged { .. } => return None,
+        ServiceOutcome::Created { replicas, .. } => {
+            (Ink::Green, "+", spec.map(source).unwrap_or_default(), count(*replicas, "replica"))
+        }
+        ServiceOutcome::Removed => {
+            (Ink::Red, "-", "not in the files any more".to_owned(), "drain and stop; volumes are kept".to_owned())
+        }
+        ServiceOutcome::Changed { replaces, differences, .. } => {
+            let differences: Vec<String> = differences.iter().map(|difference| shorten(difference)).collect();
+            let way = match (replaces, spec) {
+                (true, Some(spec)) => strategy(spec.deploy.strategy),
+                (true, None) => "replaced".to_owned(),
+                (false, _) => "nothing restarted".to_owned(),
+            };
+            (Ink::Yellow, "~", differences.join(", "), way)
+        }
+    };
+    Some(vec![Text::of(ink, format!("{sign} {name}")), Text::plain(text), Text::of(Ink::Dim, way)])
+}
+
+fn source(spec: &Service) -> String {
+    match &spec.source {
+        Source::Image(image) => short_source(image),
+        Source::Module(module) => module.path.clone(),
+    }
+}
+
+fn strategy(strategy: Strategy) -> String {
+    match strategy {
+        Strategy::Rolling => "start new, move traffic, drain old".to_owned(),
+        Strategy::Recreate => "stop old, then start new".to_owned(),
+        Strategy::BlueGreen => "start all new, move all traffic at once, drain old".to_owned(),
+        Strategy::Canary { weight } => format!("start one new, give it {weight}% of the requests, wait for you"),
+    }
+}
+
+/// `image myorg/api:1.4.2 -> myorg/api:1.4.3` becomes `myorg/api:1.4.2 -> 1.4.3`.
+fn shorten(difference: &str) -> String {
+    let images = difference.strip_prefix("image ").and_then(|rest| rest.split_once(" -> "));
+    let Some((old, new)) = images else { return difference.to_owned() };
+    if new.starts_with("module ") {
+        return difference.to_owned();
+    }
+    let (old, new) = (short_source(old), short_source(new));
+    match (old.rsplit_once(':'), new.rsplit_once(':')) {
+        (Some((repository, _)), Some((other, tag))) if repository == other => format!("{old} -> {tag}"),
+        _ => format!("{old} -> {new}"),
+    }
+}

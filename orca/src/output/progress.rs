@@ -1,0 +1,515 @@
+//! A rollout as it is watched: when it has ended and how, what to draw while it goes on, and what to say once it is
+//! over. Made from what the cluster reports and from nothing else, so killing the command line changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use orca_cluster::id::{ReplicaId, Revision, ServiceName};
+use orca_cluster::plan::report::Outcome;
+use orca_cluster::replica::{Cause, Phase};
+use orca_cluster::state::Receipt;
+use orca_cluster::status::{NodeStatus, ReplicaStatus, ServiceState, ServiceStatus};
+use orca_cluster::time::Timestamp;
+use orca_cluster::why::phase_word;
+use orca_wire::message::client::Progress;
+
+use super::text::{Ink, Side, Text, table};
+use super::{Screen, count, grouped, latency, megabytes, short_source, status};
+use crate::exit::{Exit, Failure};
+use crate::moment;
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// The rollout of this revision ends.
+    Revision(Revision),
+    /// The same, of a canary that waits no longer.
+    Promoted(Revision),
+    /// No rollout runs, and it is as asked.
+    Settled,
+    /// None of its replicas is left.
+    Stopped,
+    Removed,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    Going,
+    Done,
+    /// The canary waits for a person.
+    Canary,
+    /// Given up; what served before serves again.
+    RolledBack,
+    /// Given up, and nothing serves as asked.
+    Degraded,
+    /// Somebody else's change took its place, or the service was removed.
+    Overtaken,
+}
+
+pub fn verdict(goal: Goal, service: Option<&ServiceStatus>) -> Verdict {
+    let Some(service) = service else {
+        return if goal == Goal::Removed { Verdict::Done } else { Verdict::Overtaken };
+    };
+    let gone = service.state == ServiceState::Removing;
+    match goal {
+        Goal::Removed => Verdict::Going,
+        _ if gone => Verdict::Overtaken,
+        Goal::Stopped => match service.state {
+            ServiceState::Stopped if service.replicas.is_empty() => Verdict::Done,
+            _ => Verdict::Going,
+        },
+        Goal::Settled => match (&service.rollout, service.state) {
+            (_, ServiceState::Canary) => Verdict::Canary,
+            (None, ServiceState::Running | ServiceState::Stopped) => Verdict::Done,
+            (None, ServiceState::CrashLooping | ServiceState::Failing) => Verdict::Degraded,
+            (None | Some(_), _) => Verdict::Going,
+        },
+        Goal::Revision(revision) => rollout_verdict(revision, service),
+        Goal::Promoted(revision) => match rollout_verdict(revision, service) {
+            // The leader has not got to it yet.
+            Verdict::Canary => Verdict::Going,
+            verdict => verdict,
+        },
+    }
+}
+
+fn rollout_verdict(revision: Revision, service: &ServiceStatus) -> Verdict {
+    let ended = receipt_of(revision, service).map(|receipt| receipt.outcome);
+    match (&service.rollout, ended) {
+        (Some(rollout), _) if rollout.to == revision => match service.state {
+            ServiceState::Canary => Verdict::Canary,
+            _ => Verdict::Going,
+        },
+        (_, Some(Outcome::Done)) => Verdict::Done,
+        (None, Some(Outcome::RolledBack)) => match service.state {
+            ServiceState::Running | ServiceState::Stopped => Verdict::RolledBack,
+            _ => Verdict::Degraded,
+        },
+        (None, Some(Outcome::Failed)) => Verdict::Degraded,
+        (Some(_), Some(Outcome::RolledBack | Outcome::Failed) | None) => Verdict::Overtaken,
+        (None, None) if service.revision == revision => match service.state {
+            ServiceState::Running | ServiceState::Stopped => Verdict::Done,
+            _ => Verdict::Going,
+        },
+        (None, None) if service.revision > revision => Verdict::Overtaken,
+        (None, None) => Verdict::RolledBack,
+    }
+}
+
+fn receipt_of(revision: Revision, service: &ServiceStatus) -> Option<&Receipt> {
+    service.last_receipt.as_ref().filter(|receipt| receipt.revision == revision)
+}
+
+/// One service's rollout, as far as it was seen.
+#[derive(Debug)]
+struct Track {
+    goal: Goal,
+    /// The replicas there were before.
+    old: BTreeSet<ReplicaId>,
+    seen: BTreeMap<ReplicaId, Seen>,
+    latest: Option<ServiceStatus>,
+    verdict: Verdict,
+}
+
+#[derive(Debug)]
+struct Seen {
+    first: Timestamp,
+    status: ReplicaStatus,
+    /// Connections it had when it began to leave.
+    moved: Option<u64>,
+    gone: Option<Timestamp>,
+}
+
+/// All that one command waits for.
+#[derive(Debug)]
+pub struct Tracker {
+    started: Timestamp,
+    nodes: Vec<NodeStatus>,
+    tracks: BTreeMap<ServiceName, Track>,
+}
+
+impl Tracker {
+    pub fn new(goals: impl IntoIterator<Item = (ServiceName, Goal)>, started: Timestamp) -> Tracker {
+        let track = |goal| Track {
+            goal,
+            old: BTreeSet::new(),
+            seen: BTreeMap::new(),
+            latest: None,
+            verdict: Verdict::Going,
+        };
+        let tracks = goals.into_iter().map(|(name, goal)| (name, track(goal))).collect();
+        Tracker { started, nodes: Vec::new(), tracks }
+    }
+
+    /// Takes in what the cluster says, and tells what is new in it, one line each.
+    pub fn take(&mut self, progress: &Progress) -> Vec<Text> {
+        let mut news = Vec::new();
+        for (name, track) in &mut self.tracks {
+            let service = progress.services.iter().find(|service| service.name == *name);
+            news.extend(track.take(name, service, progress.at));
+        }
+        news
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.tracks.values().all(|track| track.verdict != Verdict::Going)
+    }
+
+    pub fn verdicts(&self) -> impl Iterator<Item = (&ServiceName, &Verdict, Option<&Receipt>)> {
+        self.tracks.iter().map(|(name, track)| (name, &track.verdict, track.receipt()))
+    }
+
+    /// The block that is redrawn while it goes on.
+    pub fn draw(&self, screen: &Screen) -> Vec<Text> {
+        let several = self.tracks.len() > 1;
+        self.tracks.iter().flat_map(|(name, track)| track.draw(screen, name, several)).collect()
+    }
+
+    /// What is waited for, for those who see no redrawn block.
+    pub fn heartbeat(&self, screen: &Screen) -> Vec<Text> {
+        let spent = moment::age(screen.now.since(self.started));
+        let going = self.tracks.iter().filter(|(_, track)| track.verdict == Verdict::Going);
+        let line = |(name, track): (&ServiceName, &Track)| {
+            let reasons: Vec<String> = match &track.latest {
+                Some(service) => service.waiting.iter().map(|it| status::waiting(screen, &self.nodes, it)).collect(),
+                None => vec!["for the first report".to_owned()],
+            };
+            let reasons = if reasons.is_empty() { "for the next report".to_owned() } else { reasons.join("; ") };
+            Text::plain(format!("{name}: still waiting after {spent}: {reasons}"))
+        };
+        going.map(line).collect()
+    }
+
+    /// What to say when all of it went well.
+    pub fn summary(&self, screen: &Screen) -> Vec<Text> {
+        let several = self.tracks.len() > 1;
+        let mut lines = Vec::new();
+        for (name, track) in &self.tracks {
+            let front = if several { format!("{name}: ") } else { String::new() };
+            match (&track.verdict, track.receipt()) {
+                (Verdict::Done, Some(receipt)) => lines.extend(receipt_lines(name, &front, receipt)),
+                (Verdict::Done, None) => {
+                    let word = match track.goal {
+                        Goal::Removed => "Removed",
+                        Goal::Stopped => "Stopped",
+                        Goal::Revision(_) | Goal::Promoted(_) | Goal::Settled => "Done",
+                    };
+                    let spent = moment::took(screen.now.since(self.started));
+                    lines.push(Text::plain(front).and(Ink::Green, word).and(Ink::Plain, format!(" in {spent}.")));
+                }
+                (Verdict::Canary, _) => lines.extend(canary_lines(name, &front, track)),
+                (Verdict::Going | Verdict::RolledBack | Verdict::Degraded | Verdict::Overtaken, _) => {}
+            }
+        }
+        lines
+    }
+
+    /// The worst that happened, if not all went well.
+    pub fn failure(&self) -> Option<Failure> {
+        let failures = self.tracks.iter().filter_map(|(name, track)| track.failure(name));
+        failures.max_by_key(|failure| failure.exit)
+    }
+}
+
+impl Track {
+    fn receipt(&self) -> Option<&Receipt> {
+        match self.goal {
+            Goal::Revision(revision) | Goal::Promoted(revision) => receipt_of(revision, self.latest.as_ref()?),
+            Goal::Settled | Goal::Stopped | Goal::Removed => None,
+        }
+    }
+
+    fn take(&mut self, name: &ServiceName, service: Option<&ServiceStatus>, at: Timestamp) -> Vec<Text> {
+        let mut news = Vec::new();
+        let mut say = |replica: Option<&ReplicaStatus>, ink: Ink, text: String| {
+            let mut line = Text::of(Ink::Bold, name.to_string());
+            if let Some(replica) = replica {
+                line = line.and(Ink::Plain, format!(" {} on {}", replica.id, replica.node_name));
+            }
+            news.push(line.and(Ink::Plain, ": ").and(ink, text));
+        };
+        let first = self.latest.is_none();
+        let replicas = service.map_or(&[][..], |service| &service.replicas);
+        for replica in replicas {
+            let is_new = matches!(self.goal, Goal::Revision(to) | Goal::Promoted(to) if to == replica.revision);
+            if first && !is_new {
+                self.old.insert(replica.id);
+            }
+            let before = self.seen.get(&replica.id).map(|seen| &seen.status);
+            if !self.old.contains(&replica.id) {
+                new_replica_news(before, replica, |ink, text| say(Some(replica), ink, text));
+            }
+            if replica.last_exit != before.and_then(|before| before.last_exit.clone())
+                && !replica.leaving
+                && (before.is_some() || !self.old.contains(&replica.id))
+                && let Some(exit) = &replica.last_exit
+            {
+                let how = if exit.out_of_memory { "was killed for its memory".to_owned() } else { format!("exited with code {}", exit.code) };
+                let span = moment::took(std::time::Duration::from_millis(exit.after_ms));
+                let last = exit.last_lines.last().map(|line| format!("; its last line: {line}")).unwrap_or_default();
+                say(Some(replica), Ink::Red, format!("{how} after {span}{last}"));
+            }
+            let leaves = replica.leaving && before.is_none_or(|before| !before.leaving);
+            let busy = u64::from(replica.in_flight.requests) + u64::from(replica.in_flight.upgraded);
+            if leaves && !(first && before.is_none()) {
+                say(Some(replica), Ink::Plain, format!("draining, {} left", count(busy, "connection")));
+            }
+            let seen = self.seen.entry(replica.id).or_insert_with(|| Seen {
+                first: at,
+                status: replica.clone(),
+                moved: None,
+                gone: None,
+            });
+            if leaves {
+                seen.moved = Some(busy);
+            }
+            seen.status = replica.clone();
+        }
+        for seen in self.seen.values_mut() {
+            let there = replicas.iter().any(|replica| replica.id == seen.status.id && replica.phase != Phase::Gone);
+            if !there && seen.gone.is_none() {
+                seen.gone = Some(at);
+                say(Some(&seen.status), Ink::Dim, "stopped".to_owned());
+            }
+        }
+        let back = |service: &ServiceStatus| service.rollout.as_ref().is_some_and(|rollout| rollout.back);
+        if let Some(service) = service
+            && back(service)
+            && !self.latest.as_ref().is_some_and(back)
+        {
+            let because = service.rollout.as_ref().and_then(|rollout| rollout.because.clone()).unwrap_or_default();
+            say(None, Ink::Red, format!("going back to {}: {because}", service.revision));
+        }
+        self.verdict = verdict(self.goal, service);
+        // Of one that is removed, the last that was seen stays.
+        if let Some(service) = service {
+            self.latest = Some(service.clone());
+        }
+        news
+    }
+
+    fn draw(&self, screen: &Screen, name: &ServiceName, several: bool) -> Vec<Text> {
+        let mut lines = Vec::new();
+        let Some(service) = &self.latest else {
+            return vec![Text::of(Ink::Dim, format!("  {name}: waiting for the first report"))];
+        };
+        let indent = if several { 4 } else { 2 };
+        if several {
+            let (ink, symbol, word) = status::state(service.state);
+            lines.push(Text::of(ink, format!("  {symbol} ")).and(Ink::Bold, name.to_string()).and(ink, format!("  {word}")));
+        }
+        let mut new: Vec<&Seen> = self.seen.values().filter(|seen| !self.old.contains(&seen.status.id)).collect();
+        let mut old: Vec<&Seen> = self
+            .seen
+            .values()
+            .filter(|seen| self.old.contains(&seen.status.id) && (seen.status.leaving || seen.gone.is_some()))
+            .collect();
+        new.sort_by_key(|seen| (seen.first, seen.status.id));
+        old.sort_by_key(|seen| (seen.gone.is_none(), seen.status.id));
+        let rows = (0..new.len().max(old.len())).map(|at| row(screen, service, new.get(at).copied(), old.get(at).copied()));
+        let sides = [Side::Left, Side::Left, Side::Right];
+        lines.extend(table(indent, &sides, rows.collect()));
+        if let Some(rollout) = service.rollout.as_ref().filter(|rollout| rollout.back) {
+            let because = rollout.because.clone().unwrap_or_default();
+            lines.push(Text::of(Ink::Yellow, format!("{}going back to {}: ", " ".repeat(indent), service.revision)).and(Ink::Plain, because));
+        }
+        if self.verdict == Verdict::Going {
+            let front = " ".repeat(indent);
+            let waiting = service.waiting.iter().map(|it| status::waiting(screen, &[], it));
+            lines.extend(waiting.map(|text| Text::of(Ink::Dim, format!("{front}waiting {text}"))));
+        }
+        lines.into_iter().map(|line| line.fit(screen.width)).collect()
+    }
+
+    fn failure(&self, name: &ServiceName) -> Option<Failure> {
+        let service = self.latest.as_ref();
+        let exit = match self.verdict {
+            Verdict::Going | Verdict::Done | Verdict::Canary => return None,
+            Verdict::RolledBack => Exit::RolledBack,
+            Verdict::Degraded => Exit::Degraded,
+            Verdict::Overtaken => {
+                return Some(
+                    Failure::new(Exit::Conflict, format!("{name}: another change took the place of this one"))
+                        .why(match service.map(|service| service.state) {
+                            Some(ServiceState::Removing) | None => "the service was removed".to_owned(),
+                            Some(_) => format!("{} is wanted now", service.map_or(Revision(0), |s| s.revision)),
+                        })
+                        .more(format!("orca events {name}")),
+                );
+            }
+        };
+        let receipt = self.receipt();
+        let cause = receipt.and_then(|receipt| receipt.failure.as_ref());
+        let asked = cause.is_some_and(|cause| cause.asked);
+        let mut failure = Failure::new(exit, self.failure_message(name, exit, asked)).more(format!("orca logs {name}"));
+        match (cause, service.and_then(|service| service.why.as_ref())) {
+            (Some(cause), _) => {
+                failure = failure.why(&cause.cause).evidence(&cause.evidence);
+                failure.fix.extend(cause.fix.clone());
+            }
+            (None, Some(why)) => {
+                failure = failure.why(&why.cause).evidence(&why.evidence);
+                failure.fix.extend(why.fix.clone());
+            }
+            (None, None) => {}
+        }
+        Some(failure)
+    }
+
+    fn failure_message(&self, name: &ServiceName, exit: Exit, asked: bool) -> String {
+        let what = match (self.goal, asked) {
+            (Goal::Revision(revision) | Goal::Promoted(revision), false) => format!("{name} {revision} did not become ready"),
+            (Goal::Revision(revision) | Goal::Promoted(revision), true) => format!("{name} {revision} was called back"),
+            (Goal::Settled | Goal::Stopped | Goal::Removed, _) => format!("{name} did not become ready"),
+        };
+        let (Some(service), Exit::RolledBack) = (&self.latest, exit) else {
+            let first = self.receipt().is_some_and(|receipt| receipt.outcome == Outcome::Failed);
+            let end = if first { "there is no earlier version to go back to" } else { "the service is degraded" };
+            return format!("{what}; {end}");
+        };
+        let serves = format!("{} ({})", short_source(&service.source), service.revision);
+        let switched = self.receipt().is_none_or(|receipt| receipt.replaced > 0);
+        if switched {
+            format!("{what} and was rolled back; {serves} serves again")
+        } else {
+            format!("{what}; nothing was switched, {serves} still serves all traffic")
+        }
+    }
+}
+
+fn new_replica_news(before: Option<&ReplicaStatus>, now: &ReplicaStatus, mut say: impl FnMut(Ink, String)) {
+    if let Some(pulled) = now.pulled
+        && before.is_none_or(|before| before.pulled.is_none())
+    {
+        say(Ink::Plain, pulled_words(pulled));
+    }
+    let phase = before.map(|before| before.phase);
+    if phase == Some(now.phase) {
+        return;
+    }
+    match now.phase {
+        Phase::Ready => say(Ink::Green, ready_words(now)),
+        Phase::Unready => say(Ink::Red, "not ready any more".to_owned()),
+        Phase::Pulling | Phase::Starting => say(Ink::Plain, phase_word(now.phase).to_owned()),
+        Phase::Pending | Phase::Creating | Phase::BackOff | Phase::Stopping | Phase::Gone => {}
+    }
+}
+
+fn pulled_words(pulled: orca_cluster::replica::Pulled) -> String {
+    format!("pulled {} in {}", megabytes(pulled.bytes), moment::took(std::time::Duration::from_millis(pulled.millis)))
+}
+
+fn ready_words(replica: &ReplicaStatus) -> String {
+    match replica.ready_after_ms {
+        Some(millis) => format!("ready after {}", moment::took(std::time::Duration::from_millis(millis))),
+        None => "ready".to_owned(),
+    }
+}
+
+/// One replica that comes, and the one it takes the place of.
+fn row(screen: &Screen, service: &ServiceStatus, new: Option<&Seen>, old: Option<&Seen>) -> Vec<Text> {
+    let node = new.or(old).map(|seen| seen.status.node_name.clone()).unwrap_or_default();
+    let mut parts: Vec<(Ink, String)> = Vec::new();
+    if let Some(seen) = new {
+        let replica = &seen.status;
+        parts.extend(replica.pulled.map(|pulled| (Ink::Plain, pulled_words(pulled))));
+        let trouble = replica.trouble.as_ref().map(|trouble| trouble_words(service, replica, &trouble.cause));
+        parts.push(match (replica.phase, seen.gone, trouble) {
+            (_, Some(_), _) => (Ink::Dim, "stopped".to_owned()),
+            (Phase::Ready, None, _) => (Ink::Green, ready_words(replica)),
+            (phase, None, Some(trouble)) => (Ink::Red, format!("{}: {trouble}", phase_word(phase))),
+            (phase, None, None) => {
+                (Ink::Cyan, format!("{} {}", phase_word(phase), moment::took(screen.now.since(replica.since))))
+            }
+        });
+    }
+    if let Some(seen) = old {
+        let moved = seen.moved.unwrap_or(0);
+        let busy = u64::from(seen.status.in_flight.requests) + u64::from(seen.status.in_flight.upgraded);
+        match seen.gone {
+            Some(_) if moved > 0 => parts.push((Ink::Plain, format!("{} drained", count(moved, "connection")))),
+            Some(_) => {}
+            None => parts.push((Ink::Plain, format!("draining, {} left ...", count(busy, "connection")))),
+        }
+        if seen.gone.is_some() {
+            parts.push((Ink::Dim, "old stopped".to_owned()));
+        }
+    }
+    let mut text = Text::new();
+    for (at, (ink, part)) in parts.into_iter().enumerate() {
+        if at > 0 {
+            text = text.and(Ink::Dim, " | ");
+        }
+        text = text.and(ink, part);
+    }
+    let first = new.or(old).map(|seen| seen.first);
+    let ended = old.and_then(|seen| seen.gone);
+    let spent = match (first, ended) {
+        (Some(first), Some(ended)) => moment::took(ended.since(first)),
+        _ => String::new(),
+    };
+    vec![Text::plain(node), text, Text::of(Ink::Dim, spent)]
+}
+
+/// The service's diagnosis where it is about this replica, else the bare cause.
+fn trouble_words(service: &ServiceStatus, replica: &ReplicaStatus, cause: &Cause) -> String {
+    if let Some(why) = service.why.as_ref().filter(|why| why.replica == Some(replica.id)) {
+        return why.cause.clone();
+    }
+    match cause {
+        Cause::Exited => match &replica.last_exit {
+            Some(exit) => format!("it exited with code {}", exit.code),
+            None => "it exited".to_owned(),
+        },
+        Cause::ProbeFailing { check, saw, .. } | Cause::NotAlive { check, saw } => {
+            format!("{check} -> {}", orca_cluster::why::saw_words(saw))
+        }
+        Cause::NoEngine { .. }
+        | Cause::ImageMissing { .. }
+        | Cause::ImageDenied { .. }
+        | Cause::PullFailed { .. }
+        | Cause::WrongArchitecture { .. }
+        | Cause::NoSuchCommand { .. }
+        | Cause::SecretMissing { .. }
+        | Cause::PortTaken { .. }
+        | Cause::VolumeBusy { .. }
+        | Cause::DiskFull { .. }
+        | Cause::Refused { .. }
+        | Cause::ModuleInvalid { .. }
+        | Cause::ModuleMissing { .. } => format!("see `orca why {}`", service.name),
+    }
+}
+
+fn receipt_lines(name: &ServiceName, front: &str, receipt: &Receipt) -> Vec<Text> {
+    let span = moment::took(receipt.ended.since(receipt.started));
+    let (during, before) = (&receipt.during, &receipt.before);
+    let p99 = match (during.p99_us, before.p99_us) {
+        (Some(now), Some(before)) => format!("  p99 {} (before: {}).", latency(now), latency(before)),
+        (Some(now), None) => format!("  p99 {}.", latency(now)),
+        (None, _) => String::new(),
+    };
+    let errors = if during.errors > 0 { Ink::Red } else { Ink::Plain };
+    let cut = if during.cut > 0 { Ink::Red } else { Ink::Plain };
+    let mut last = format!("Receipt: orca history {name}.");
+    if receipt.from.is_some() {
+        last.push_str(&format!("  Undo: orca rollback {name}"));
+    }
+    vec![
+        Text::plain(front)
+            .and(Ink::Green, "Done")
+            .and(Ink::Plain, format!(" in {span}.  Requests during deploy: {}.", grouped(during.requests)))
+            .and(errors, format!("  5xx: {} (before: {}).", grouped(during.errors), grouped(before.errors)))
+            .and(Ink::Plain, p99)
+            .and(cut, format!("  Cut connections: {}.", grouped(during.cut))),
+        Text::of(Ink::Dim, last),
+    ]
+}
+
+fn canary_lines(name: &ServiceName, front: &str, track: &Track) -> Vec<Text> {
+    let revision = track.latest.as_ref().and_then(|service| service.rollout.as_ref()).map(|rollout| rollout.to);
+    let revision = revision.map(|revision| format!("{revision} ")).unwrap_or_default();
+    vec![
+        Text::plain(front).and(Ink::Magenta, "Canary").and(Ink::Plain, format!(" {revision}is ready and gets its share of the requests.")),
+        Text::of(Ink::Dim, format!("Take it: orca promote {name}.  Undo: orca rollback {name}.  Look: orca status {name}")),
+    ]
+}

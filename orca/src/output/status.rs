@@ -1,0 +1,421 @@
+//! What `status`, `ps`, `nodes` and `top` show.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use orca_cluster::id::{Label, NodeId};
+use orca_cluster::plan::report::Waiting;
+use orca_cluster::replica::{Engine, Phase};
+use orca_cluster::spec::Strategy;
+use orca_cluster::state::Window;
+use orca_cluster::status::{NodeCondition, NodeStatus, ReplicaStatus, ServiceState, ServiceStatus, Status};
+use orca_cluster::why::phase_word;
+use orca_wire::message::client::RevisionInfo;
+
+use super::text::{Ink, Side, Text, table};
+use super::{Screen, count, grouped, history, latency, short_source};
+use crate::moment;
+
+use Side::{Left, Right};
+
+/// Revisions shown at the end of one service's status; `orca history` has them all.
+const REVISIONS_SHOWN: usize = 5;
+
+/// The whole cluster on one screen.
+pub fn cluster(screen: &Screen, status: &Status) -> Vec<Text> {
+    let nodes = count(status.nodes.len() as u64, "node");
+    let services = count(status.services.len() as u64, "service");
+    let mut lines = vec![
+        Text::of(Ink::Bold, name_of(status))
+            .and(Ink::Dim, format!("  {nodes}, {services}, index {}", status.generation)),
+    ];
+    lines.extend(self::nodes(screen, &status.nodes));
+    if status.services.is_empty() {
+        lines.push(Text::new());
+        lines.push(Text::plain("Nothing is deployed.").and(Ink::Dim, "  Begin with `orca init`, then `orca deploy`."));
+        return lines;
+    }
+    let mut projects: BTreeMap<&Label, Vec<&ServiceStatus>> = BTreeMap::new();
+    for service in &status.services {
+        projects.entry(&service.name.project).or_default().push(service);
+    }
+    for (project, services) in projects {
+        lines.push(Text::new());
+        lines.push(Text::of(Ink::Bold, project.as_str()));
+        lines.extend(project_table(screen, &status.nodes, &services));
+        for service in services {
+            lines.extend(trouble(service));
+        }
+    }
+    lines
+}
+
+fn name_of(status: &Status) -> String {
+    if status.cluster.is_empty() { "cluster".to_owned() } else { format!("cluster {}", status.cluster) }
+}
+
+fn project_table(screen: &Screen, nodes: &[NodeStatus], services: &[&ServiceStatus]) -> Vec<Text> {
+    let rows = services.iter().map(|service| {
+        let (ink, symbol, word) = state(service.state);
+        let ready = if service.ready < service.wanted { Ink::Yellow } else { Ink::Plain };
+        let mut row = vec![
+            Text::of(ink, symbol).and(Ink::Plain, format!(" {}", service.name.service)),
+            Text::of(ink, word),
+            Text::of(ready, format!("{}/{}", service.ready, service.wanted)),
+            Text::plain(short_source(&service.source)).and(Ink::Dim, format!(" {}", service.revision)),
+        ];
+        row.extend(traffic(&service.recent));
+        row.push(Text::of(Ink::Cyan, first_url(service, nodes)));
+        row.push(Text::of(Ink::Dim, service_age(screen, service)));
+        row
+    });
+    table(2, &[Left, Left, Right, Left, Right, Right, Right, Left, Right], rows.collect())
+}
+
+/// Requests a second, p99 and 5xx; empty where nothing was asked.
+fn traffic(recent: &Window) -> [Text; 3] {
+    if recent.requests == 0 {
+        return [Text::new(), Text::new(), Text::new()];
+    }
+    let errors = if recent.errors == 0 { Text::of(Ink::Dim, "no 5xx") } else { errors_text(recent) };
+    [
+        Text::plain(format!("{}/s", rate(recent))),
+        recent.p99_us.map(|p99| Text::plain(format!("p99 {}", latency(p99)))).unwrap_or_default(),
+        errors,
+    ]
+}
+
+fn errors_text(recent: &Window) -> Text {
+    Text::of(Ink::Red, format!("{} 5xx", grouped(recent.errors)))
+}
+
+fn rate(window: &Window) -> String {
+    let seconds = window.to.since(window.from).as_secs_f64();
+    let rate = if seconds > 0.0 { window.requests as f64 / seconds } else { 0.0 };
+    if rate < 99.95 { format!("{rate:.1}") } else { grouped(rate.round() as u64) }
+}
+
+fn first_url(service: &ServiceStatus, nodes: &[NodeStatus]) -> String {
+    let urls = urls(service, nodes);
+    match urls.as_slice() {
+        [] => String::new(),
+        [one] => one.clone(),
+        [first, rest @ ..] => format!("{first} +{}", rest.len()),
+    }
+}
+
+/// Since it settled, else since its oldest replica was made.
+fn service_age(screen: &Screen, service: &ServiceStatus) -> String {
+    let settled = service.last_receipt.as_ref().map(|receipt| receipt.ended);
+    let since = settled.or_else(|| service.replicas.iter().map(|replica| replica.since).min());
+    since.map(|since| screen.ago(since)).unwrap_or_default()
+}
+
+/// What is wrong, below the table.
+fn trouble(service: &ServiceStatus) -> Vec<Text> {
+    let Some(why) = &service.why else { return Vec::new() };
+    if matches!(service.state, ServiceState::Running | ServiceState::Starting) && why.code == "starting" {
+        return Vec::new();
+    }
+    let (ink, _, _) = state(service.state);
+    let mut lines = vec![Text::of(ink, format!("    {}: ", service.name.service)).and(Ink::Plain, &why.cause)];
+    if let Some(fix) = &why.fix {
+        lines.push(Text::of(Ink::Cyan, "      fix ").and(Ink::Plain, fix));
+    }
+    lines
+}
+
+pub fn state(state: ServiceState) -> (Ink, &'static str, &'static str) {
+    match state {
+        ServiceState::Running => (Ink::Green, "●", "running"),
+        ServiceState::Starting => (Ink::Cyan, "◐", "starting"),
+        ServiceState::Updating => (Ink::Cyan, "◐", "updating"),
+        ServiceState::RollingBack => (Ink::Yellow, "◑", "rolling back"),
+        ServiceState::Canary => (Ink::Magenta, "◇", "canary"),
+        ServiceState::Degraded => (Ink::Yellow, "▲", "degraded"),
+        ServiceState::Failing => (Ink::Red, "✖", "failing"),
+        ServiceState::CrashLooping => (Ink::Red, "✖", "crash-looping"),
+        ServiceState::Stopped => (Ink::Dim, "■", "stopped"),
+        ServiceState::Removing => (Ink::Dim, "◌", "removing"),
+    }
+}
+
+/// Where its routes can be asked from a browser.
+pub fn urls(service: &ServiceStatus, nodes: &[NodeStatus]) -> Vec<String> {
+    service.routes.iter().map(|route| url(route, nodes)).collect()
+}
+
+fn url(route: &str, nodes: &[NodeStatus]) -> String {
+    let proxy = nodes.iter().find_map(|node| Some((node, *node.facts.as_ref()?.proxy.first()?)));
+    let port = match proxy {
+        Some((_, proxy)) if proxy.port() != 80 => format!(":{}", proxy.port()),
+        Some(_) | None => String::new(),
+    };
+    let (host, path) = route.split_at(route.find('/').unwrap_or(route.len()));
+    let host = match (host, proxy) {
+        ("*", Some((node, proxy))) => proxy_host(node, proxy),
+        ("*", None) => "*".to_owned(),
+        (name, _) => name.to_owned(),
+    };
+    format!("http://{host}{port}{path}")
+}
+
+fn proxy_host(node: &NodeStatus, proxy: SocketAddr) -> String {
+    let listens_on = proxy.ip();
+    let advertised = node.address.rsplit_once(':').map_or(node.address.as_str(), |(host, _)| host);
+    let is_local = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+    match (listens_on.is_unspecified(), advertised.trim_matches(['[', ']']).parse::<IpAddr>()) {
+        (true, Ok(ip)) if is_local(ip) => "localhost".to_owned(),
+        (true, _) => advertised.to_owned(),
+        (false, _) if listens_on.is_loopback() => "localhost".to_owned(),
+        (false, _) => match listens_on {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => format!("[{ip}]"),
+        },
+    }
+}
+
+pub fn nodes(screen: &Screen, nodes: &[NodeStatus]) -> Vec<Text> {
+    let rows = nodes.iter().map(|node| {
+        let (ink, word) = match node.condition {
+            NodeCondition::Alive => (Ink::Green, "alive".to_owned()),
+            NodeCondition::Suspect => (Ink::Yellow, format!("silent for {}", heard(screen, node))),
+            NodeCondition::Dead => (Ink::Red, format!("dead, silent for {}", heard(screen, node))),
+            NodeCondition::Unheard => (Ink::Yellow, "not heard yet".to_owned()),
+        };
+        let mut row = vec![
+            Text::plain(node.name.clone()),
+            Text::of(ink, word),
+            Text::of(Ink::Dim, node.address.clone()),
+            Text::plain(count(node.replicas, "replica")),
+        ];
+        if let Some(facts) = &node.facts {
+            row.push(Text::plain(format!("{} CPU", facts.cpu)));
+            row.push(Text::plain(format!("{} of {} free", facts.memory_available, facts.memory)));
+            row.push(Text::plain(format!("disk {} free", facts.disk_available)));
+            row.push(match &facts.containers {
+                Engine::Ready { version } => Text::of(Ink::Dim, format!("Docker {version}")),
+                Engine::Unreachable { .. } => Text::of(Ink::Yellow, "no Docker"),
+                Engine::Unknown => Text::new(),
+            });
+        }
+        row
+    });
+    table(2, &[Left, Left, Left, Right, Right, Right, Right, Left], rows.collect())
+}
+
+fn heard(screen: &Screen, node: &NodeStatus) -> String {
+    node.last_heard.map_or_else(|| "ever".to_owned(), |at| screen.ago(at))
+}
+
+/// One service in detail.
+pub fn service(
+    screen: &Screen,
+    nodes: &[NodeStatus],
+    service: &ServiceStatus,
+    revisions: &[RevisionInfo],
+) -> Vec<Text> {
+    let (ink, symbol, word) = state(service.state);
+    let mut lines = vec![
+        Text::of(Ink::Bold, service.name.to_string())
+            .and(ink, format!("  {symbol} {word}"))
+            .and(Ink::Plain, format!("  {}/{} ready", service.ready, service.wanted)),
+    ];
+    let mut field = |label: &str, text: Text| lines.push(Text::of(Ink::Dim, format!("  {label:<9}")).then(text));
+    let kind = if service.module { "module" } else { "image" };
+    field(kind, Text::plain(service.source.clone()).and(Ink::Dim, digest_text(service.digest.as_deref())));
+    field("revision", Text::plain(format!("{}, {}", service.revision, strategy_words(service.strategy))));
+    for url in urls(service, nodes) {
+        field("url", Text::of(Ink::Cyan, url));
+    }
+    if service.recent.requests > 0 {
+        let recent = &service.recent;
+        let p99 = recent.p99_us.map(|p99| format!(", p99 {}", latency(p99))).unwrap_or_default();
+        let mut text = Text::plain(format!("{} requests/s{p99}, ", rate(recent)));
+        text = if recent.errors == 0 { text.and(Ink::Plain, "no 5xx") } else { text.then(errors_text(recent)) };
+        field("traffic", text.and(Ink::Dim, " (last minute)"));
+    }
+    if let Some(rollout) = &service.rollout {
+        let verb = if rollout.back { "giving up" } else { "rolling out" };
+        let mut text = format!("{verb} {} since {}", rollout.to, screen.ago(rollout.started));
+        if let Some(because) = &rollout.because {
+            text.push_str(&format!(": {because}"));
+        }
+        field("rollout", Text::plain(text));
+    }
+    for (at, reason) in service.waiting.iter().enumerate() {
+        field(if at == 0 { "waiting" } else { "" }, Text::plain(waiting(screen, nodes, reason)));
+    }
+    if let Some(why) = &service.why
+        && why.code != "starting"
+    {
+        lines.push(Text::new());
+        lines.extend(super::why::diagnosis(why));
+    }
+    if !service.replicas.is_empty() {
+        lines.push(Text::new());
+        lines.extend(replicas(screen, std::slice::from_ref(service), false));
+    }
+    if let Some(receipt) = &service.last_receipt {
+        lines.push(Text::new());
+        lines.push(Text::of(Ink::Dim, "last rollout  ").then(history::receipt_line(screen, receipt)));
+    }
+    if !revisions.is_empty() {
+        lines.push(Text::new());
+        let first = revisions.len().saturating_sub(REVISIONS_SHOWN);
+        lines.extend(history::revisions(screen, &revisions[first..], &[]));
+    }
+    lines
+}
+
+fn digest_text(digest: Option<&str>) -> String {
+    digest.map(|digest| format!("  {}", digest.chars().take(19).collect::<String>())).unwrap_or_default()
+}
+
+fn strategy_words(strategy: Strategy) -> String {
+    match strategy {
+        Strategy::Rolling => "rolling".to_owned(),
+        Strategy::Recreate => "recreate".to_owned(),
+        Strategy::BlueGreen => "blue-green".to_owned(),
+        Strategy::Canary { weight } => format!("canary with {weight}%"),
+    }
+}
+
+/// One line for each replica.
+pub fn replicas(screen: &Screen, services: &[ServiceStatus], with_service: bool) -> Vec<Text> {
+    let rows = services.iter().flat_map(|service| service.replicas.iter().map(move |replica| (service, replica)));
+    let rows = rows.map(|(service, replica)| {
+        let (ink, word) = phase(replica);
+        let service = if with_service { service.name.to_string() } else { String::new() };
+        let address = replica.address.map(|address| address.to_string()).unwrap_or_default();
+        vec![
+            Text::plain(service),
+            Text::plain(replica.id.to_string()),
+            Text::plain(replica.node_name.clone()),
+            Text::of(Ink::Dim, replica.revision.to_string()),
+            Text::of(ink, word),
+            Text::of(Ink::Dim, address),
+            Text::plain(usage(replica)),
+            Text::plain(busy(replica)),
+            restarts(replica),
+            Text::of(Ink::Dim, screen.ago(replica.since)),
+        ]
+    });
+    table(2, &[Left, Left, Left, Left, Left, Left, Right, Right, Left, Right], rows.collect())
+}
+
+fn phase(replica: &ReplicaStatus) -> (Ink, String) {
+    let ink = match replica.phase {
+        Phase::Ready if replica.leaving => Ink::Dim,
+        Phase::Ready => Ink::Green,
+        Phase::Pending | Phase::Pulling | Phase::Creating | Phase::Starting => Ink::Cyan,
+        Phase::Unready | Phase::BackOff => Ink::Red,
+        Phase::Stopping | Phase::Gone => Ink::Dim,
+    };
+    let word = match replica.phase {
+        Phase::Ready if replica.leaving => "draining",
+        phase => phase_word(phase),
+    };
+    (ink, word.to_owned())
+}
+
+fn usage(replica: &ReplicaStatus) -> String {
+    let usage = replica.usage;
+    if usage.memory.0 == 0 && usage.cpu.0 == 0 {
+        return String::new();
+    }
+    format!("{:.2} CPU, {}", f64::from(usage.cpu.0) / 1000.0, usage.memory)
+}
+
+fn busy(replica: &ReplicaStatus) -> String {
+    let all = u64::from(replica.in_flight.requests) + u64::from(replica.in_flight.upgraded);
+    if all == 0 { String::new() } else { format!("{} in flight", grouped(all)) }
+}
+
+fn restarts(replica: &ReplicaStatus) -> Text {
+    let exit = replica.last_exit.as_ref().map(|exit| match (exit.out_of_memory, exit.code) {
+        (true, _) => ", last: out of memory".to_owned(),
+        (false, code) => format!(", last exit {code}"),
+    });
+    match replica.restarts {
+        0 if replica.failures == 0 => Text::new(),
+        restarts => Text::of(Ink::Yellow, format!("{}{}", count(restarts, "restart"), exit.unwrap_or_default())),
+    }
+}
+
+/// Why it is not done yet, in words.
+pub fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> String {
+    let named = |id: &NodeId| {
+        nodes.iter().find(|node| node.id == *id).map_or_else(|| id.to_string(), |node| node.name.clone())
+    };
+    match waiting {
+        Waiting::ForReady { replica, since, trouble } => {
+            let mut text = format!("for {replica} to get ready, since {}", screen.ago(*since));
+            if let Some(at) = trouble.as_ref().and_then(|trouble| trouble.retry_at) {
+                let left = at.since(screen.now);
+                if left > Duration::ZERO {
+                    text.push_str(&format!("; tried again in {}", moment::took(left)));
+                }
+            }
+            text
+        }
+        Waiting::ForRoom { refused } => {
+            let reasons: Vec<String> = refused.iter().map(|(node, why)| format!("{}: {why}", named(node))).collect();
+            match reasons.as_slice() {
+                [] => "for a node it could run on; there is none".to_owned(),
+                reasons => format!("for room on a node ({})", reasons.join("; ")),
+            }
+        }
+        Waiting::ForNode { node, last_heard } => match last_heard {
+            Some(at) => format!("for node {}, not heard for {}; what it holds is not given to another", named(node), screen.ago(*at)),
+            None => format!("for node {}, not heard yet; what it holds is not given to another", named(node)),
+        },
+        Waiting::ForDependency { service } => format!("for `{service}`, on which it depends, to get ready"),
+        Waiting::ForDrain { replica, in_flight, until } => {
+            let left = until.since(screen.now).as_secs();
+            format!("for {replica} to finish {}, at most {left}s more", count(*in_flight, "connection"))
+        }
+        Waiting::ForStop { replica } => format!("for {replica} to stop"),
+        Waiting::ForProxies => "for the proxies to take over the new routes".to_owned(),
+        Waiting::ForPromotion { revision, weight } => {
+            format!("for a person: {revision} gets {weight}% of the requests; `orca promote` or `orca rollback`")
+        }
+    }
+}
+
+/// Usage and traffic, busiest first.
+pub fn top(screen: &Screen, status: &Status) -> Vec<Text> {
+    let mut lines = vec![
+        Text::of(Ink::Bold, name_of(status)).and(Ink::Dim, format!("  {}", moment::clock(status.at, &screen.zone))),
+    ];
+    lines.extend(nodes(screen, &status.nodes));
+    lines.push(Text::new());
+    let mut services: Vec<&ServiceStatus> = status.services.iter().collect();
+    let cpu = |service: &ServiceStatus| service.replicas.iter().map(|r| u64::from(r.usage.cpu.0)).sum::<u64>();
+    services.sort_by_key(|service| std::cmp::Reverse((cpu(service), service.recent.requests)));
+    let heads = ["", "ready", "cpu", "memory", "req/s", "p99", "5xx", "in flight"];
+    let mut rows = vec![heads.map(|head| Text::of(Ink::Dim, head)).to_vec()];
+    rows.extend(services.into_iter().map(|service| {
+        let (ink, symbol, _) = state(service.state);
+        let memory = orca_cluster::resource::Memory(service.replicas.iter().map(|r| r.usage.memory.0).sum());
+        let in_flight: u64 = service
+            .replicas
+            .iter()
+            .map(|r| u64::from(r.in_flight.requests) + u64::from(r.in_flight.upgraded))
+            .sum();
+        let errors = if service.recent.errors > 0 { Ink::Red } else { Ink::Plain };
+        vec![
+            Text::of(ink, symbol).and(Ink::Plain, format!(" {}", service.name)),
+            Text::plain(format!("{}/{}", service.ready, service.wanted)),
+            Text::plain(format!("{:.2}", cpu(service) as f64 / 1000.0)),
+            Text::plain(memory.to_string()),
+            Text::plain(rate(&service.recent)),
+            Text::plain(service.recent.p99_us.map(latency).unwrap_or_else(|| "-".to_owned())),
+            Text::of(errors, grouped(service.recent.errors)),
+            Text::plain(grouped(in_flight)),
+        ]
+    }));
+    lines.extend(table(2, &[Left, Right, Right, Right, Right, Right, Right, Right], rows));
+    lines
+}

@@ -1,0 +1,40 @@
+//! What `why` says: the cause, what was seen, what to do.
+
+use orca_cluster::status::ServiceStatus;
+use orca_cluster::why::Diagnosis;
+
+use super::status::state;
+use super::text::{Ink, Text};
+
+pub fn why(service: &ServiceStatus, found: Option<&Diagnosis>) -> Vec<Text> {
+    let (ink, symbol, word) = state(service.state);
+    let mut lines = vec![
+        Text::of(Ink::Bold, service.name.to_string())
+            .and(ink, format!("  {symbol} {word}"))
+            .and(Ink::Plain, format!("  {}/{} ready", service.ready, service.wanted)),
+    ];
+    match found {
+        Some(found) => lines.extend(diagnosis(found)),
+        None => lines.push(Text::plain("  nothing is wrong: it is as asked")),
+    }
+    lines
+}
+
+pub fn diagnosis(found: &Diagnosis) -> Vec<Text> {
+    let mut lines = Vec::new();
+    let mut labelled = |label: &str, ink: Ink, text: &str| {
+        lines.push(Text::of(Ink::Cyan, format!("  {label:<5} ")).and(ink, text));
+    };
+    labelled("why", Ink::Bold, &found.cause);
+    let (logs, seen): (Vec<&String>, Vec<&String>) = found.evidence.iter().partition(|line| line.starts_with("log: "));
+    for (at, line) in seen.iter().enumerate() {
+        labelled(if at == 0 { "seen" } else { "" }, Ink::Plain, line);
+    }
+    for (at, line) in logs.iter().enumerate() {
+        labelled(if at == 0 { "logs" } else { "" }, Ink::Dim, line.trim_start_matches("log: "));
+    }
+    if let Some(fix) = &found.fix {
+        labelled("fix", Ink::Plain, fix);
+    }
+    lines
+}

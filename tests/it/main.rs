@@ -1,0 +1,4 @@
+//! Every test of the whole system, in one binary.
+
+mod scenarios;
+mod simulation;

@@ -1,0 +1,46 @@
+//! Runs the simulator: so many seeds, or one again.
+//!
+//! `sim --seeds 1000 [--from N]`, `sim --seed 0x2a [--story]`
+
+#![expect(clippy::print_stdout, reason = "a program that reports what it did")]
+
+use std::process::ExitCode;
+
+use orca_tests::sim::run_seed;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let (mut seeds, mut from, mut one, mut story) = (1_000, 0, None, false);
+    while let Some(argument) = arguments.next() {
+        let mut number = || arguments.next().as_deref().and_then(parse);
+        match argument.as_str() {
+            "--seeds" => seeds = number().unwrap_or(seeds),
+            "--from" => from = number().unwrap_or(from),
+            "--seed" => one = number(),
+            "--story" => story = true,
+            other => {
+                println!("`{other}` is not known; --seeds N, --from N, --seed N, --story are");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    if let Some(seed) = one {
+        let world = run_seed(seed);
+        if story {
+            println!("{}", world.story.join("\n"));
+        }
+        println!("seed {seed:#x}: {} entries in the log, settled\n{}", world.log.len(), world.describe());
+        return ExitCode::SUCCESS;
+    }
+    let begun = std::time::Instant::now();
+    let entries: usize = (from..from + seeds).map(|seed| run_seed(seed).log.len()).sum();
+    println!("{seeds} seeds from {from}, {entries} log entries, {:.1} s: every promise held", begun.elapsed().as_secs_f64());
+    ExitCode::SUCCESS
+}
+
+fn parse(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}

@@ -1,0 +1,132 @@
+//! Stories: commands in a text file, and after each the state of the world. One file for each story in
+//! `tests/scenarios`; `UPDATE_EXPECT=1` rewrites them, and the difference is reviewed like code.
+//!
+//! ```text
+//! nodes 2
+//! deploy web image=ok:1 replicas=2
+//! settle
+//! ----
+//! app/web v1: r1 (v1) on n1 ready, r2 (v1) on n2 ready
+//! ```
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use orca_cluster::command::{Applied, Command};
+
+use crate::sim::workload::{project, put};
+use crate::sim::{Faults, Setup, World};
+
+/// How long a story may take to settle.
+const SETTLE_MAX: Duration = Duration::from_secs(600);
+
+/// Runs the commands of a story and writes down what came of each block of them.
+pub fn run(story: &str) -> String {
+    let mut world: Option<World> = None;
+    let mut output = String::new();
+    let mut in_answer = false;
+    for line in story.lines() {
+        match line {
+            "----" => {
+                in_answer = true;
+                output.push_str("----\n");
+                let world = world.as_ref().expect("a story begins with `nodes N`");
+                output.push_str(&world.describe());
+            }
+            "" => {
+                in_answer = false;
+                output.push('\n');
+            }
+            _ if in_answer || line.starts_with("  ") => {}
+            command => {
+                output.push_str(command);
+                output.push('\n');
+                if command.starts_with('#') {
+                    continue;
+                }
+                if let Some(count) = command.strip_prefix("nodes ") {
+                    let nodes = count.parse().expect("a number of nodes");
+                    let mut fresh = World::new(Setup { seed: 1, nodes, faults: Faults::default() });
+                    fresh.advance(Duration::from_secs(2));
+                    world = Some(fresh);
+                    continue;
+                }
+                let world = world.as_mut().expect("a story begins with `nodes N`");
+                if let Some(answer) = step(world, command) {
+                    let _ = writeln!(output, "  {answer}");
+                }
+            }
+        }
+    }
+    output
+}
+
+/// One command; what there is to say about it at once.
+fn step(world: &mut World, command: &str) -> Option<String> {
+    let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
+    let service = |name: &str, world: &World| world.service(&format!("app/{name}"));
+    let command = match verb {
+        "settle" => {
+            assert!(world.settle(SETTLE_MAX), "it does not settle:\n{}", world.describe());
+            world.check_settled();
+            return None;
+        }
+        "advance" => {
+            let seconds: f64 = rest.trim_end_matches('s').parse().expect("advance 2.5s");
+            world.advance(Duration::from_secs_f64(seconds));
+            return None;
+        }
+        "kill" => {
+            world.kill_container(rest.parse().expect("kill r1"));
+            return None;
+        }
+        "kill-agent" => {
+            let id = world.nodes.values().find(|node| node.name == rest).map(|node| node.id).expect("a node's name");
+            world.kill_agent(id);
+            return None;
+        }
+        "receipt" => {
+            let deployed = &world.state.services[&service(rest, world)];
+            let receipt = deployed.receipts.back().expect("a rollout has ended");
+            let failure = receipt.failure.as_ref().map_or(String::new(), |f| format!(", because {}", f.cause));
+            return Some(format!("{} {:?}, {} replaced{failure}", receipt.revision, receipt.outcome, receipt.replaced));
+        }
+        "deploy" => put(project(&rest.split(" ; ").map(spec).collect::<String>()), false, false),
+        "scale" => {
+            let (name, replicas) = rest.split_once(' ').expect("scale web 3");
+            Command::Scale { service: service(name, world), replicas: replicas.parse().expect("a number") }
+        }
+        "stop" => Command::Stop { service: service(rest, world) },
+        "start" => Command::Start { service: service(rest, world) },
+        "restart" => Command::Restart { service: service(rest, world), pull: false },
+        "rm" => Command::Remove { service: service(rest, world), volumes: true },
+        "promote" => Command::Promote { service: service(rest, world) },
+        "rollback" => Command::Rollback { service: service(rest, world), to: None },
+        other => panic!("`{other}` is no command of a story"),
+    };
+    match world.command(command) {
+        Applied::Done { .. } => None,
+        Applied::Unchanged { .. } => Some("unchanged".to_owned()),
+        Applied::Refused(refusal) => Some(format!("refused: {refusal}")),
+    }
+}
+
+/// `web image=ok:1 replicas=2 strategy=rolling volume=data` as a file would say it; ` ; ` parts services.
+fn spec(words: &str) -> String {
+    let mut words = words.split(' ');
+    let name = words.next().unwrap_or_default();
+    let (mut top, mut deploy, mut volume) = (format!("[[service]]\nname = \"{name}\"\nport = 80\n"), String::new(), String::new());
+    for word in words {
+        let (key, value) = word.split_once('=').expect("key=value");
+        let _ = match key {
+            "image" | "domain" => writeln!(top, "{key} = \"{value}\""),
+            "replicas" => writeln!(top, "{key} = {value}"),
+            "needs" => writeln!(top, "depends_on = [\"{value}\"]"),
+            "strategy" => writeln!(deploy, "{key} = \"{value}\""),
+            "max_surge" | "max_unavailable" | "canary_weight" | "ready_timeout_secs" => writeln!(deploy, "{key} = {value}"),
+            "volume" => writeln!(volume, "[[service.volume]]\nname = \"{value}\"\npath = \"/data\""),
+            other => panic!("`{other}` is no word of a deploy"),
+        };
+    }
+    format!("{top}[service.deploy]\n{deploy}{volume}")
+}

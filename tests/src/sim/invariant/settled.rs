@@ -1,0 +1,47 @@
+use orca_cluster::replica::Phase;
+use orca_cluster::state::PlacementState;
+
+use crate::sim::World;
+
+/// 8. At rest, every service is as asked: its rollout has ended, and it has as many ready replicas of its target as
+/// it should have, unless its image cannot run, which a story must then expect.
+pub fn check(world: &World) {
+    let Some(leader) = &world.leader else {
+        world.broken("nobody leads");
+    };
+    for (name, deployed) in &world.state.services {
+        if deployed.removal.is_some() {
+            world.broken(&format!("{name} was removed and is still there"));
+        }
+        let image = match &deployed.spec().source {
+            orca_cluster::spec::Source::Image(image) => image.as_str(),
+            orca_cluster::spec::Source::Module(_) => "ok",
+        };
+        let can_run = !["crash", "deaf", "missing"].iter().any(|bad| image.starts_with(bad));
+        if deployed.rollout.is_some() && !deployed.stopped {
+            world.broken(&format!("{name} is still being rolled out:\n{}", world.describe()));
+        }
+        if !can_run {
+            continue;
+        }
+        let placements: Vec<_> = world.state.placements_of(name).collect();
+        let good = placements
+            .iter()
+            .filter(|(id, placement)| {
+                placement.state == PlacementState::Serve
+                    && placement.revision == deployed.template()
+                    && leader.inventory().replica(placement.node, *id).is_some_and(|r| r.phase == Phase::Ready)
+            })
+            .count();
+        if good != deployed.wanted() as usize || placements.len() != good {
+            world.broken(&format!("{name} is not as asked:\n{}", world.describe()));
+        }
+    }
+    for (id, node) in &world.nodes {
+        for replica in node.runtime.containers.keys() {
+            if !world.state.placements.contains_key(replica) {
+                world.broken(&format!("{id} still has a container of {replica}"));
+            }
+        }
+    }
+}

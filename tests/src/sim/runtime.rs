@@ -1,0 +1,235 @@
+//! A node's containers and its proxy's requests, as the world sees them: what is true, not what is believed. How a
+//! container behaves is in its image's name: `ok`, `slow`, `crash`, `deaf`, `missing`.
+
+use std::collections::BTreeMap;
+
+use orca_cluster::goal::Workload;
+use orca_cluster::id::{ReplicaId, Revision, ServiceName};
+use orca_cluster::node::{Condition, Finished, Found, Seen, Task};
+use orca_cluster::replica::{Cause, Saw};
+use orca_cluster::time::Timestamp;
+use orca_cluster::traffic::{InFlight, ServiceTraffic};
+use rand::Rng;
+use rand::rngs::StdRng;
+use std::time::Duration;
+
+#[derive(Debug, Default)]
+pub struct Runtime {
+    pub containers: BTreeMap<ReplicaId, Container>,
+    requests: BTreeMap<u64, Request>,
+    requests_begun: u64,
+    counted: BTreeMap<ServiceName, ServiceTraffic>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Container {
+    pub service: ServiceName,
+    pub revision: Revision,
+    pub image: String,
+    pub volumes: Vec<String>,
+    pub running: Option<Timestamp>,
+    /// Counts starts, so that what was to happen to an earlier one does not happen to this.
+    start: u64,
+    exit: i64,
+}
+
+#[derive(Debug, Clone)]
+struct Request {
+    service: ServiceName,
+    replica: ReplicaId,
+    revision: Revision,
+}
+
+#[derive(Debug, Clone)]
+pub enum Event {
+    Exits { replica: ReplicaId, start: u64, code: i64 },
+    RequestEnds { request: u64 },
+}
+
+/// An action's result, when it comes, and what else will happen because of it.
+#[derive(Debug)]
+pub struct Done {
+    pub millis: u64,
+    pub finished: Finished,
+    pub events: Vec<(u64, Event)>,
+}
+
+impl Runtime {
+    pub fn carry_out(&mut self, task: &Task, now: Timestamp, rng: &mut StdRng) -> Done {
+        let mut events = Vec::new();
+        let (millis, finished) = match task {
+            Task::Fetch { goal, .. } => {
+                let image = match &goal.workload {
+                    Workload::Container(container) => container.image.clone(),
+                    Workload::Module(module) => module.digest.clone(),
+                };
+                let finished = match image.starts_with("missing") {
+                    true => Finished::Failed(Cause::ImageMissing { image }),
+                    false => Finished::Fetched { digest: Some(format!("sha256:{image}")), image, pulled: None },
+                };
+                (rng.random_range(5..400), finished)
+            }
+            Task::Create { replica, goal, image, .. } => {
+                let volumes = match &goal.workload {
+                    Workload::Container(container) => container
+                        .volumes
+                        .iter()
+                        .map(|volume| format!("{}/{:?}", goal.service.project, volume.source))
+                        .collect(),
+                    Workload::Module(_) => Vec::new(),
+                };
+                let container = Container {
+                    service: goal.service.clone(),
+                    revision: goal.revision,
+                    image: image.clone(),
+                    volumes,
+                    running: None,
+                    start: 0,
+                    exit: 0,
+                };
+                self.containers.insert(*replica, container);
+                (rng.random_range(5..100), Finished::Created)
+            }
+            Task::Start { replica, .. } => match self.containers.get_mut(replica) {
+                Some(container) => {
+                    container.running = Some(now);
+                    container.start += 1;
+                    let start = container.start;
+                    if container.image.starts_with("crash") {
+                        events.push((150, Event::Exits { replica: *replica, start, code: 1 }));
+                    }
+                    let address = std::net::SocketAddr::from(([10, 1, (replica.0 >> 8) as u8, replica.0 as u8], 80));
+                    (rng.random_range(5..200), Finished::Started { address: Some(address) })
+                }
+                None => (5, Finished::Failed(Cause::Refused { reason: "no such container".to_owned() })),
+            },
+            Task::Probe { replica, .. } => {
+                let passes = self.containers.get(replica).is_some_and(|container| container.is_ready(now));
+                (rng.random_range(1..5), Finished::Probed(if passes { Ok(()) } else { Err(Saw::Refused) }))
+            }
+            Task::Inspect { .. } => (5, Finished::Listening(Some(Vec::new()))),
+            Task::Stop { replica, .. } => {
+                if let Some(container) = self.containers.get_mut(replica) {
+                    container.running = None;
+                    container.exit = 143;
+                }
+                self.requests.retain(|_, request| request.replica != *replica);
+                (rng.random_range(5..500), Finished::Stopped)
+            }
+            Task::Remove { replica, .. } => {
+                self.containers.remove(replica);
+                (rng.random_range(5..100), Finished::Removed)
+            }
+            Task::Apply { tables, generation } => {
+                let finished = Finished::Applied { number: tables.number, generation: *generation };
+                (rng.random_range(0..10), finished)
+            }
+            Task::Run { .. } => (5, Finished::Ran(Ok(()))),
+        };
+        Done { millis, finished, events }
+    }
+
+    /// What comes of an event, as the runtime would report it.
+    pub fn happens(&mut self, event: Event, _now: Timestamp) -> Option<Seen> {
+        match event {
+            Event::Exits { replica, start, code } => {
+                let container = self.containers.get_mut(&replica)?;
+                if container.start != start || container.running.is_none() {
+                    return None;
+                }
+                container.running = None;
+                container.exit = code;
+                self.requests.retain(|_, request| request.replica != replica);
+                Some(Seen::Exited { replica, code, out_of_memory: false, last_lines: vec!["bye".to_owned()] })
+            }
+            Event::RequestEnds { request } => {
+                let request = self.requests.remove(&request)?;
+                let counters = self.counted.entry(request.service).or_default();
+                counters.revisions.entry(request.revision).or_default().requests += 1;
+                None
+            }
+        }
+    }
+
+    pub fn begin_request(&mut self, service: ServiceName, replica: ReplicaId, revision: Revision) -> Event {
+        self.requests_begun += 1;
+        self.requests.insert(self.requests_begun, Request { service, replica, revision });
+        Event::RequestEnds { request: self.requests_begun }
+    }
+
+    pub fn in_flight(&self) -> BTreeMap<ReplicaId, InFlight> {
+        let mut in_flight: BTreeMap<ReplicaId, InFlight> = BTreeMap::new();
+        for request in self.requests.values() {
+            in_flight.entry(request.replica).or_default().requests += 1;
+        }
+        in_flight
+    }
+
+    pub fn counted(&self) -> BTreeMap<ServiceName, ServiceTraffic> {
+        self.counted.clone()
+    }
+
+    pub fn list(&self, _now: Timestamp) -> Vec<Found> {
+        self.containers
+            .iter()
+            .map(|(replica, container)| Found {
+                replica: *replica,
+                service: container.service.clone(),
+                revision: container.revision,
+                digest: Some(format!("sha256:{}", container.image)),
+                condition: match (container.running, container.start) {
+                    (Some(since), _) => {
+                        let address =
+                            std::net::SocketAddr::from(([10, 1, (replica.0 >> 8) as u8, replica.0 as u8], 80));
+                        Condition::Running { address: Some(address), since }
+                    }
+                    (None, 0) => Condition::Created,
+                    (None, _) => Condition::Exited {
+                        code: container.exit,
+                        out_of_memory: false,
+                        last_lines: Vec::new(),
+                    },
+                },
+            })
+            .collect()
+    }
+
+    /// The power goes: containers stay as they were on disk, nothing runs.
+    pub fn power_cut(&mut self, _now: Timestamp) {
+        for container in self.containers.values_mut() {
+            container.running = None;
+            container.exit = 255;
+        }
+        self.proxy_lost();
+    }
+
+    /// The proxy's process is gone, and with it its connections and counters.
+    pub fn proxy_lost(&mut self) {
+        self.requests.clear();
+        self.counted.clear();
+    }
+
+    pub fn victim(&self, pick: u64) -> Option<(ReplicaId, Event)> {
+        let running: Vec<ReplicaId> =
+            self.containers.iter().filter(|(_, c)| c.running.is_some()).map(|(id, _)| *id).collect();
+        let replica = *running.get(usize::try_from(pick % running.len().max(1) as u64).ok()?)?;
+        Some((replica, self.kill(replica)?))
+    }
+
+    pub fn kill(&self, replica: ReplicaId) -> Option<Event> {
+        let container = self.containers.get(&replica)?;
+        Some(Event::Exits { replica, start: container.start, code: 137 })
+    }
+}
+
+impl Container {
+    pub fn is_ready(&self, now: Timestamp) -> bool {
+        let Some(since) = self.running else { return false };
+        let up = now.since(since);
+        match self.image.split(':').next().unwrap_or_default() {
+            "deaf" | "crash" => false,
+            "slow" => up >= Duration::from_secs(5),
+            _ => up >= Duration::from_millis(100),
+        }
+    }
+}
