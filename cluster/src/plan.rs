@@ -100,11 +100,20 @@ impl Plan {
 }
 
 impl View<'_> {
-    /// Whether every node that counts uses tables made from this generation or a later one.
+    /// Whether every proxy uses tables made from this generation or a later one. A node that is merely silent may
+    /// go on serving by older ones, so it counts until it is given up.
     pub fn acknowledged(&self, generation: Generation) -> bool {
-        self.serving_nodes().all(|node| {
-            self.inventory.observed(node).is_some_and(|seen| seen.acknowledged.1 >= generation)
-        })
+        let nodes = self.state.nodes.iter().filter(|(_, node)| !node.dead);
+        nodes.map(|(id, _)| *id).all(|node| self.uses(node, generation))
+    }
+
+    /// The same, of the nodes that are heard.
+    pub fn acknowledged_by_heard(&self, generation: Generation) -> bool {
+        self.serving_nodes().all(|node| self.uses(node, generation))
+    }
+
+    fn uses(&self, node: NodeId, generation: Generation) -> bool {
+        self.inventory.observed(node).is_some_and(|seen| seen.acknowledged.1 >= generation)
     }
 
     /// Whether every node that counts uses the newest tables it was sent.

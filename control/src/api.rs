@@ -264,7 +264,6 @@ async fn follow<T: Serialize>(
         Ok(items) => items,
         Err(refused) => return stream.answer(&Response::Refused(refused)).await,
     };
-    stream.send(&Response::Follows).await?;
     let closed = stream.closed();
     let mut closed = std::pin::pin!(closed);
     loop {
@@ -356,7 +355,7 @@ pub fn refused(refusal: Refusal) -> Refused {
         | Refusal::SecretMoved { .. }
         | Refusal::Founded
         | Refusal::LastAdmin => (Reason::Conflict, None),
-        Refusal::RouteTaken { .. } | Refusal::SecretsMissing { .. } => (Reason::Invalid, None),
+        Refusal::RouteTaken { .. } | Refusal::SecretsMissing { .. } | Refusal::CannotScale { .. } => (Reason::Invalid, None),
         Refusal::NoDependency { .. } => (Reason::Invalid, Some("add it to the project, or correct `depends_on`")),
         Refusal::NoDataKey(_) => (Reason::Failed, Some("try again")),
     };

@@ -66,7 +66,7 @@ impl Blobs {
         let opened = async {
             let file = File::open(&path).await?;
             let size = file.metadata().await?.len();
-            Ok((file, size))
+            Ok::<_, io::Error>((file, size))
         };
         match opened.await {
             Ok(found) => Ok(Some(found)),
@@ -125,7 +125,6 @@ impl Blobs {
 const PARTIAL: &str = ".part";
 
 /// A module on its way in. Dropped before [`finish`](Upload::finish), nothing of it stays.
-#[derive(Debug)]
 pub struct Upload {
     file: File,
     temporary: PathBuf,
@@ -135,6 +134,12 @@ pub struct Upload {
     got: u64,
     hash: Context,
     done: bool,
+}
+
+impl std::fmt::Debug for Upload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upload").field("digest", &self.digest).field("got", &self.got).finish_non_exhaustive()
+    }
 }
 
 impl Upload {

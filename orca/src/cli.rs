@@ -698,7 +698,8 @@ mod tests {
             found.push((path.to_owned(), command.clone()));
         }
         for below in command.get_subcommands() {
-            let path = if path.is_empty() { below.get_name().to_owned() } else { format!("{path} {}", below.get_name()) };
+            let path =
+                if path.is_empty() { below.get_name().to_owned() } else { format!("{path} {}", below.get_name()) };
             leaves(below, &path, found);
         }
     }

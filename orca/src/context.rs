@@ -112,8 +112,7 @@ pub fn choose(wanted: Option<&str>, around: &Surroundings) -> Result<Chosen, Fai
     let from_environment = wanted.is_none();
     let token = around.token.as_deref().filter(|_| from_environment).map(parse_token).transpose()?;
     let address = around.address.clone().filter(|_| from_environment);
-    let addresses: Option<Vec<String>> =
-        address.map(|list| list.split(',').map(|one| with_port(one.trim())).collect());
+    let addresses: Option<Vec<String>> = address.map(|list| list.split(',').map(|one| with_port(one.trim())).collect());
     match (addresses, token) {
         (Some(addresses), Some(token)) => {
             Ok(Chosen { name: "$ORCA_ADDRESS".to_owned(), addresses, access: Access::Token(token) })
@@ -258,13 +257,17 @@ impl ContextFile {
 
     fn access(&self, name: &str, entry: &Entry) -> Result<Access, Failure> {
         let directory = self.directory().join(&entry.identity);
-        let again = || format!("add it again: orca context add {name} --address {}", entry.addresses.join(" --address "));
+        let again =
+            || format!("add it again: orca context add {name} --address {}", entry.addresses.join(" --address "));
         match file::read(&directory.join(TOKEN_FILE)) {
             Ok(bytes) => {
                 let token = parse_token(&String::from_utf8_lossy(&bytes)).map_err(|failure| failure.fix(again()))?;
                 if entry.authority.as_ref().is_some_and(|authority| *authority != token.authority.to_string()) {
-                    return Err(Failure::new(Exit::Unauthorised, format!("the token of context `{name}` is of another cluster"))
-                        .fix(again()));
+                    return Err(Failure::new(
+                        Exit::Unauthorised,
+                        format!("the token of context `{name}` is of another cluster"),
+                    )
+                    .fix(again()));
                 }
                 Ok(Access::Token(token))
             }
@@ -336,7 +339,11 @@ mod tests {
     fn the_environment_comes_before_the_file_and_the_flag_before_both() {
         let directory = tempfile::tempdir().unwrap();
         let mut around = around(directory.path());
-        around.file().unwrap().add("prod", vec!["10.0.0.5:6880".to_owned()], Credential::Token(&token()), true).unwrap();
+        around
+            .file()
+            .unwrap()
+            .add("prod", vec!["10.0.0.5:6880".to_owned()], Credential::Token(&token()), true)
+            .unwrap();
         around.token = Some(token().reveal().to_string());
         assert_eq!(choose(None, &around).unwrap().addresses, ["10.0.0.5:6880"]);
         around.address = Some("a, 10.0.0.9:7000".to_owned());

@@ -157,9 +157,8 @@ fn in_directory(directory: &Path) -> Result<Found, Failure> {
 }
 
 fn source_file(path: &Path) -> Result<SourceFile, Failure> {
-    let failed = |error: std::io::Error| {
-        Failure::input(format!("{} cannot be read", path.display())).why(error.to_string())
-    };
+    let failed =
+        |error: std::io::Error| Failure::input(format!("{} cannot be read", path.display())).why(error.to_string());
     let mut text = String::new();
     // One byte more than is allowed, so that what is too long is seen to be.
     let limit = FILE_BYTES_MAX as u64 + 1;
@@ -169,12 +168,12 @@ fn source_file(path: &Path) -> Result<SourceFile, Failure> {
 
 /// A project that does not say is called after its directory.
 fn default_name(path: &Path) -> Result<Label, Failure> {
-    let failed = |error: std::io::Error| {
-        Failure::input(format!("{} cannot be read", path.display())).why(error.to_string())
-    };
+    let failed =
+        |error: std::io::Error| Failure::input(format!("{} cannot be read", path.display())).why(error.to_string());
     let full = fs::canonicalize(path).map_err(failed)?;
     let directory = full.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().to_lowercase());
-    let name: String = directory.unwrap_or_default().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let name: String =
+        directory.unwrap_or_default().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let name: String = name.trim_matches('-').chars().take(LABEL_LENGTH_MAX).collect();
     Ok(Label::new(name.trim_matches('-')).unwrap_or_else(|_| Label::new("default").expect("this is a label")))
 }
@@ -253,7 +252,11 @@ mod tests {
         assert_eq!(failure.exit, Exit::Input);
         assert!(failure.problems.len() >= 3, "{:?}", failure.problems);
         assert!(failure.message.ends_with("in 3 files; nothing was sent"), "{}", failure.message);
-        assert!(failure.report.contains("did you mean `port`?") && failure.report.contains("^^^^"), "{}", failure.report);
+        assert!(
+            failure.report.contains("did you mean `port`?") && failure.report.contains("^^^^"),
+            "{}",
+            failure.report
+        );
     }
 
     #[test]

@@ -94,7 +94,9 @@ mod tests {
 
     #[test]
     fn spans_are_read_as_people_write_them() {
-        for (text, millis) in [("500ms", 500), ("30s", 30_000), ("10m", 600_000), ("1h30m", 5_400_000), ("2d", 172_800_000)] {
+        for (text, millis) in
+            [("500ms", 500), ("30s", 30_000), ("10m", 600_000), ("1h30m", 5_400_000), ("2d", 172_800_000)]
+        {
             assert_eq!(parse_span(text), Ok(Duration::from_millis(millis)), "{text}");
         }
         for text in ["", "10", "m", "10x", "-5s", "1h-", "99999999999999999999s", "999999999999999999d"] {

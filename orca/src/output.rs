@@ -290,6 +290,9 @@ mod tests {
         assert_eq!([latency(400), latency(41_200), latency(1_250_000)], ["0.4 ms", "41 ms", "1.2 s"]);
         assert_eq!([megabytes(12_400_000), megabytes(900_000)], ["12.4 MB", "900 kB"]);
         let image = "docker.io/library/redis@sha256:0123456789abcdef0123456789abcdef";
-        assert_eq!([short_source(image), short_source("redis:7@sha256:0123456789abcdef")], ["redis@0123456789ab", "redis:7"]);
+        assert_eq!(
+            [short_source(image), short_source("redis:7@sha256:0123456789abcdef")],
+            ["redis@0123456789ab", "redis:7"]
+        );
     }
 }

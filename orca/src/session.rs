@@ -1,6 +1,5 @@
 //! One command's conversation with a cluster: who is asked, and what it means when no answer comes.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -59,8 +58,7 @@ impl Session {
         }
         let endpoint = Endpoint::client(access).map_err(|error| Failure::from_error(Exit::General, &error))?;
         let client = Client::new(endpoint, Plane::Client, resolved.clone());
-        let session =
-            Session { client, addresses: resolved, context: name, deadline: answer.unwrap_or(ANSWER) };
+        let session = Session { client, addresses: resolved, context: name, deadline: answer.unwrap_or(ANSWER) };
         session.connect().await?;
         Ok(session)
     }
@@ -102,7 +100,7 @@ impl Session {
     pub async fn follow(&self, request: &Request) -> Result<Following, Failure> {
         let mut stream = self.stream(request).await?;
         stream.finish().await.map_err(|error| self.broken(&error))?;
-        Ok(Following { receiver: stream.receiver })
+        Ok(Following::new(stream.receiver))
     }
 
     pub async fn stream(&self, request: &Request) -> Result<Stream, Failure> {
@@ -150,6 +148,7 @@ impl Session {
         match error {
             DialError::Silent { .. } => self.unreachable("no answer in time"),
             DialError::Unreachable { source, .. } => self.unreachable(source),
+            DialError::Busy { .. } => self.unreachable("it has too many connections; try again in a moment"),
             DialError::Stranger { stranger, .. } => {
                 Failure::new(Exit::Unreachable, format!("what answers at {} is not to be trusted", self.where_to()))
                     .why(stranger.to_string())
@@ -217,14 +216,17 @@ pub enum Broken {
 }
 
 impl Following {
-    pub fn next<T: DeserializeOwned>(&mut self) -> impl Future<Output = Result<Option<T>, Broken>> + '_ {
-        async {
-            match self.receiver.next::<Said<T>>().await {
-                Ok(Some(Said::Item(item))) => Ok(Some(item)),
-                Ok(Some(Said::Refused { refused })) => Err(Broken::Refused(refused.into())),
-                Ok(None) => Ok(None),
-                Err(error) => Err(Broken::Lost(error)),
-            }
+    pub fn new(receiver: Receiver) -> Following {
+        Following { receiver }
+    }
+
+    /// Can be given up at any point and taken up again.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Broken> {
+        match self.receiver.next::<Said<T>>().await {
+            Ok(Some(Said::Item(item))) => Ok(Some(item)),
+            Ok(Some(Said::Refused { refused })) => Err(Broken::Refused(refused.into())),
+            Ok(None) => Ok(None),
+            Err(error) => Err(Broken::Lost(error)),
         }
     }
 }
@@ -269,7 +271,8 @@ pub fn pick<'a>(
         }
         several => {
             let names: Vec<String> = several.iter().map(ToString::to_string).collect();
-            Err(Failure::input(format!("`{wanted}` is in several projects")).fix(format!("write one of {}", names.join(", "))))
+            Err(Failure::input(format!("`{wanted}` is in several projects"))
+                .fix(format!("write one of {}", names.join(", "))))
         }
     }
 }

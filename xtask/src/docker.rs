@@ -118,7 +118,8 @@ pub fn build_images(root: &Path) -> Result<()> {
 
 fn build_app(root: &Path, built: &Path) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root).args(["rustc", "--quiet", "--package", "orca-test-app", "--"]);
+    cargo.current_dir(root).args(["rustc", "--quiet", "--package", "orca-test-app"]);
+    cargo.arg("--target-dir").arg(root.join("target")).arg("--");
     // For this one crate only, so that nothing else is built again.
     cargo.args(["-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
     run(&mut cargo)?;

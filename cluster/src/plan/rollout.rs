@@ -141,9 +141,9 @@ impl<'a> Pass<'a> {
                 PlacementState::Drain { since, at } => {
                     let until = at + self.spec.deploy.drain_timeout;
                     let in_flight = self.view.in_flight(replica);
-                    if standing.lost
-                        || (self.view.acknowledged(since) && (in_flight == 0 || self.view.now >= until))
-                    {
+                    let ended = in_flight == 0 && self.view.acknowledged(since);
+                    let over = self.view.now >= until && self.view.acknowledged_by_heard(since);
+                    if standing.lost || ended || over {
                         let erase = self.deployed.removal.is_some_and(|removal| removal.volumes);
                         self.step(Step::Stop { replica, erase });
                     } else {

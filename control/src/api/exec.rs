@@ -19,13 +19,11 @@ use crate::auth::{Caller, Object, Verb};
 /// Characters of a command that an event quotes.
 const QUOTED_MAX: usize = 200;
 
-pub async fn exec(core: &Arc<Core>, caller: &Caller, exec: Exec, mut stream: Stream) -> Result<(), StreamError> {
-    let errand = match open(core, caller, exec).await {
-        Ok(errand) => errand,
-        Err(refused) => return stream.answer(&Response::Refused(refused)).await,
-    };
-    stream.send(&Response::Follows).await?;
-    bridge(stream, errand).await
+pub async fn exec(core: &Arc<Core>, caller: &Caller, exec: Exec, stream: Stream) -> Result<(), StreamError> {
+    match open(core, caller, exec).await {
+        Ok(errand) => bridge(stream, errand).await,
+        Err(refused) => stream.answer(&Response::Refused(refused)).await,
+    }
 }
 
 async fn open(core: &Arc<Core>, caller: &Caller, exec: Exec) -> Result<Stream, Refused> {

@@ -2,9 +2,9 @@
 
 use orca_cluster::command::Command;
 use orca_cluster::id::{Revision, ServiceName};
-use orca_cluster::spec::{Service, Settings, check};
+use orca_cluster::spec::Settings;
 
-use super::{Answer, Core, deploy, invalid};
+use super::{Answer, Core, deploy};
 use crate::auth::{Caller, Object, Verb};
 
 pub async fn set_settings(core: &Core, caller: &Caller, settings: Settings) -> Answer {
@@ -13,14 +13,6 @@ pub async fn set_settings(core: &Core, caller: &Caller, settings: Settings) -> A
 }
 
 pub async fn scale(core: &Core, caller: &Caller, service: ServiceName, replicas: u32) -> Answer {
-    core.authorise(caller, Verb::Operate, Object::Project(&service.project))?;
-    // The number is part of a specification, and has to pass as such.
-    if let Some(deployed) = core.read().await?.services.get(&service) {
-        let scaled = Service { replicas, ..deployed.spec().clone() };
-        if let Some(fault) = check::service(&scaled).first() {
-            return Err(invalid(format!("{service} cannot have {replicas} replicas: {fault}"), None));
-        }
-    }
     operate(core, caller, &service, Command::Scale { service: service.clone(), replicas }).await
 }
 

@@ -61,7 +61,6 @@ pub fn strip_request(headers: &mut HeaderMap) -> Hop {
 
 /// Takes out of any message the fields of one hop and those that its `Connection` lists.
 pub fn strip(headers: &mut HeaderMap) {
-    // Most messages have at most one such field, and looking through the names is cheaper than eight look-ups.
     if headers.contains_key(header::CONNECTION) {
         let listed: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
@@ -76,6 +75,7 @@ pub fn strip(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
+    // Most messages have none of these left, and looking through their names once is cheaper than eight look-ups.
     let mut found = 0_u32;
     for name in headers.keys() {
         if let Some(index) = OF_ONE_HOP.iter().position(|of_one_hop| of_one_hop == name) {

@@ -100,13 +100,15 @@ async fn a_source_has_so_many_connections_and_no_more() {
         assert_eq!(client.get("/").await.status, 200);
         open.push(client);
     }
-    let mut fourth = Client::to(plane.addresses()[0]).await.unwrap();
-    assert!(fourth.rest().await.is_empty(), "the fourth is turned away");
+    // It may be turned away so soon that it never sees itself connected.
+    if let Ok(mut fourth) = Client::to(plane.addresses()[0]).await {
+        assert!(fourth.rest().await.is_empty(), "the fourth is turned away");
+    }
     open.pop();
     // The place is free when the proxy has seen it go.
     let again = async {
         loop {
-            let mut client = Client::to(plane.addresses()[0]).await.unwrap();
+            let Ok(mut client) = Client::to(plane.addresses()[0]).await else { continue };
             // It may be turned away before it has asked.
             let _ = client.stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
             if client.reply().await.is_ok_and(|reply| reply.status == 200) {

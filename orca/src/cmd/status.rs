@@ -133,9 +133,9 @@ pub async fn ps(args: PsArgs, global: &Global, output: &Output) -> Result<ExitCo
     let services: Vec<ServiceStatus> =
         look.status.services.into_iter().filter(|s| service.as_ref().is_none_or(|name| s.name == *name)).collect();
     if output.json {
-        let rows = services.iter().flat_map(|service| {
-            service.replicas.iter().map(|replica| ReplicaRow { service: &service.name, replica })
-        });
+        let rows = services
+            .iter()
+            .flat_map(|service| service.replicas.iter().map(|replica| ReplicaRow { service: &service.name, replica }));
         output.object("replicas", &Replicas { replicas: rows.collect() });
     } else {
         output.lines(&screen::replicas(&output.screen(look.status.at), &services, true));

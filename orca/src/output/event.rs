@@ -10,11 +10,7 @@ use crate::moment;
 
 pub fn event(screen: &Screen, event: &Event) -> Text {
     let ink = match event.kind {
-        Kind::NodeDead
-        | Kind::RolloutFailed
-        | Kind::ReplicaExited
-        | Kind::ReplicaTroubled
-        | Kind::Refused => Ink::Red,
+        Kind::NodeDead | Kind::RolloutFailed | Kind::ReplicaExited | Kind::ReplicaTroubled | Kind::Refused => Ink::Red,
         Kind::NodeSuspect | Kind::RolledBack | Kind::ServiceRemoved => Ink::Yellow,
         Kind::NodeAlive | Kind::RolloutDone | Kind::ReplicaRecovered => Ink::Green,
         Kind::ClusterFounded

@@ -20,7 +20,8 @@ pub fn plan(generation: Generation, changes: &Changes<'_>) -> Vec<Text> {
     if created + removed + changed == 0 {
         return vec![Text::plain(format!("Nothing to change (index {generation})"))];
     }
-    let replaced: Vec<&Service> = changes.values().filter_map(|(what, spec)| replaces(what).then_some(*spec)?).collect();
+    let replaced: Vec<&Service> =
+        changes.values().filter_map(|(what, spec)| replaces(what).then_some(*spec)?).collect();
     let mut head = format!("{}", count(created + removed + changed, "service"));
     if !replaced.is_empty() {
         let replicas: u64 = replaced.iter().map(|spec| u64::from(spec.replicas)).sum();

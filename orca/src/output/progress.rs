@@ -130,13 +130,8 @@ pub struct Tracker {
 
 impl Tracker {
     pub fn new(goals: impl IntoIterator<Item = (ServiceName, Goal)>, started: Timestamp) -> Tracker {
-        let track = |goal| Track {
-            goal,
-            old: BTreeSet::new(),
-            seen: BTreeMap::new(),
-            latest: None,
-            verdict: Verdict::Going,
-        };
+        let track =
+            |goal| Track { goal, old: BTreeSet::new(), seen: BTreeMap::new(), latest: None, verdict: Verdict::Going };
         let tracks = goals.into_iter().map(|(name, goal)| (name, track(goal))).collect();
         Tracker { started, nodes: Vec::new(), tracks }
     }
@@ -244,7 +239,11 @@ impl Track {
                 && (before.is_some() || !self.old.contains(&replica.id))
                 && let Some(exit) = &replica.last_exit
             {
-                let how = if exit.out_of_memory { "was killed for its memory".to_owned() } else { format!("exited with code {}", exit.code) };
+                let how = if exit.out_of_memory {
+                    "was killed for its memory".to_owned()
+                } else {
+                    format!("exited with code {}", exit.code)
+                };
                 let span = moment::took(std::time::Duration::from_millis(exit.after_ms));
                 let last = exit.last_lines.last().map(|line| format!("; its last line: {line}")).unwrap_or_default();
                 say(Some(replica), Ink::Red, format!("{how} after {span}{last}"));
@@ -296,7 +295,9 @@ impl Track {
         let indent = if several { 4 } else { 2 };
         if several {
             let (ink, symbol, word) = status::state(service.state);
-            lines.push(Text::of(ink, format!("  {symbol} ")).and(Ink::Bold, name.to_string()).and(ink, format!("  {word}")));
+            lines.push(
+                Text::of(ink, format!("  {symbol} ")).and(Ink::Bold, name.to_string()).and(ink, format!("  {word}")),
+            );
         }
         let mut new: Vec<&Seen> = self.seen.values().filter(|seen| !self.old.contains(&seen.status.id)).collect();
         let mut old: Vec<&Seen> = self
@@ -306,12 +307,16 @@ impl Track {
             .collect();
         new.sort_by_key(|seen| (seen.first, seen.status.id));
         old.sort_by_key(|seen| (seen.gone.is_none(), seen.status.id));
-        let rows = (0..new.len().max(old.len())).map(|at| row(screen, service, new.get(at).copied(), old.get(at).copied()));
+        let rows =
+            (0..new.len().max(old.len())).map(|at| row(screen, service, new.get(at).copied(), old.get(at).copied()));
         let sides = [Side::Left, Side::Left, Side::Right];
         lines.extend(table(indent, &sides, rows.collect()));
         if let Some(rollout) = service.rollout.as_ref().filter(|rollout| rollout.back) {
             let because = rollout.because.clone().unwrap_or_default();
-            lines.push(Text::of(Ink::Yellow, format!("{}going back to {}: ", " ".repeat(indent), service.revision)).and(Ink::Plain, because));
+            lines.push(
+                Text::of(Ink::Yellow, format!("{}going back to {}: ", " ".repeat(indent), service.revision))
+                    .and(Ink::Plain, because),
+            );
         }
         if self.verdict == Verdict::Going {
             let front = " ".repeat(indent);
@@ -358,7 +363,9 @@ impl Track {
 
     fn failure_message(&self, name: &ServiceName, exit: Exit, asked: bool) -> String {
         let what = match (self.goal, asked) {
-            (Goal::Revision(revision) | Goal::Promoted(revision), false) => format!("{name} {revision} did not become ready"),
+            (Goal::Revision(revision) | Goal::Promoted(revision), false) => {
+                format!("{name} {revision} did not become ready")
+            }
             (Goal::Revision(revision) | Goal::Promoted(revision), true) => format!("{name} {revision} was called back"),
             (Goal::Settled | Goal::Stopped | Goal::Removed, _) => format!("{name} did not become ready"),
         };
@@ -509,7 +516,12 @@ fn canary_lines(name: &ServiceName, front: &str, track: &Track) -> Vec<Text> {
     let revision = track.latest.as_ref().and_then(|service| service.rollout.as_ref()).map(|rollout| rollout.to);
     let revision = revision.map(|revision| format!("{revision} ")).unwrap_or_default();
     vec![
-        Text::plain(front).and(Ink::Magenta, "Canary").and(Ink::Plain, format!(" {revision}is ready and gets its share of the requests.")),
-        Text::of(Ink::Dim, format!("Take it: orca promote {name}.  Undo: orca rollback {name}.  Look: orca status {name}")),
+        Text::plain(front)
+            .and(Ink::Magenta, "Canary")
+            .and(Ink::Plain, format!(" {revision}is ready and gets its share of the requests.")),
+        Text::of(
+            Ink::Dim,
+            format!("Take it: orca promote {name}.  Undo: orca rollback {name}.  Look: orca status {name}"),
+        ),
     ]
 }

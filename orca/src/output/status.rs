@@ -346,9 +346,8 @@ fn restarts(replica: &ReplicaStatus) -> Text {
 
 /// Why it is not done yet, in words.
 pub fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> String {
-    let named = |id: &NodeId| {
-        nodes.iter().find(|node| node.id == *id).map_or_else(|| id.to_string(), |node| node.name.clone())
-    };
+    let named =
+        |id: &NodeId| nodes.iter().find(|node| node.id == *id).map_or_else(|| id.to_string(), |node| node.name.clone());
     match waiting {
         Waiting::ForReady { replica, since, trouble } => {
             let mut text = format!("for {replica} to get ready, since {}", screen.ago(*since));
@@ -368,7 +367,11 @@ pub fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> Stri
             }
         }
         Waiting::ForNode { node, last_heard } => match last_heard {
-            Some(at) => format!("for node {}, not heard for {}; what it holds is not given to another", named(node), screen.ago(*at)),
+            Some(at) => format!(
+                "for node {}, not heard for {}; what it holds is not given to another",
+                named(node),
+                screen.ago(*at)
+            ),
             None => format!("for node {}, not heard yet; what it holds is not given to another", named(node)),
         },
         Waiting::ForDependency { service } => format!("for `{service}`, on which it depends, to get ready"),
@@ -399,11 +402,8 @@ pub fn top(screen: &Screen, status: &Status) -> Vec<Text> {
     rows.extend(services.into_iter().map(|service| {
         let (ink, symbol, _) = state(service.state);
         let memory = orca_cluster::resource::Memory(service.replicas.iter().map(|r| r.usage.memory.0).sum());
-        let in_flight: u64 = service
-            .replicas
-            .iter()
-            .map(|r| u64::from(r.in_flight.requests) + u64::from(r.in_flight.upgraded))
-            .sum();
+        let in_flight: u64 =
+            service.replicas.iter().map(|r| u64::from(r.in_flight.requests) + u64::from(r.in_flight.upgraded)).sum();
         let errors = if service.recent.errors > 0 { Ink::Red } else { Ink::Plain };
         vec![
             Text::of(ink, symbol).and(Ink::Plain, format!(" {}", service.name)),

@@ -1,9 +1,8 @@
 //! The client plane: what people and programs ask. The HTTP API offers the same requests; both are carried out by
 //! the same code in `control/api`.
 //!
-//! One stream for each request, and the first message of every answer is a [`Response`]. For [`Request::Watch`],
-//! [`Request::Logs`], [`Request::Events`] and [`Request::Exec`] it is [`Response::Follows`] (or a refusal), and a
-//! stream of their own messages comes after it.
+//! One stream for each request. Most are answered by one [`Response`]; [`Request::Watch`], [`Request::Logs`],
+//! [`Request::Events`] and [`Request::Exec`] by a stream of their own messages, or by [`Response::Refused`] instead.
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,209 @@
+//! `secrets`: values go in and never come out.
+
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::Path;
+use std::process::ExitCode;
+
+use orca_cluster::id::Label;
+use orca_cluster::secret::SecretName;
+use orca_wire::message::client::{Request, Response, SecretInfo, SetSecret};
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::{done, session, terminal};
+use crate::cli::{Global, ProjectArgs, SecretImportArgs, SecretRmArgs, SecretSetArgs, Secrets};
+use crate::exit::{Exit, Failure};
+use crate::moment;
+use crate::output::text::{Ink, Side, Text, table};
+use crate::output::{Output, Screen, count};
+use crate::session::{Session, unexpected};
+
+/// Largest .env file that is read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+pub async fn run(command: Secrets, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
+    match command {
+        Secrets::Set(SecretSetArgs { name, scope }) => {
+            let name = secret_name(scope.project, &name)?;
+            let value = terminal::secret(&format!("Value of {name}"))?;
+            let session = session(global).await?;
+            set(&session, output, vec![(name, value)]).await
+        }
+        Secrets::Import(SecretImportArgs { file, scope }) => {
+            let secrets = import(&file, scope.project.as_ref())?;
+            let session = session(global).await?;
+            set(&session, output, secrets).await
+        }
+        Secrets::List(ProjectArgs { project }) => list(&session(global).await?, output, project).await,
+        Secrets::Rm(SecretRmArgs { name, scope }) => {
+            let name = secret_name(scope.project, &name)?;
+            output.confirm(&format!("Remove secret {name}?"))?;
+            let session = session(global).await?;
+            changed(
+                output,
+                session.ask(&Request::RemoveSecret { name: name.clone() }).await?,
+                &format!("Removed {name}"),
+            )
+        }
+        Secrets::Rotate(ProjectArgs { project }) => {
+            let session = session(global).await?;
+            let scope =
+                project.as_ref().map_or_else(|| "all projects".to_owned(), |project| format!("project {project}"));
+            let response = session.ask(&Request::RotateSecrets { project }).await?;
+            changed(output, response, &format!("Secrets of {scope} are sealed under a new key"))
+        }
+    }
+}
+
+fn secret_name(project: Option<Label>, text: &str) -> Result<SecretName, Failure> {
+    let name = match project {
+        Some(project) => SecretName::new(Some(project), text),
+        // `shop/DB_URL` says the project itself.
+        None => text.parse(),
+    };
+    name.map_err(|error| Failure::input(error.to_string()))
+}
+
+async fn set(
+    session: &Session,
+    output: &Output,
+    secrets: Vec<(SecretName, Zeroizing<String>)>,
+) -> Result<ExitCode, Failure> {
+    let what = match secrets.as_slice() {
+        [(name, _)] => format!("Set {name}"),
+        several => format!("Set {}", count(several.len() as u64, "secret")),
+    };
+    let secrets = secrets.into_iter().map(|(name, value)| SetSecret { name, value: value.to_string() }).collect();
+    let response = session.ask(&Request::SetSecrets { secrets }).await?;
+    changed(output, response, &format!("{what}. What runs keeps the old value until `orca restart`"))
+}
+
+/// The answer to a change that is not waited for.
+pub fn changed(output: &Output, response: Response, text: &str) -> Result<ExitCode, Failure> {
+    #[derive(Serialize)]
+    struct Changed {
+        index: orca_cluster::id::Generation,
+        changed: bool,
+    }
+    let (index, changed) = match response {
+        Response::Done { generation } => (generation, true),
+        Response::Unchanged { generation } => (generation, false),
+        other => return Err(unexpected(&other)),
+    };
+    if output.json {
+        output.object("change", &Changed { index, changed });
+    } else if changed {
+        output.print(&format!("{text}.\n"));
+    } else {
+        output.print(&format!("Nothing to change (index {index})\n"));
+    }
+    done()
+}
+
+async fn list(session: &Session, output: &Output, project: Option<Label>) -> Result<ExitCode, Failure> {
+    #[derive(Serialize)]
+    struct Listed {
+        secrets: Vec<SecretInfo>,
+    }
+    let secrets = match session.ask(&Request::ListSecrets { project }).await? {
+        Response::Secrets { secrets } => secrets,
+        other => return Err(unexpected(&other)),
+    };
+    if output.json {
+        output.object("secrets", &Listed { secrets });
+    } else {
+        output.lines(&rows(&output.screen(moment::now()), &secrets));
+    }
+    done()
+}
+
+fn rows(screen: &Screen, secrets: &[SecretInfo]) -> Vec<Text> {
+    let rows = secrets.iter().map(|secret| {
+        let used: Vec<String> = secret.used_by.iter().map(ToString::to_string).collect();
+        let used = if used.is_empty() { Text::of(Ink::Dim, "unused") } else { Text::plain(used.join(", ")) };
+        vec![
+            Text::plain(secret.name.to_string()),
+            Text::of(Ink::Dim, format!("version {}", secret.version)),
+            Text::of(Ink::Dim, format!("{} ago by {}", screen.ago(secret.at), secret.by)),
+            used,
+        ]
+    });
+    table(0, &[Side::Left; 4], rows.collect())
+}
+
+fn import(path: &Path, project: Option<&Label>) -> Result<Vec<(SecretName, Zeroizing<String>)>, Failure> {
+    let place = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
+    let failed = |error: io::Error| Failure::input(format!("{place} cannot be read")).why(error.to_string());
+    let mut text = Zeroizing::new(String::new());
+    match path == Path::new("-") {
+        true => io::stdin().lock().take(FILE_BYTES_MAX).read_to_string(&mut text),
+        false => fs::File::open(path).map_err(failed)?.take(FILE_BYTES_MAX).read_to_string(&mut text),
+    }
+    .map_err(failed)?;
+    let pairs = assignments(&text).map_err(|line| {
+        // Never the line itself: it may hold the secret.
+        Failure::new(Exit::Input, format!("{place}:{line}: this is not NAME=value")).why("nothing was set")
+    })?;
+    if pairs.is_empty() {
+        return Err(Failure::input(format!("{place} sets nothing")));
+    }
+    let named = |(name, value): (&str, Zeroizing<String>)| Ok((secret_name(project.cloned(), name)?, value));
+    pairs.into_iter().map(named).collect()
+}
+
+/// `NAME=value` lines as shells and Compose read them: comments, `export`, single and double quotes. An error is the
+/// number of the line.
+fn assignments(text: &str) -> Result<Vec<(&str, Zeroizing<String>)>, usize> {
+    let mut pairs = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        let (name, value) = line.split_once('=').ok_or(at + 1)?;
+        let value = value.trim();
+        let quoted = |quote: char| value.strip_prefix(quote).map(|rest| rest.strip_suffix(quote));
+        let value = match (quoted('"'), quoted('\'')) {
+            (Some(inner), _) => unescape(inner.ok_or(at + 1)?),
+            (None, Some(inner)) => inner.ok_or(at + 1)?.to_owned(),
+            (None, None) => value.split(" #").next().unwrap_or_default().trim_end().to_owned(),
+        };
+        pairs.push((name.trim(), Zeroizing::new(value)));
+    }
+    Ok(pairs)
+}
+
+fn unescape(text: &str) -> String {
+    let mut out = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match (c, c == '\\') {
+            (_, true) => match chars.next() {
+                Some('n') => out.push('\n'),
+                Some('t') => out.push('\t'),
+                Some(other) => out.push(other),
+                None => out.push('\\'),
+            },
+            (c, false) => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_env_file_is_read_as_shells_read_it() {
+        let text = "# comment\n\nA=1\nexport B = two words # why\nC=\"x\\n\\\"y\\\"\"\nD='$raw #1'\nE=\nF=a=b#c\n";
+        let pairs: Vec<(&str, String)> =
+            assignments(text).unwrap().into_iter().map(|(name, value)| (name, value.to_string())).collect();
+        let expect = [("A", "1"), ("B", "two words"), ("C", "x\n\"y\""), ("D", "$raw #1"), ("E", ""), ("F", "a=b#c")];
+        assert_eq!(pairs, expect.map(|(name, value)| (name, value.to_owned())));
+        assert_eq!(assignments("A=1\nnonsense\n").unwrap_err(), 2);
+        assert_eq!(assignments("A=\"open\nB=1").unwrap_err(), 1);
+    }
+}
