@@ -28,8 +28,10 @@ const GOALS_MAX: usize = 4;
 
 #[derive(Debug)]
 pub struct Config {
-    /// The agent's own part of the data directory: ledger, modules, logs, keys.
+    /// The agent's own part of the data directory: ledger, modules, logs.
     pub directory: PathBuf,
+    /// Where the node's sealing key is.
+    pub keys: PathBuf,
     /// Directories that no container may mount any part of.
     pub state_directories: Vec<PathBuf>,
     /// Files of secrets go below this, if it is on tmpfs.
@@ -75,12 +77,12 @@ impl Agent {
     }
 
     pub async fn start(config: Config, modules: Modules, dataplane: DataPlane) -> Result<Agent, StartError> {
-        let Config { directory, state_directories, runtime_directory, docker_socket, control, identity } = config;
+        let Config { directory, keys, state_directories, runtime_directory, docker_socket, control, identity } = config;
         let Peer::Node { node, .. } = *identity.peer() else {
             return Err(StartError::NotANode(directory));
         };
         let cluster = identity.cluster();
-        let sealing_key = SealingKey::load_or_create(&directory)?;
+        let sealing_key = SealingKey::load_or_create(&keys)?;
         let logs = Logs::open(directory.join("logs"))
             .map_err(|source| StartError::Directory { path: directory.join("logs"), source })?;
         let ledger = Ledger::in_directory(&directory);

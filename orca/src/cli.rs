@@ -143,6 +143,9 @@ pub struct ServerArgs {
     /// The key that opens this cluster's secrets; made on the first start, and never inside the data directory
     #[arg(long, value_name = "FILE")]
     pub unseal_key: Option<PathBuf>,
+    /// Write a line for each request to this file
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<PathBuf>,
     /// How to write the log
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -161,6 +164,9 @@ pub struct UpArgs {
     pub dir: PathBuf,
     #[command(flatten)]
     pub server: ServerArgs,
+    /// Set a random value for each secret that the project names and that is not set yet
+    #[arg(long)]
+    pub generate_secrets: bool,
     /// Do not go on showing the status once it runs
     #[arg(long)]
     pub no_follow: bool,

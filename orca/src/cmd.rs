@@ -9,10 +9,12 @@ pub mod exec;
 pub mod init;
 pub mod logs;
 pub mod secrets;
+pub mod server;
 pub mod settle;
 pub mod status;
 pub mod terminal;
 pub mod token;
+pub mod up;
 pub mod version;
 
 use std::process::ExitCode;

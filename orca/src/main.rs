@@ -36,10 +36,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, output: &Output) -> Result<ExitCode, Failure> {
-    match &cli.command {
-        Command::Server(_) | Command::Up(_) => {
-            return Err(Failure::general("this build has no server in it"));
-        }
+    match cli.command {
+        Command::Server(args) => return cmd::server::run(&args, output),
+        Command::Up(args) => return cmd::up::run(args, &cli.global, output),
         _ => log_for_people(output.verbose),
     }
     // One thread does: a client waits for one answer at a time, and starts sooner.

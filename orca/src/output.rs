@@ -6,6 +6,8 @@ pub mod event;
 pub mod history;
 pub mod plan;
 pub mod progress;
+#[cfg(test)]
+mod sample;
 pub mod status;
 pub mod text;
 pub mod why;

@@ -6,7 +6,7 @@ use orca_cluster::id::{Generation, Revision, ServiceName};
 use orca_wire::message::client::{Request, Response};
 use serde::Serialize;
 
-use super::{done, patient_session, settle};
+use super::{deploy, done, patient_session, settle};
 use crate::cli::{ChangeArgs, Global, RmArgs, RollbackArgs, ScaleArgs, ServiceArg, Wait};
 use crate::exit::Failure;
 use crate::output::progress::Goal;
@@ -37,11 +37,7 @@ impl Change<'_> {
         let Change { session, output, global, wait, name } = self;
         let (index, revision) = match session.ask(&request).await? {
             Response::Unchanged { generation } => {
-                if output.json {
-                    settle::ended_at_once(output, "unchanged");
-                } else {
-                    output.print(&format!("Nothing to change (index {generation})\n"));
-                }
+                deploy::nothing(output, generation);
                 return done();
             }
             Response::Done { generation } => (generation, None),

@@ -88,10 +88,8 @@ pub async fn deploy(
     if !outcome.changes_anything() && !outcome.services.values().any(rolling) {
         if output.json {
             show(output, index, &outcome, &written.projects);
-            settle::ended_at_once(output, "unchanged");
-        } else {
-            output.print(&format!("Nothing to change (index {index})\n"));
         }
+        nothing(output, index);
         return done();
     }
     if output.json {
@@ -116,7 +114,7 @@ pub async fn deploy(
         goals.extend(outcome.services.iter().filter_map(|(name, what)| Some((name.clone(), goal(what)?))));
     }
     if goals.is_empty() {
-        output.print(&format!("Nothing to change (index {reached})\n"));
+        nothing(output, reached);
         return done();
     }
     if options.detach {
@@ -124,6 +122,14 @@ pub async fn deploy(
         return done();
     }
     settle::settle(session, output, goals, reached, options.patience).await
+}
+
+pub fn nothing(output: &Output, index: Generation) {
+    if output.json {
+        settle::ended_at_once(output, "unchanged");
+    } else {
+        output.print(&format!("Nothing to change (index {index})\n"));
+    }
 }
 
 fn goal(what: &ServiceOutcome) -> Option<Goal> {

@@ -76,6 +76,11 @@ fn screen_of(screen: &Screen, look: &Look) -> Vec<Text> {
     }
 }
 
+/// Shows the whole cluster until interrupted.
+pub async fn follow_cluster(session: &Session, output: &Output) -> Result<ExitCode, Failure> {
+    follow(session, output, None, screen_of).await
+}
+
 /// Shows it again and again, in place on a terminal and else when it has changed, until interrupted.
 async fn follow(
     session: &Session,

@@ -39,13 +39,6 @@ impl Board {
         self.write(&text);
     }
 
-    /// Takes the block away.
-    pub fn clear(&mut self) {
-        let text = self.above();
-        self.drawn = 0;
-        self.write(&text);
-    }
-
     /// Back to the block's first line, and everything from there on erased.
     fn above(&self) -> String {
         match self.drawn {

@@ -75,3 +75,37 @@ fn p99(during: &Window, before: &Window) -> String {
         (None, _) => String::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::{self, at, name, receipt, screen, show};
+    use super::*;
+    use expect_test::expect;
+    use orca_cluster::id::Revision;
+
+    #[test]
+    fn revisions_come_newest_first_with_what_they_cost() {
+        let info = |revision: u64, source: &str, note: &str, is_target: bool| RevisionInfo {
+            revision: Revision(revision),
+            at: at(7_200),
+            by: "alice".to_owned(),
+            note: note.to_owned(),
+            source: source.to_owned(),
+            digest: None,
+            replicas: 3,
+            is_target,
+            is_settled: is_target,
+        };
+        let revisions = [info(4, "myorg/api:1.4.2", "deploy", true), info(5, "myorg/api:1.4.3", "deploy", false)];
+        let receipts = [receipt(4, Outcome::Done, None), receipt(5, Outcome::RolledBack, Some(sample::loopback()))];
+        expect![[r#"
+            shop/api
+                v5  2026-01-31 12:02:11  alice  deploy  myorg/api:1.4.3  x3
+                  rolled back after 11.6s; 48,211 requests, 0 5xx (before: 0), p99 41 ms (before: 40 ms), 0 cut, 2h ago
+                  why the process listens on 127.0.0.1:8080; the proxy reaches it on the container's address
+              ● v4  2026-01-31 12:02:11  alice  deploy  myorg/api:1.4.2  x3
+                  done in 11.6s; 48,211 requests, 0 5xx (before: 0), p99 41 ms (before: 40 ms), 0 cut, 2h ago
+        "#]]
+        .assert_eq(&show(&history(&screen(), &name("shop/api"), &revisions, &receipts)));
+    }
+}

@@ -94,3 +94,48 @@ fn shorten(difference: &str) -> String {
         _ => format!("{old} -> {new}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::{name, show};
+    use super::*;
+    use expect_test::expect;
+    use orca_cluster::id::{Label, Revision};
+    use orca_cluster::spec::toml::{SourceFile, project};
+
+    #[test]
+    fn a_plan_says_what_happens_to_each_service_and_how() {
+        let text = "[[service]]\nname = \"api\"\nimage = \"myorg/api:1.4.3\"\nreplicas = 3\n\
+                    [[service]]\nname = \"db\"\nimage = \"docker.io/library/postgres:17\"\n";
+        let file = SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };
+        let project = project(&file, &Label::new("shop").unwrap()).unwrap();
+        let spec = |label: &str| project.services.get(&Label::new(label).unwrap());
+        let (api, cron, db, old) = (name("shop/api"), name("shop/cron"), name("shop/db"), name("shop/old"));
+        let changed = ServiceOutcome::Changed {
+            from: Revision(4),
+            revision: Revision(5),
+            replaces: true,
+            differences: vec!["image myorg/api:1.4.2 -> myorg/api:1.4.3".to_owned(), "env LEVEL changed".to_owned()],
+        };
+        let same = ServiceOutcome::Unchanged { revision: Revision(1), rolling_out: false };
+        let created = ServiceOutcome::Created { revision: Revision(1), replicas: 1 };
+        let changes: Changes<'_> = BTreeMap::from([
+            (&api, (&changed, spec("api"))),
+            (&cron, (&same, None)),
+            (&db, (&created, spec("db"))),
+            (&old, (&ServiceOutcome::Removed, None)),
+        ]);
+        expect![[r#"
+            Plan (index 4182): 3 services, 3 replicas replaced one by one, 1 created, 1 removed
+              ~ shop/api  myorg/api:1.4.2 -> 1.4.3, env LEVEL changed  start new, move traffic, drain old
+              + shop/db   postgres:17                                  1 replica
+              - shop/old  not in the files any more                    drain and stop; volumes are kept
+        "#]]
+        .assert_eq(&show(&plan(Generation(4182), &changes)));
+        let nothing: Changes<'_> = BTreeMap::from([(&cron, (&same, None))]);
+        expect![[r#"
+            Nothing to change (index 4182)
+        "#]]
+        .assert_eq(&show(&plan(Generation(4182), &nothing)));
+    }
+}

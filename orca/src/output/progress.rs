@@ -525,3 +525,120 @@ fn canary_lines(name: &ServiceName, front: &str, track: &Track) -> Vec<Text> {
         ),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::failed;
+    use super::super::sample::{self, at, name, rollout, screen, show};
+    use super::*;
+    use expect_test::expect;
+    use orca_cluster::id::Generation;
+
+    fn tracker(goal: Goal) -> Tracker {
+        Tracker::new([(name("shop/api"), goal)], at(4))
+    }
+
+    #[test]
+    fn an_update_is_told_line_by_line_and_drawn_as_a_block() {
+        let mut tracker = tracker(Goal::Revision(Revision(5)));
+        let mut story = String::new();
+        for progress in sample::update() {
+            story.push_str(&show(&tracker.take(&progress)));
+            story.push_str("----\n");
+            story.push_str(&show(&tracker.draw(&Screen { now: progress.at, ..screen() })));
+            story.push_str("====\n");
+        }
+        story.push_str(&show(&tracker.summary(&screen())));
+        expect![[r#"
+            ----
+            ====
+            shop/api r1 on n1: draining, 214 connections left
+            shop/api r3 on n1: pulled 12.4 MB in 1.1s
+            shop/api r3 on n1: ready after 0.8s
+            ----
+              n1  pulled 12.4 MB in 1.1s | ready after 0.8s | draining, 214 connections left ...
+            ====
+            shop/api r2 on n1: draining, 31 connections left
+            shop/api r4 on n1: ready after 0.7s
+            shop/api r1 on n1: stopped
+            ----
+              n1  pulled 12.4 MB in 1.1s | ready after 0.8s | 214 connections drained | old stopped  2.0s
+              n1  ready after 0.7s | draining, 31 connections left ...
+            ====
+            shop/api r2 on n1: stopped
+            ----
+              n1  pulled 12.4 MB in 1.1s | ready after 0.8s | 214 connections drained | old stopped  2.0s
+              n1  ready after 0.7s | 31 connections drained | old stopped                            1.0s
+            ====
+            Done in 11.6s.  Requests during deploy: 48,211.  5xx: 0 (before: 0).  p99 41 ms (before: 40 ms).  Cut connections: 0.
+            Receipt: orca history shop/api.  Undo: orca rollback shop/api
+        "#]].assert_eq(&story);
+        assert!(tracker.is_over() && tracker.failure().is_none());
+    }
+
+    #[test]
+    fn a_failed_deploy_says_that_the_old_version_serves_and_why() {
+        let mut tracker = tracker(Goal::Revision(Revision(5)));
+        let mut service = sample::service("shop/api", "myorg/api:1.4.2", 4);
+        service.last_receipt = Some(sample::receipt(5, Outcome::RolledBack, Some(sample::loopback())));
+        let over = Progress { generation: Generation(4200), at: at(0), services: vec![service], events: Vec::new() };
+        tracker.take(&over);
+        let failure = tracker.failure().unwrap();
+        assert_eq!(failure.exit, Exit::RolledBack);
+        expect![[r#"
+            error: shop/api v5 did not become ready; nothing was switched, myorg/api:1.4.2 (v4) still serves all traffic
+              why   the process listens on 127.0.0.1:8080; the proxy reaches it on the container's address
+              seen  GET /healthz -> connection refused, 14 tries in 10.0 s
+              logs  listening on http://127.0.0.1:8080
+              fix   bind to 0.0.0.0, or the port of all addresses
+              more  orca logs shop/api     exit code 7
+        "#]]
+        .assert_eq(&show(&failed(&failure)));
+    }
+
+    #[test]
+    fn a_crash_is_reported_the_moment_it_happens() {
+        let mut tracker = Tracker::new([(name("shop/worker"), Goal::Revision(Revision(2)))], at(4));
+        let mut service = sample::worker();
+        service.rollout = Some(rollout(2, 1));
+        service.waiting =
+            vec![orca_cluster::plan::report::Waiting::ForReady { replica: ReplicaId(9), since: at(12), trouble: None }];
+        let crash = Progress { generation: Generation(1), at: at(0), services: vec![service], events: Vec::new() };
+        let mut story = show(&tracker.take(&crash));
+        story.push_str(&show(&tracker.draw(&screen())));
+        story.push_str(&show(&tracker.heartbeat(&screen())));
+        expect![[r#"
+            shop/worker r9 on n1: exited with code 1 after 0.3s; its last line: no DATABASE_URL
+              n1  backing off: it exits with code 1 after 0.3 s, 4 times in a row (crash-looping)
+              waiting for r9 to get ready, 12s so far
+            shop/worker: still waiting after 4s: for r9 to get ready, 12s so far
+        "#]]
+        .assert_eq(&story);
+        assert!(!tracker.is_over());
+    }
+
+    #[test]
+    fn every_end_of_a_rollout_is_told_apart() {
+        let goal = Goal::Revision(Revision(5));
+        let with = |revision: u64, state: ServiceState, rollout, receipt: Option<(u64, Outcome)>| {
+            let mut service = sample::service("shop/api", "myorg/api:1", revision);
+            service.state = state;
+            service.rollout = rollout;
+            service.last_receipt = receipt.map(|(revision, outcome)| sample::receipt(revision, outcome, None));
+            verdict(goal, Some(&service))
+        };
+        let (running, updating) = (ServiceState::Running, ServiceState::Updating);
+        assert_eq!(verdict(goal, None), Verdict::Overtaken);
+        assert_eq!(verdict(Goal::Removed, None), Verdict::Done);
+        assert_eq!(with(5, updating, Some(rollout(5, 4)), Some((4, Outcome::Done))), Verdict::Going);
+        assert_eq!(with(4, ServiceState::RollingBack, Some(rollout(5, 4)), None), Verdict::Going);
+        assert_eq!(with(5, ServiceState::Canary, Some(rollout(5, 4)), None), Verdict::Canary);
+        assert_eq!(with(5, running, None, Some((5, Outcome::Done))), Verdict::Done);
+        assert_eq!(with(6, updating, Some(rollout(6, 5)), Some((5, Outcome::Done))), Verdict::Done);
+        assert_eq!(with(4, running, None, Some((5, Outcome::RolledBack))), Verdict::RolledBack);
+        assert_eq!(with(4, ServiceState::Degraded, None, Some((5, Outcome::RolledBack))), Verdict::Degraded);
+        assert_eq!(with(5, ServiceState::Failing, None, Some((5, Outcome::Failed))), Verdict::Degraded);
+        assert_eq!(with(6, updating, Some(rollout(6, 4)), None), Verdict::Overtaken);
+        assert_eq!(with(5, ServiceState::Removing, None, None), Verdict::Overtaken);
+    }
+}

@@ -350,7 +350,7 @@ pub fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> Stri
         |id: &NodeId| nodes.iter().find(|node| node.id == *id).map_or_else(|| id.to_string(), |node| node.name.clone());
     match waiting {
         Waiting::ForReady { replica, since, trouble } => {
-            let mut text = format!("for {replica} to get ready, since {}", screen.ago(*since));
+            let mut text = format!("for {replica} to get ready, {} so far", screen.ago(*since));
             if let Some(at) = trouble.as_ref().and_then(|trouble| trouble.retry_at) {
                 let left = at.since(screen.now);
                 if left > Duration::ZERO {
@@ -418,4 +418,104 @@ pub fn top(screen: &Screen, status: &Status) -> Vec<Text> {
     }));
     lines.extend(table(2, &[Left, Right, Right, Right, Right, Right, Right, Right], rows));
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::sample::{self, at, screen, show};
+    use super::*;
+    use expect_test::expect;
+    use orca_cluster::id::{ReplicaId, Revision};
+    use orca_cluster::plan::report::NoRoom;
+    use orca_cluster::resource::Memory;
+
+    #[test]
+    fn the_whole_cluster_fits_on_one_screen_with_causes_and_fixes() {
+        expect![[r#"
+            cluster main  1 node, 3 services, index 4182
+              n1  alive  127.0.0.1:6880  4 replicas  8 CPU  9Gi of 16Gi free  disk 120Gi free  Docker 29.1
+
+            blog
+              ● web  running  1/1  ./web.wasm v1
+
+            shop
+              ● api     running        3/3  myorg/api:1.4.3 v5  12.4/s  p99 41 ms  2 5xx  http://shop.example.com:8080/api +1   2h
+              ✖ worker  crash-looping  0/1  myorg/worker:2 v2                                                                  12s
+                worker: it exits with code 1 after 0.3 s, 4 times in a row (crash-looping)
+                  fix the reason is in its last lines; more with `orca logs shop/worker`
+        "#]].assert_eq(&show(&cluster(&screen(), &sample::status())));
+    }
+
+    #[test]
+    fn one_service_says_what_runs_and_what_is_wrong() {
+        let nodes = [sample::node()];
+        expect![[r#"
+            shop/worker  ✖ crash-looping  0/1 ready
+              image    myorg/worker:2
+              revision v2, rolling
+
+              why   it exits with code 1 after 0.3 s, 4 times in a row (crash-looping)
+              logs  no DATABASE_URL
+              fix   the reason is in its last lines; more with `orca logs shop/worker`
+
+              r9  n1  v2  backing off  4 restarts, last exit 1  12s
+        "#]]
+        .assert_eq(&show(&service(&screen(), &nodes, &sample::worker(), &[])));
+    }
+
+    #[test]
+    fn replicas_are_listed_one_by_one() {
+        expect![[r#"
+              shop/api     r1  n1  v5  ready        172.18.0.4:8080  0.12 CPU, 48Mi                            1s
+              shop/api     r2  n1  v5  ready        172.18.0.4:8080  0.12 CPU, 48Mi                            1s
+              shop/api     r3  n1  v5  ready        172.18.0.4:8080  0.12 CPU, 48Mi                            1s
+              shop/worker  r9  n1  v2  backing off                                   4 restarts, last exit 1  12s
+        "#]]
+        .assert_eq(&show(&replicas(&screen(), &sample::status().services, true)));
+    }
+
+    #[test]
+    fn top_shows_the_busiest_first() {
+        expect![[r#"
+            cluster main  14:02:11
+              n1  alive  127.0.0.1:6880  4 replicas  8 CPU  9Gi of 16Gi free  disk 120Gi free  Docker 29.1
+
+                             ready   cpu  memory  req/s    p99  5xx  in flight
+              ● shop/api       3/3  0.36   144Mi   12.4  41 ms    2          0
+              ● blog/web       1/1  0.00      0B    0.0      -    0          0
+              ✖ shop/worker    0/1  0.00      0B    0.0      -    0          0
+        "#]]
+        .assert_eq(&show(&top(&screen(), &sample::status())));
+    }
+
+    #[test]
+    fn every_reason_to_wait_is_a_sentence() {
+        let room = NoRoom::Memory { wanted: Memory(1 << 30), free: Memory(256 << 20), total: Memory(2 << 30) };
+        let reasons = [
+            Waiting::ForReady { replica: ReplicaId(7), since: at(12), trouble: None },
+            Waiting::ForRoom { refused: BTreeMap::from([(NodeId(1), room)]) },
+            Waiting::ForRoom { refused: BTreeMap::new() },
+            Waiting::ForNode { node: NodeId(2), last_heard: Some(at(90)) },
+            Waiting::ForDependency { service: Label::new("db").unwrap() },
+            Waiting::ForDrain { replica: ReplicaId(3), in_flight: 31, until: sample::NOW + Duration::from_secs(20) },
+            Waiting::ForStop { replica: ReplicaId(3) },
+            Waiting::ForProxies,
+            Waiting::ForPromotion { revision: Revision(5), weight: 20 },
+        ];
+        let nodes = [sample::node()];
+        let text: Vec<String> = reasons.iter().map(|reason| waiting(&screen(), &nodes, reason)).collect();
+        expect![[r#"
+            for r7 to get ready, 12s so far
+            for room on a node (n1: memory: 1Gi wanted, 256Mi of 2Gi not set aside)
+            for a node it could run on; there is none
+            for node n2, not heard for 1m 30s; what it holds is not given to another
+            for `db`, on which it depends, to get ready
+            for r3 to finish 31 connections, at most 20s more
+            for r3 to stop
+            for the proxies to take over the new routes
+            for a person: v5 gets 20% of the requests; `orca promote` or `orca rollback`"#]]
+        .assert_eq(&text.join("\n"));
+    }
 }

@@ -38,3 +38,27 @@ pub fn diagnosis(found: &Diagnosis) -> Vec<Text> {
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::{self, show};
+    use super::*;
+    use expect_test::expect;
+
+    #[test]
+    fn the_cause_comes_first_and_the_fix_last() {
+        let worker = sample::worker();
+        expect![[r#"
+            shop/worker  ✖ crash-looping  0/1 ready
+              why   it exits with code 1 after 0.3 s, 4 times in a row (crash-looping)
+              logs  no DATABASE_URL
+              fix   the reason is in its last lines; more with `orca logs shop/worker`
+        "#]]
+        .assert_eq(&show(&why(&worker, worker.why.as_ref())));
+        expect![[r#"
+            shop/api  ● running  3/3 ready
+              nothing is wrong: it is as asked
+        "#]]
+        .assert_eq(&show(&why(&sample::api(), None)));
+    }
+}

@@ -1,0 +1,253 @@
+//! `orca server`: control plane, agent and proxy of this node, in one process. What starts here in which order, and
+//! what happens when one of them ends, is all this file knows.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use orca_agent::docker::socket_from_environment;
+use orca_agent::{Agent, wasm};
+use orca_cluster::id::Label;
+use orca_control::vault::UNSEAL_KEY_VARIABLE;
+use orca_control::{Control, Founded, Handle, UnsealSource};
+use orca_dataplane::{AccessLog, DataPlane, Limits};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+use zeroize::Zeroizing;
+
+use crate::cli::{LogFormat, ServerArgs};
+use crate::context::{Credential, write_founded};
+use crate::exit::{Exit, Failure};
+use crate::output::Output;
+
+/// Files that may be open besides the proxy's connections: the store, the engine, the CLI.
+const FILES_RESERVED: u64 = 256;
+/// A connection takes a file for the client and one for the replica.
+const FILES_PER_CONNECTION: u64 = 2;
+/// How long requests that are under way may take to end when the server stops.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+const PORT_PUBLIC: u16 = 80;
+const PORT_UNPRIVILEGED: u16 = 8080;
+
+/// A server that runs; [`stop`](Server::stop) it, or it is stopped where it is.
+pub struct Server {
+    pub handle: Handle,
+    pub proxy: Vec<SocketAddr>,
+    pub data: PathBuf,
+    /// Told once, by the start that founded the cluster.
+    pub founded: Option<Founded>,
+    dataplane: DataPlane,
+    agent: Agent,
+    control: JoinHandle<Result<(), orca_control::raft::Fatal>>,
+    /// Modules run here; it must outlive the agent.
+    modules: Option<tokio::runtime::Runtime>,
+}
+
+pub fn run(args: &ServerArgs, output: &Output) -> Result<ExitCode, Failure> {
+    log(args.log_format, "info");
+    runtime()?.block_on(async {
+        let mut server = Server::start(args).await?;
+        if let Some(founded) = server.founded.take() {
+            introduce(&server, &founded, output)?;
+        }
+        for address in &server.proxy {
+            info!(%address, "proxy listens");
+        }
+        let ended = server.until_told().await;
+        server.stop().await;
+        ended.map(|()| Exit::Done.into())
+    })
+}
+
+/// Where the control plane and the agent run; the proxy, Raft and modules have threads of their own.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::from_error(Exit::General, &error))
+}
+
+pub fn log(format: LogFormat, level: &str) {
+    // Whatever is asked for: bollard writes what it sends to the engine, secrets included.
+    let always = "bollard=warn,hyper=warn,wasmtime=warn,cranelift=warn";
+    let wanted = std::env::var("ORCA_LOG").unwrap_or_else(|_| level.to_owned());
+    let filter = EnvFilter::try_new(format!("{wanted},{always}")).unwrap_or_else(|_| EnvFilter::new(level));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+impl Server {
+    pub async fn start(args: &ServerArgs) -> Result<Server, Failure> {
+        let failed = |error: &dyn std::error::Error| Failure::from_error(Exit::General, error);
+        let data = args.data_dir.clone().map_or_else(default_data_dir, Ok)?;
+        let name = args.name.clone().unwrap_or_else(host_name);
+        let config = orca_control::Config {
+            data_dir: data.clone(),
+            listen_quic: args.listen,
+            listen_http: args.listen,
+            node_name: name.clone(),
+            cluster_name: Label::new(&name.to_lowercase()).unwrap_or_else(|_| Label::new("orca").expect("a label")),
+            unseal: unseal_source(args, &data)?,
+            advertise: args.advertise.clone(),
+            labels: Default::default(),
+        };
+        // The proxy's port first: it is the likeliest to be taken, and nothing has been made yet.
+        let modules_runtime = wasm::runtime().map_err(|error| failed(&error))?;
+        let agent_directory = data.join("agent");
+        let modules = Agent::modules(&agent_directory, modules_runtime.handle().clone()).map_err(|error| failed(&error))?;
+        let dataplane = start_proxy(args, &modules)?;
+
+        let (mut control, handle) = Control::start(config).await.map_err(|error| failed(&error))?;
+        let founded = control.founded();
+        let identity = handle.identity().borrow().clone();
+        let control = tokio::spawn(control.run());
+
+        let quic = handle.quic_address();
+        let config = orca_agent::Config {
+            keys: data.join("node"),
+            runtime_directory: PathBuf::from("/run/orca"),
+            state_directories: vec![data.clone()],
+            docker_socket: socket_from_environment(),
+            control: vec![SocketAddr::new(reachable(quic.ip()), quic.port())],
+            identity,
+            directory: agent_directory,
+        };
+        let agent = Agent::start(config, modules, dataplane.clone()).await.map_err(|error| failed(&error))?;
+        let proxy = dataplane.addresses();
+        Ok(Server { handle, proxy, data, founded, dataplane, agent, control, modules: Some(modules_runtime) })
+    }
+
+    /// Until somebody asks it to stop, or it cannot go on.
+    pub async fn until_told(&mut self) -> Result<(), Failure> {
+        let failed = |error: &dyn std::error::Error| Failure::from_error(Exit::General, error);
+        let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed(&error))?;
+        tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            interrupted = tokio::signal::ctrl_c() => interrupted.map_err(|error| failed(&error)),
+            ended = &mut self.control => match ended {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(fatal)) => Err(failed(&fatal)),
+                Err(panicked) => Err(failed(&panicked)),
+            },
+        }
+    }
+
+    /// Ends what this process does. Containers go on.
+    pub async fn stop(mut self) {
+        self.dataplane.shutdown(STOP_GRACE).await;
+        drop(self.agent);
+        self.handle.shutdown();
+        if !self.control.is_finished() {
+            // It has nothing more to say: it was told to stop.
+            let _ = self.control.await;
+        }
+        if let Some(modules) = self.modules.take() {
+            modules.shutdown_background();
+        }
+    }
+
+    pub fn address(&self) -> String {
+        let quic = self.handle.quic_address();
+        SocketAddr::new(reachable(quic.ip()), quic.port()).to_string()
+    }
+}
+
+/// What whoever founded the cluster must know: the token, once, and what to keep safe.
+pub fn introduce(server: &Server, founded: &Founded, output: &Output) -> Result<(), Failure> {
+    let name = server.handle.state().borrow().cluster.as_ref().map(|cluster| cluster.name.to_string()).unwrap_or_default();
+    let contexts = write_founded(&name, vec![server.address()], Credential::Identity(&founded.user))?;
+    output.complain(&format!("cluster `{name}` founded in {}\n", server.data.display()));
+    output.complain(&format!("  this user's access is in {}\n", contexts.display()));
+    if let Some(key) = &founded.unseal_key {
+        output.complain(&format!("  keep a copy of {}: without it a backup's secrets cannot be opened\n", key.display()));
+    }
+    output.complain(&format!("  administrator's token, shown this once: {}\n", *founded.token));
+    Ok(())
+}
+
+fn start_proxy(args: &ServerArgs, modules: &orca_agent::config::Modules) -> Result<DataPlane, Failure> {
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let ports: &[u16] = &[PORT_PUBLIC, PORT_UNPRIVILEGED];
+    let candidates: Vec<SocketAddr> = match args.http {
+        Some(address) => vec![address],
+        None => ports.iter().map(|port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), *port)).collect(),
+    };
+    let mut refused = None;
+    for address in candidates {
+        let config = orca_dataplane::Config {
+            http: vec![address],
+            workers,
+            access_log: args.access_log.clone().map_or(AccessLog::Off, AccessLog::File),
+            limits: Limits { connections_max: connections_max(), ..Limits::default() },
+        };
+        match DataPlane::start(config, modules.replicas.clone()) {
+            Ok(dataplane) => return Ok(dataplane),
+            Err(error) => refused = Some(error),
+        }
+    }
+    let error = refused.expect("there is at least one candidate");
+    Err(Failure::from_error(Exit::General, &error).fix("choose where the proxy listens with --http ADDR:PORT"))
+}
+
+/// Four fifths of the files the process may open are for the proxy's connections.
+fn connections_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
+    let connections = limit.saturating_sub(FILES_RESERVED) * 4 / 5 / FILES_PER_CONNECTION;
+    usize::try_from(connections.max(64)).unwrap_or(usize::MAX)
+}
+
+/// An address of this machine under which a socket bound to `ip` is reached.
+fn reachable(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn home() -> Result<PathBuf, Failure> {
+    std::env::var_os("HOME")
+        .map(PathBuf::from)
+        .ok_or_else(|| Failure::input("there is no home directory to keep data in").fix("give --data-dir DIR"))
+}
+
+pub fn default_data_dir() -> Result<PathBuf, Failure> {
+    if is_root() {
+        return Ok(PathBuf::from("/var/lib/orca"));
+    }
+    let share = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
+    Ok(share.map_or_else(|| home().map(|home| home.join(".local/share")), Ok)?.join("orca"))
+}
+
+/// The variable, the flag, or a file beside the data directory: never in it, or each copy of the data would hold
+/// its own key.
+fn unseal_source(args: &ServerArgs, data: &Path) -> Result<UnsealSource, Failure> {
+    if let Ok(value) = std::env::var(UNSEAL_KEY_VARIABLE) {
+        return Ok(UnsealSource::Variable(Zeroizing::new(value)));
+    }
+    if let Some(path) = &args.unseal_key {
+        return Ok(UnsealSource::File(path.clone()));
+    }
+    if is_root() && args.data_dir.is_none() {
+        return Ok(UnsealSource::File(PathBuf::from("/etc/orca/unseal.key")));
+    }
+    let absolute = std::path::absolute(data).map_err(|error| Failure::from_error(Exit::General, &error))?;
+    let mut name = absolute.file_name().unwrap_or_default().to_owned();
+    name.push(".unseal-key");
+    Ok(UnsealSource::File(absolute.with_file_name(name)))
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
