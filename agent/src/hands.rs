@@ -40,6 +40,8 @@ pub struct Hands {
     pub modules: PathBuf,
     /// What is compiled, by digest, as long as a replica of it is wanted.
     components: Mutex<BTreeMap<ReplicaId, wasm::Component>>,
+    /// Replicas of one module ask for it at the same moment: one fetches, the others find it here.
+    fetching: tokio::sync::Mutex<()>,
     /// What names of services mean to modules, as of the last tables.
     tables: Arc<RwLock<Arc<Tables>>>,
     finished: mpsc::UnboundedSender<(ActionId, Finished)>,
@@ -84,6 +86,7 @@ impl Hands {
             sealing_key,
             modules,
             components: Mutex::default(),
+            fetching: tokio::sync::Mutex::default(),
             tables: Arc::default(),
             finished,
         };
@@ -182,6 +185,7 @@ impl Hands {
             return Err(missing());
         }
         let path = self.modules.join(format!("{digest}.wasm"));
+        let _alone = self.fetching.lock().await;
         if let Ok(bytes) = tokio::fs::read(&path).await {
             return Ok(bytes.into());
         }

@@ -180,9 +180,39 @@ impl fmt::Debug for Scope {
 
 /// A data key: whose, and which in the row of them. Written `scope.version`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct DataKeyId {
     pub scope: Scope,
     pub version: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a data key: a scope, a dot and a version")]
+pub struct DataKeyIdError(String);
+
+impl FromStr for DataKeyId {
+    type Err = DataKeyIdError;
+    fn from_str(text: &str) -> Result<DataKeyId, DataKeyIdError> {
+        let parts = text.split_once('.').and_then(|(scope, version)| Some((scope.parse().ok()?, version.parse().ok()?)));
+        match parts {
+            Some((scope, version)) => Ok(DataKeyId { scope, version }),
+            None => Err(DataKeyIdError(text.to_owned())),
+        }
+    }
+}
+
+/// As text, because it is a key of maps, and JSON has no others.
+impl TryFrom<String> for DataKeyId {
+    type Error = DataKeyIdError;
+    fn try_from(text: String) -> Result<DataKeyId, DataKeyIdError> {
+        text.parse()
+    }
+}
+
+impl From<DataKeyId> for String {
+    fn from(id: DataKeyId) -> String {
+        id.to_string()
+    }
 }
 
 impl fmt::Display for DataKeyId {
@@ -332,6 +362,18 @@ mod tests {
             assert_eq!(scope.to_string().parse::<Scope>().unwrap(), scope);
         }
         assert!("@other".parse::<Scope>().is_err());
+    }
+
+    #[test]
+    fn a_data_key_can_be_the_key_of_a_map() {
+        for scope in [Scope::Cluster, Scope::Global, Scope::Project(Label::new("a-b").unwrap())] {
+            let keys = std::collections::BTreeMap::from([(DataKeyId { scope, version: 12 }, ())]);
+            let text = serde_json::to_string(&keys).unwrap();
+            assert_eq!(serde_json::from_str::<std::collections::BTreeMap<DataKeyId, ()>>(&text).unwrap(), keys);
+        }
+        for text in ["", "a", "a.", ".1", "@other.1", "a.1.2", "a.-1"] {
+            assert!(text.parse::<DataKeyId>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl Core {
     }
 
     /// Waits a moment for this node to lead.
-    async fn led(&self) -> Result<(), Refused> {
+    pub async fn led(&self) -> Result<(), Refused> {
         let mut leadership = self.raft.leadership();
         match timeout(LEADER_DEADLINE, leadership.wait_for(Option::is_some)).await {
             Ok(Ok(_)) => Ok(()),
@@ -316,7 +316,11 @@ pub fn failed(message: String) -> Refused {
 }
 
 fn no_quorum(message: String) -> Refused {
-    Refused { reason: Reason::NoQuorum, message, hint: Some("`orca doctor` says which control nodes answer".to_owned()) }
+    Refused {
+        reason: Reason::NoQuorum,
+        message,
+        hint: Some("`orca doctor` says which control nodes answer".to_owned()),
+    }
 }
 
 pub fn unauthenticated(nobody: auth::Unauthenticated) -> Refused {
@@ -355,7 +359,9 @@ pub fn refused(refusal: Refusal) -> Refused {
         | Refusal::SecretMoved { .. }
         | Refusal::Founded
         | Refusal::LastAdmin => (Reason::Conflict, None),
-        Refusal::RouteTaken { .. } | Refusal::SecretsMissing { .. } | Refusal::CannotScale { .. } => (Reason::Invalid, None),
+        Refusal::RouteTaken { .. } | Refusal::SecretsMissing { .. } | Refusal::CannotScale { .. } => {
+            (Reason::Invalid, None)
+        }
         Refusal::NoDependency { .. } => (Reason::Invalid, Some("add it to the project, or correct `depends_on`")),
         Refusal::NoDataKey(_) => (Reason::Failed, Some("try again")),
     };

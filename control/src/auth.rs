@@ -198,9 +198,7 @@ pub fn authorise(caller: &Caller, verb: Verb, object: Object<'_>) -> Result<(), 
         (Some(_), Object::Cluster) => verb.is_of_no_project(),
     };
     match (&caller.project, within) {
-        (Some(own), false) => {
-            Err(Denied::Project { name: caller.name.clone(), project: own.clone(), what: what() })
-        }
+        (Some(own), false) => Err(Denied::Project { name: caller.name.clone(), project: own.clone(), what: what() }),
         (Some(_) | None, _) => Ok(()),
     }
 }
@@ -211,12 +209,7 @@ pub fn authorise(caller: &Caller, verb: Verb, object: Object<'_>) -> Result<(), 
 pub struct Unauthenticated;
 
 /// The token that somebody stands for whose certificate, or whose connection, names it.
-pub fn identify(
-    state: &State,
-    token: &TokenId,
-    source: SocketAddr,
-    now: Timestamp,
-) -> Result<Caller, Unauthenticated> {
+pub fn identify(state: &State, token: &TokenId, source: SocketAddr, now: Timestamp) -> Result<Caller, Unauthenticated> {
     let record = state.tokens.get(token).filter(|record| is_good(record, now)).ok_or(Unauthenticated)?;
     Ok(Caller {
         token: token.clone(),
@@ -393,8 +386,7 @@ mod tests {
             table.push_str(&format!("{:>15}", format!("{}{scope}", role_name(&who.role))));
         }
         for verb in Verb::ALL {
-            for (name, object) in
-                [("cluster", Object::Cluster), ("a", Object::Project(&a)), ("b", Object::Project(&b))]
+            for (name, object) in [("cluster", Object::Cluster), ("a", Object::Project(&a)), ("b", Object::Project(&b))]
             {
                 table.push_str(&format!("\n{:<15} {name:<9}", format!("{verb:?}")));
                 for who in &callers {
@@ -403,7 +395,56 @@ mod tests {
                 }
             }
         }
-        expect![[r#""#]].assert_eq(&table);
+        expect![[r#"
+                            on                viewer    viewer of a       deployer  deployer of a          admin     admin of a
+            See             cluster                +              -              +              -              +              -
+            See             a                      +              +              +              +              +              +
+            See             b                      +              -              +              -              +              -
+            Logs            cluster                +              -              +              -              +              -
+            Logs            a                      +              +              +              +              +              +
+            Logs            b                      +              -              +              -              +              -
+            Plan            cluster                +              -              +              -              +              -
+            Plan            a                      +              +              +              +              +              +
+            Plan            b                      +              -              +              -              +              -
+            Deploy          cluster                -              -              +              -              +              -
+            Deploy          a                      -              -              +              +              +              +
+            Deploy          b                      -              -              +              -              +              -
+            UploadModule    cluster                -              -              +              +              +              +
+            UploadModule    a                      -              -              +              +              +              +
+            UploadModule    b                      -              -              +              -              +              -
+            Operate         cluster                -              -              +              -              +              -
+            Operate         a                      -              -              +              +              +              +
+            Operate         b                      -              -              +              -              +              -
+            Remove          cluster                -              -              +              -              +              -
+            Remove          a                      -              -              +              +              +              +
+            Remove          b                      -              -              +              -              +              -
+            Exec            cluster                -              -              +              -              +              -
+            Exec            a                      -              -              +              +              +              +
+            Exec            b                      -              -              +              -              +              -
+            ReachHost       cluster                -              -              -              -              +              -
+            ReachHost       a                      -              -              -              -              +              +
+            ReachHost       b                      -              -              -              -              +              -
+            ListSecrets     cluster                -              -              +              -              +              -
+            ListSecrets     a                      -              -              +              +              +              +
+            ListSecrets     b                      -              -              +              -              +              -
+            ChangeSecrets   cluster                -              -              +              -              +              -
+            ChangeSecrets   a                      -              -              +              +              +              +
+            ChangeSecrets   b                      -              -              +              -              +              -
+            ListTokens      cluster                -              -              -              -              +              -
+            ListTokens      a                      -              -              -              -              +              +
+            ListTokens      b                      -              -              -              -              +              -
+            ChangeTokens    cluster                -              -              -              -              +              -
+            ChangeTokens    a                      -              -              -              -              +              +
+            ChangeTokens    b                      -              -              -              -              +              -
+            ChangeSettings  cluster                -              -              -              -              +              -
+            ChangeSettings  a                      -              -              -              -              +              +
+            ChangeSettings  b                      -              -              -              -              +              -
+            Diagnose        cluster                +              -              +              -              +              -
+            Diagnose        a                      +              +              +              +              +              +
+            Diagnose        b                      +              -              +              -              +              -
+            Whoami          cluster                +              +              +              +              +              +
+            Whoami          a                      +              +              +              +              +              +
+            Whoami          b                      +              -              +              -              +              -"#]].assert_eq(&table);
     }
 
     #[test]

@@ -33,9 +33,17 @@ pub enum BlobError {
     #[error("the module's bytes have the digest {found}, not {wanted}; send it again")]
     Other { wanted: String, found: String },
     #[error("{} cannot be written", path.display())]
-    Write { path: PathBuf, #[source] source: io::Error },
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("{} cannot be read", path.display())]
-    Read { path: PathBuf, #[source] source: io::Error },
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Cheap to clone.

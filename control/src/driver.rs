@@ -101,6 +101,11 @@ impl Inbox {
         self.filled.notify_one();
     }
 
+    /// A node's last session is over: what it said last says nothing about later.
+    pub fn gone(&self, node: NodeId) {
+        self.with(|held| held.reports.remove(&node));
+    }
+
     fn take(&self) -> Held {
         self.with(std::mem::take)
     }
@@ -162,9 +167,9 @@ impl Driver {
     async fn lead(&self, term: Term) {
         let mut states = self.raft.watch();
         let mut brain = Leader::new(term.0, states.borrow_and_update().clone(), now());
-        // Reports from before the term are of nodes that are there; they will say so again within a second.
-        self.inbox.take();
         let mut proposals = JoinSet::new();
+        // Nodes that reported before the term began, and are still connected, need not say it again.
+        self.take_in(&mut brain);
         brain.handle_timeout(now());
         loop {
             while let Some(order) = brain.poll_order() {
@@ -189,15 +194,7 @@ impl Driver {
                     }
                     brain.handle_state(states.borrow_and_update().clone(), now());
                 }
-                () = self.inbox.filled.notified() => {
-                    let Held { reports, connected } = self.inbox.take();
-                    for node in connected {
-                        brain.handle_connected(node);
-                    }
-                    for (node, observed) in reports {
-                        brain.handle_report(node, observed, now());
-                    }
-                }
+                () = self.inbox.filled.notified() => self.take_in(&mut brain),
                 Some(ended) = proposals.join_next() => {
                     ended.expect("a proposal neither panics nor is cancelled");
                     // The brain must see what was applied before it hears that it was.
@@ -209,9 +206,20 @@ impl Driver {
         }
     }
 
+    fn take_in(&self, brain: &mut Leader) {
+        let Held { reports, connected } = self.inbox.take();
+        for node in connected {
+            brain.handle_connected(node);
+        }
+        for (node, observed) in reports {
+            brain.handle_report(node, observed, now());
+        }
+    }
+
     /// The goal with every secret that its replicas refer to, sealed to the node.
     fn with_secrets(&self, state: &State, node: NodeId, mut goal: Goal) -> Goal {
-        let names: BTreeSet<&SecretName> = goal.replicas.values().flat_map(|replica| replica.secrets.values()).collect();
+        let names: BTreeSet<&SecretName> =
+            goal.replicas.values().flat_map(|replica| replica.secrets.values()).collect();
         let sealed = names.into_iter().filter_map(|name| match self.sealed(state, node, name) {
             Ok(sealed) => Some((name.clone(), sealed)),
             Err(why) => {

@@ -14,10 +14,10 @@ use orca_cluster::id::{ClusterId, NodeId};
 use orca_cluster::secret::Scope;
 use orca_cluster::state::{Role, Token as TokenRecord};
 use orca_cluster::time::Timestamp;
+use orca_wire::identity::file::PrivateFileError;
 use orca_wire::identity::{
     Authority, AuthorityError, Fingerprint, Identity, IdentityError, KeyRequest, SealError, SealingKey, Token,
 };
-use orca_wire::identity::file::PrivateFileError;
 use zeroize::Zeroizing;
 
 use crate::config::{Config, Layout, UnsealSource};
@@ -68,7 +68,11 @@ pub enum FoundError {
     #[error(transparent)]
     File(#[from] PrivateFileError),
     #[error("{} cannot be written", path.display())]
-    Directory { path: PathBuf, #[source] source: io::Error },
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Raft(#[from] crate::raft::StartError),
     #[error(transparent)]
@@ -85,7 +89,14 @@ pub enum FoundError {
 struct Alone;
 
 impl PeerTransport for Alone {
-    async fn call(&self, to: RaftId, _: &str, _: Lane, _: bytes::Bytes, _: Duration) -> Result<bytes::Bytes, CallError> {
+    async fn call(
+        &self,
+        to: RaftId,
+        _: &str,
+        _: Lane,
+        _: bytes::Bytes,
+        _: Duration,
+    ) -> Result<bytes::Bytes, CallError> {
         Err(CallError::Unreachable(format!("{to} cannot be: the cluster is being founded")))
     }
 }

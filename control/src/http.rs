@@ -45,12 +45,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 struct Source(SocketAddr);
 
 pub fn router(core: Arc<Core>) -> Router {
-    let router = route::routes().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler));
+    let router =
+        route::routes().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler));
     router.fallback(problem::no_route).layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).with_state(core)
 }
 
 /// Serves until it is dropped.
-pub async fn serve(core: Arc<Core>, listener: TcpListener) {
+pub async fn serve(core: Arc<Core>, listener: TcpListener) -> Infallible {
     let service = TowerToHyperService::new(router(core));
     let mut connections = JoinSet::new();
     loop {

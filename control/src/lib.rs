@@ -30,6 +30,7 @@ pub mod metrics;
 
 mod clock;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -81,13 +82,25 @@ pub enum StartError {
     #[error("the cluster could not be founded")]
     Found(#[from] FoundError),
     #[error("{} has a control node's store, but not the identity that goes with it", path.display())]
-    Identity { path: PathBuf, #[source] source: IdentityError },
+    Identity {
+        path: PathBuf,
+        #[source]
+        source: IdentityError,
+    },
     #[error("the identity in {} is {peer}, which is no control node", path.display())]
     NoVoter { path: PathBuf, peer: Peer },
     #[error("cannot listen on {address}/udp for nodes and the CLI")]
-    Quic { address: SocketAddr, #[source] source: LocalError },
+    Quic {
+        address: SocketAddr,
+        #[source]
+        source: LocalError,
+    },
     #[error("cannot listen on {address}/tcp for the HTTP API")]
-    Http { address: SocketAddr, #[source] source: std::io::Error },
+    Http {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
     #[error(
         "the HTTP API has no TLS yet and would send tokens in the clear over the network; listen on a loopback \
          address instead of {address}, such as 127.0.0.1:{}", address.port()
@@ -113,6 +126,15 @@ pub enum StartError {
     Fatal(#[from] Fatal),
 }
 
+/// Why a control node cannot go on. The process should end; the next start says what can be done.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Raft(#[from] Fatal),
+    #[error("the QUIC endpoint on {0} can no longer be used")]
+    Endpoint(SocketAddr),
+}
+
 /// A control node that listens and is ready to [`run`](Control::run).
 #[derive(Debug)]
 pub struct Control {
@@ -127,6 +149,7 @@ pub struct Control {
     layout: Layout,
     founded: Option<Founded>,
     stop: CancellationToken,
+    quic: SocketAddr,
 }
 
 /// The way in to a control node; cheap to clone.
@@ -147,8 +170,7 @@ impl Control {
             return Err(StartError::PlainHttp { address: config.listen_http });
         }
         let http = TcpListener::bind(config.listen_http).await.and_then(|http| Ok((http.local_addr()?, http)));
-        let (http_address, http) =
-            http.map_err(|source| StartError::Http { address: config.listen_http, source })?;
+        let (http_address, http) = http.map_err(|source| StartError::Http { address: config.listen_http, source })?;
 
         let layout = Layout::new(&config.data_dir);
         let founded = match layout.raft().exists() {
@@ -171,7 +193,8 @@ impl Control {
         let (refusals, refused) = Refusals::new();
         let refusals = Arc::new(refusals);
         let door = Door { states: states.clone(), refusals: refusals.clone() };
-        let quic = Endpoint::server(config.listen_quic, identity.clone(), move |dialer: &Dialer<'_>| door.admit(dialer));
+        let quic =
+            Endpoint::server(config.listen_quic, identity.clone(), move |dialer: &Dialer<'_>| door.admit(dialer));
         let in_quic = |source| StartError::Quic { address: config.listen_quic, source };
         let (endpoint, mut listener) = quic.map_err(in_quic)?;
         let quic_address = endpoint.local_address().map_err(in_quic)?;
@@ -180,27 +203,18 @@ impl Control {
         let raft = Raft::start(raft_config, Peers::new(endpoint.clone())).await?;
         // Set once, here.
         let _ = states.set(raft.watch());
-        let record = cluster_record(&raft, &mut listener).await?;
-
-        let unseal = match &config.unseal {
-            UnsealSource::File(path) => UnsealKey::load(path),
-            UnsealSource::Variable(value) => UnsealKey::from_variable(value),
+        let opened = async {
+            let record = cluster_record(&raft, &mut listener).await?;
+            open(&config, &layout, &raft, &record, identity, &endpoint)
         };
-        let opened = unseal.and_then(|unseal| Ok((Vault::open(cluster, &unseal, &record.root)?, unseal)));
-        let (vault, unseal) = match opened {
+        let Opened { vault, unseal, authority, identity, blobs } = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
+                // So that the store is closed when the caller hears of it.
                 raft.shutdown().await;
-                return Err(error.into());
+                return Err(error);
             }
         };
-        let authority = open_authority(&raft.state(), &vault)?;
-        let identity = match now() >= identity.renew_at() {
-            true => renewed(&authority, &identity, &layout, &endpoint)?,
-            false => identity,
-        };
-        let blobs = Blobs::open(layout.modules())?;
-        blobs.sweep(&api::deploy::modules(&raft.state()))?;
 
         let published = Driver::overview(&raft);
         let (vault, sessions, inbox) = (Arc::new(vault), Sessions::default(), Arc::new(Inbox::default()));
@@ -229,8 +243,20 @@ impl Control {
             stop: stop.clone(),
         };
         info!(quic = %quic_address, http = %http_address, %cluster, "control node started");
-        let control =
-            Control { core, driver, plane, endpoint, listener, http, refused, identity, layout, founded, stop };
+        let control = Control {
+            core,
+            driver,
+            plane,
+            endpoint,
+            listener,
+            http,
+            refused,
+            identity,
+            layout,
+            founded,
+            stop,
+            quic: quic_address,
+        };
         Ok((control, handle))
     }
 
@@ -241,21 +267,34 @@ impl Control {
 
     /// Works until [`Handle::shutdown`], then hands leadership over and closes; or until Raft can do no more, when
     /// the process must end.
-    pub async fn run(self) -> Result<(), Fatal> {
-        let Control { core, driver, plane, endpoint, listener, http, refused, identity, layout, founded: _, stop } = self;
+    pub async fn run(self) -> Result<(), RunError> {
+        let Control {
+            core,
+            driver,
+            plane,
+            endpoint,
+            listener,
+            http,
+            refused,
+            identity,
+            layout,
+            founded: _,
+            stop,
+            quic,
+        } = self;
         let raft = core.raft.clone();
-        let fatal = raft.fatal();
         let ended = tokio::select! {
             () = stop.cancelled() => Ok(()),
-            fatal = fatal => Err(fatal),
-            () = driver.run() => Err(raft.fatal().await),
-            () = accept(core.clone(), plane, listener) => Err(raft.fatal().await),
-            () = http::serve(core.clone(), http) => Ok(()),
-            () = announce(core.clone(), refused) => Ok(()),
-            () = keep_certified(core.clone(), identity, layout, endpoint.clone()) => Ok(()),
+            fatal = raft.fatal() => Err(fatal.into()),
+            // It ends when Raft has; that knows why.
+            () = driver.run() => Err(raft.fatal().await.into()),
+            () = accept(core.clone(), plane, listener) => Err(RunError::Endpoint(quic)),
+            never = http::serve(core.clone(), http) => match never {},
+            never = announce(core.clone(), refused) => match never {},
+            never = keep_certified(core.clone(), identity, layout, endpoint.clone()) => match never {},
         };
-        if let Err(fatal) = &ended {
-            error!(%fatal, "the control node cannot go on");
+        if let Err(error) = &ended {
+            error!(%error, "the control node cannot go on");
         }
         endpoint.close("the control node stops").await;
         raft.shutdown().await;
@@ -300,6 +339,38 @@ impl Handle {
     pub fn shutdown(&self) {
         self.stop.cancel();
     }
+}
+
+/// What the state of the cluster and the unseal key give together.
+struct Opened {
+    vault: Vault,
+    unseal: UnsealKey,
+    authority: Authority,
+    identity: Identity,
+    blobs: Blobs,
+}
+
+fn open(
+    config: &Config,
+    layout: &Layout,
+    raft: &Raft,
+    record: &Cluster,
+    identity: Identity,
+    endpoint: &Endpoint,
+) -> Result<Opened, StartError> {
+    let unseal = match &config.unseal {
+        UnsealSource::File(path) => UnsealKey::load(path)?,
+        UnsealSource::Variable(value) => UnsealKey::from_variable(value)?,
+    };
+    let vault = Vault::open(identity.cluster(), &unseal, &record.root)?;
+    let authority = open_authority(&raft.state(), &vault)?;
+    let identity = match now() >= identity.renew_at() {
+        true => renewed(&authority, &identity, layout, endpoint)?,
+        false => identity,
+    };
+    let blobs = Blobs::open(layout.modules())?;
+    blobs.sweep(&api::deploy::modules(&raft.state()))?;
+    Ok(Opened { vault, unseal, authority, identity, blobs })
 }
 
 /// Decides at the handshake who comes in. What they may do is decided with each request.
@@ -372,10 +443,7 @@ async fn cluster_record(raft: &Raft, listener: &mut Listener) -> Result<Cluster,
         tokio::select! {
             _ = states.changed() => {}
             fatal = &mut fatal => return Err(fatal.into()),
-            () = &mut deadline => {
-                raft.shutdown().await;
-                return Err(StartError::NoState(STATE_DEADLINE));
-            }
+            () = &mut deadline => return Err(StartError::NoState(STATE_DEADLINE)),
             Some(connection) = listener.accept() => match connection.plane() {
                 Plane::Peer => {
                     tokio::spawn(peer::serve(raft.clone(), connection));
@@ -418,13 +486,15 @@ async fn accept(core: Arc<Core>, plane: AgentPlane, mut listener: Listener) {
 }
 
 /// Writes refusals into the audit trail.
-async fn announce(core: Arc<Core>, mut refused: mpsc::Receiver<Refusal>) {
+async fn announce(core: Arc<Core>, mut refused: mpsc::Receiver<Refusal>) -> Infallible {
     while let Some(Refusal { actor, source, announcement }) = refused.recv().await {
         warn!(%source, actor = %actor, what = announcement.text, "refused");
         let command = Command::Announce(vec![announcement]);
         let entry = Entry { at: now(), actor, source: Some(source.to_string()), command };
-        if let Err(error) = core.raft.propose(entry).await {
-            // It is in our own log at least.
+        // Where nobody leads it is in our own log at least.
+        if core.led().await.is_ok()
+            && let Err(error) = core.raft.propose(entry).await
+        {
             debug!(%error, "a refusal could not be announced");
         }
     }
@@ -433,7 +503,12 @@ async fn announce(core: Arc<Core>, mut refused: mpsc::Receiver<Refusal>) {
 }
 
 /// Renews the node's certificate when two thirds of its life are over.
-async fn keep_certified(core: Arc<Core>, identity: watch::Sender<Identity>, layout: Layout, endpoint: Endpoint) {
+async fn keep_certified(
+    core: Arc<Core>,
+    identity: watch::Sender<Identity>,
+    layout: Layout,
+    endpoint: Endpoint,
+) -> Infallible {
     loop {
         let renew_at = identity.borrow().renew_at();
         let now = now();

@@ -27,9 +27,17 @@ pub fn render(core: &Core, overview: &Overview) -> String {
     page.gauge("orca_raft_applied_index", "The last entry applied here.", metrics.applied_index.unwrap_or(0));
     page.gauge("orca_raft_is_leader", "1 if this node leads.", u64::from(overview.term.is_some()));
     page.gauge("orca_state_generation", "Changes of the cluster's state.", overview.state.generation.0);
-    page.counter("orca_proposals_total", "Changes people and programs asked for.", core.proposals.load(Ordering::Relaxed));
+    page.counter(
+        "orca_proposals_total",
+        "Changes people and programs asked for.",
+        core.proposals.load(Ordering::Relaxed),
+    );
     page.counter("orca_refused_total", "Requests refused for who asked.", core.refusals.total());
-    page.gauge("orca_agents_connected", "Nodes whose agents are connected here.", core.sessions.connected().len() as u64);
+    page.gauge(
+        "orca_agents_connected",
+        "Nodes whose agents are connected here.",
+        core.sessions.connected().len() as u64,
+    );
     page.text
 }
 
@@ -39,7 +47,9 @@ fn traffic(page: &mut Page, overview: &Overview) {
         .state
         .services
         .keys()
-        .map(|name| (vec![("project", name.project.to_string()), ("service", name.service.to_string())], view.totals(name)))
+        .map(|name| {
+            (vec![("project", name.project.to_string()), ("service", name.service.to_string())], view.totals(name))
+        })
         .collect();
     page.head("orca_requests_total", "counter", "Requests that ended, by class of status.");
     for (labels, totals) in &services {
@@ -81,18 +91,23 @@ fn replicas(page: &mut Page, overview: &Overview) {
     for (id, placement) in &overview.state.placements {
         let report = overview.inventory.replica(placement.node, *id);
         let is_ready = report.is_some_and(|report| report.phase == Phase::Ready);
-        *ready.entry(&placement.service).or_default() += u64::from(is_ready && placement.state == PlacementState::Serve);
+        *ready.entry(&placement.service).or_default() +=
+            u64::from(is_ready && placement.state == PlacementState::Serve);
         *busy.entry(&placement.service).or_default() += view.in_flight(*id);
     }
     type Value<'a> = Box<dyn Fn(&orca_cluster::id::ServiceName) -> u64 + 'a>;
     let gauges: [(&str, &str, Value<'_>); 3] = [
-        ("orca_replicas_wanted", "Replicas there should be.", Box::new(|name| {
-            overview.state.services.get(name).map_or(0, |deployed| u64::from(deployed.wanted()))
-        })),
+        (
+            "orca_replicas_wanted",
+            "Replicas there should be.",
+            Box::new(|name| overview.state.services.get(name).map_or(0, |deployed| u64::from(deployed.wanted()))),
+        ),
         ("orca_replicas_ready", "Replicas that get requests.", Box::new(|name| ready.get(name).copied().unwrap_or(0))),
-        ("orca_requests_in_flight", "Requests and upgraded connections going on.", Box::new(|name| {
-            busy.get(name).copied().unwrap_or(0)
-        })),
+        (
+            "orca_requests_in_flight",
+            "Requests and upgraded connections going on.",
+            Box::new(|name| busy.get(name).copied().unwrap_or(0)),
+        ),
     ];
     for (metric, help, value) in gauges {
         page.head(metric, "gauge", help);

@@ -46,7 +46,11 @@ pub enum ErrandError {
     #[error("node {0} is not connected")]
     NotConnected(NodeId),
     #[error("node {node} could not be asked")]
-    Stream { node: NodeId, #[source] source: StreamError },
+    Stream {
+        node: NodeId,
+        #[source]
+        source: StreamError,
+    },
 }
 
 impl Sessions {
@@ -84,12 +88,15 @@ impl Sessions {
         (serial, goals)
     }
 
-    fn close(&self, node: NodeId, serial: u64) {
+    /// Whether that was the node's newest session.
+    fn close(&self, node: NodeId, serial: u64) -> bool {
         self.with(|held| {
-            if held.sessions.get(&node).is_some_and(|session| session.serial == serial) {
+            let newest = held.sessions.get(&node).is_some_and(|session| session.serial == serial);
+            if newest {
                 held.sessions.remove(&node);
             }
-        });
+            newest
+        })
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Held) -> T) -> T {
@@ -138,7 +145,7 @@ impl AgentPlane {
     /// Goals down, reports up, until one of the two ends.
     async fn attach(&self, node: NodeId, connection: Connection, stream: Stream) -> Result<(), StreamError> {
         let (serial, mut goals) = self.sessions.open(node, connection);
-        let _session = Closing { sessions: self.sessions.clone(), node, serial };
+        let _session = Closing { sessions: self.sessions.clone(), inbox: self.inbox.clone(), node, serial };
         self.inbox.connected(node);
         let Stream { mut sender, mut receiver } = stream;
         let down = async {
@@ -190,13 +197,16 @@ impl AgentPlane {
 /// Ends the session when its stream is dropped, however that comes.
 struct Closing {
     sessions: Sessions,
+    inbox: Arc<Inbox>,
     node: NodeId,
     serial: u64,
 }
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.sessions.close(self.node, self.serial);
-        info!(node = %self.node, "agent gone");
+        if self.sessions.close(self.node, self.serial) {
+            self.inbox.gone(self.node);
+            info!(node = %self.node, "agent gone");
+        }
     }
 }

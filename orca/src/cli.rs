@@ -368,7 +368,7 @@ pub enum Secrets {
 
 #[derive(Debug, Clone, Args)]
 pub struct ProjectArgs {
-    /// Of this project [default: those that every project may read]
+    /// Of this project [default: those every project may read; `list`: all]
     #[arg(short, long)]
     pub project: Option<Label>,
 }

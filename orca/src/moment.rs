@@ -71,10 +71,14 @@ fn zoned(at: Timestamp, zone: &TimeZone) -> jiff::Zoned {
     jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX).to_zoned(zone.clone())
 }
 
-/// How long something took: `0.8s`, `11.6s`, `2m 5s`.
+/// How long something took: `40ms`, `0.8s`, `11.6s`, `2m 5s`.
 pub fn took(span: Duration) -> String {
     let seconds = span.as_secs_f64();
-    if seconds < 59.95 { format!("{seconds:.1}s") } else { age(span) }
+    match span.as_millis() {
+        millis @ 0..100 => format!("{millis}ms"),
+        100..59_950 => format!("{seconds:.1}s"),
+        _ => age(span),
+    }
 }
 
 /// How old something is, coarsely: `45s`, `12m`, `2h`, `3d`.
@@ -115,7 +119,7 @@ mod tests {
     #[test]
     fn spans_are_short() {
         let shown = |millis| took(Duration::from_millis(millis));
-        assert_eq!([shown(80), shown(11_640), shown(125_000)], ["0.1s", "11.6s", "2m 5s"]);
+        assert_eq!([shown(80), shown(11_640), shown(125_000)], ["80ms", "11.6s", "2m 5s"]);
         assert_eq!(age(Duration::from_secs(7_300)), "2h");
     }
 }

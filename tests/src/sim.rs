@@ -53,12 +53,15 @@ pub struct World {
     pub now: Timestamp,
     pub rng: StdRng,
     pub faults: Faults,
-    queue: BTreeMap<(Timestamp, u64), Happening>,
+    /// Boxed: what is moved about is as long as the longest kind otherwise.
+    queue: BTreeMap<(Timestamp, u64), Box<Happening>>,
     queued: u64,
     pub state: Arc<State>,
     pub log: Vec<Entry>,
     term: u64,
     pub leader: Option<Leader>,
+    /// When the leader is woken next. It has one timer, as in its driver: a newer time replaces an older.
+    leader_wakes: Option<Timestamp>,
     pub nodes: BTreeMap<NodeId, Node>,
     pub invariants: invariant::Ledger,
     /// What happened, newest last; printed when something is wrong.
@@ -75,6 +78,8 @@ pub struct Node {
     /// Counts restarts: what was meant for an earlier life is dropped.
     life: u64,
     pub brain: Option<Reconciler>,
+    /// When it is woken next.
+    wakes: Option<Timestamp>,
     /// What the proxy uses; it lives and dies with the agent and starts from the ledger.
     pub tables: Arc<Tables>,
     pub cut_off: bool,
@@ -126,6 +131,7 @@ impl World {
             log: Vec::new(),
             term: 0,
             leader: None,
+            leader_wakes: None,
             nodes: BTreeMap::new(),
             invariants: invariant::Ledger::default(),
             story: Vec::new(),
@@ -147,6 +153,7 @@ impl World {
                 ledger: None,
                 life: 0,
                 brain: None,
+                wakes: None,
                 tables: Arc::default(),
                 cut_off: false,
                 attached: 0,
@@ -174,7 +181,7 @@ impl World {
             if at > until {
                 break;
             }
-            let happening = entry.remove();
+            let happening = *entry.remove();
             self.now = self.now.max(at);
             self.happen(happening);
             self.check();
@@ -237,7 +244,7 @@ impl World {
 
     fn at(&mut self, millis: u64, happening: Happening) {
         self.queued += 1;
-        self.queue.insert((self.now + Duration::from_millis(millis), self.queued), happening);
+        self.queue.insert((self.now + Duration::from_millis(millis), self.queued), Box::new(happening));
     }
 
     pub fn tell(&mut self, line: String) {
@@ -256,8 +263,10 @@ impl World {
             Happening::Elect => self.elect(),
             Happening::LeaderWakes { term } => {
                 if self.term == term
+                    && self.leader_wakes == Some(self.now)
                     && let Some(leader) = &mut self.leader
                 {
+                    self.leader_wakes = None;
                     leader.handle_timeout(self.now);
                     self.run_leader();
                 }
@@ -276,6 +285,12 @@ impl World {
             }
             Happening::AgentStarts { node } => self.start_agent(node),
             Happening::AgentWakes { node, life } => {
+                let now = self.now;
+                let Some(due) = self.nodes.get_mut(&node).filter(|node| node.life == life && node.wakes == Some(now))
+                else {
+                    return;
+                };
+                due.wakes = None;
                 self.with_brain(node, life, |brain, now| {
                     brain.handle_timeout(now);
                     false
@@ -340,6 +355,7 @@ impl World {
         self.term += 1;
         self.tell(format!("leader of term {}", self.term));
         self.leader = Some(Leader::new(self.term, Arc::clone(&self.state), self.now));
+        self.leader_wakes = None;
         self.run_leader();
     }
 
@@ -366,10 +382,13 @@ impl World {
                 }
             }
         }
-        if let Some((at, _)) = wake {
-            let term = self.term;
-            let millis = at.since(self.now).as_millis() as u64;
-            self.at(millis.max(1), Happening::LeaderWakes { term });
+        let wake = wake.map(|(at, _)| at.max(self.now + Duration::from_millis(1)));
+        if wake != self.leader_wakes {
+            self.leader_wakes = wake;
+            if let Some(at) = wake {
+                let term = self.term;
+                self.at(at.since(self.now).as_millis() as u64, Happening::LeaderWakes { term });
+            }
         }
     }
 
@@ -380,6 +399,7 @@ impl World {
         let ledger = node.ledger.clone();
         node.tables = Arc::new(ledger.as_ref().map(|goal| goal.tables.clone()).unwrap_or_default());
         node.brain = Some(Reconciler::new(ledger, now));
+        node.wakes = None;
         let life = node.life;
         let found = node.runtime.list(now);
         self.tell(format!("agent of {id} starts"));
@@ -414,7 +434,9 @@ impl World {
         while let Some(action) = brain.poll_action() {
             actions.push(action);
         }
-        let wake = brain.poll_timeout();
+        let wake = brain.poll_timeout().map(|(at, _)| at.max(now + Duration::from_millis(1)));
+        let rearmed = wake != node.wakes;
+        node.wakes = wake;
         let changed = brain.take_changed();
         for action in actions {
             invariant::drained::check(self, id, &action.task);
@@ -426,9 +448,8 @@ impl World {
             let finished = done.finished;
             self.at(done.millis, Happening::Finished { node: id, life, id: action.id, finished });
         }
-        if let Some((at, _)) = wake {
-            let millis = (at.since(now).as_millis() as u64).max(1);
-            self.at(millis, Happening::AgentWakes { node: id, life });
+        if rearmed && let Some(at) = wake {
+            self.at(at.since(now).as_millis() as u64, Happening::AgentWakes { node: id, life });
         }
         if changed {
             self.send_report(id);

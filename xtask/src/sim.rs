@@ -26,7 +26,7 @@ pub struct Arguments {
 
 pub fn seeds(root: &Path, arguments: &Arguments) -> Result<()> {
     let Arguments { seeds, from, seed, story } = arguments;
-    let mut sim = cargo(root, &["run", "--quiet", "--package", "orca-tests", "--bin", "sim", "--"]);
+    let mut sim = cargo(root, &["run", "--quiet", "--profile", "sim", "--package", "orca-tests", "--bin", "sim", "--"]);
     match seed {
         Some(seed) => sim.args(["--seed", seed]),
         None => sim.args(["--seeds", &seeds.to_string(), "--from", &from.to_string()]),

@@ -25,8 +25,9 @@ struct Guest {
     committed: &'static str,
 }
 
-const GUESTS: [Guest; 3] = [
+const GUESTS: [Guest; 4] = [
     Guest { crate_dir: "examples/hello", crate_name: "hello", committed: "examples/hello/hello.wasm" },
+    Guest { crate_dir: "examples/shop/pricing", crate_name: "pricing", committed: "examples/shop/pricing.wasm" },
     Guest { crate_dir: "tests/fixtures/probe", crate_name: "probe", committed: "tests/fixtures/probe.wasm" },
     Guest { crate_dir: "tests/fixtures/task", crate_name: "task", committed: "tests/fixtures/task.wasm" },
 ];
@@ -60,7 +61,7 @@ pub fn verify(root: &Path) -> Result<Verified> {
     let mut stale = Vec::new();
     for guest in &GUESTS {
         let committed = fs::read(root.join(guest.committed))
-            .with_context(|| format!("could not read {}; run `cargo xtask wasm`", guest.committed))?;
+            .with_context(|| format!("could not read {}; run `cargo xtask wasm build`", guest.committed))?;
         let built_by = built_by(&committed).unwrap_or_else(|| "an unnamed compiler".to_owned());
         match &compiler {
             Ok(compiler) if compiler.label == built_by => {
@@ -82,7 +83,7 @@ pub fn verify(root: &Path) -> Result<Verified> {
     }
     let Verified { same, not_compared } = verified;
     eprintln!("components: {same} as committed, {not_compared} not compared");
-    ensure!(stale.is_empty(), "{} no longer match their sources; run `cargo xtask wasm`", stale.join(", "));
+    ensure!(stale.is_empty(), "{} no longer match their sources; run `cargo xtask wasm build`", stale.join(", "));
     Ok(verified)
 }
 

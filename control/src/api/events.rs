@@ -38,8 +38,11 @@ pub async fn events(core: &Arc<Core>, caller: &Caller, query: EventsQuery) -> Re
                     return;
                 }
             }
+            if !query.follow {
+                return;
+            }
             let mut states = core.raft.watch();
-            while query.follow {
+            loop {
                 let state = states.borrow_and_update().clone();
                 let new: Vec<Event> =
                     state.events.iter().filter(|event| Some(event.index) > told).filter(&wanted).cloned().collect();

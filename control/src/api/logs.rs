@@ -2,7 +2,7 @@
 //! What has been written is merged exactly; what is being written arrives a little out of order over several nodes,
 //! so that it is held for a moment before it is passed on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub async fn logs(core: &Arc<Core>, caller: &Caller, query: LogsQuery) -> Result
     let state = core.read().await?;
     let service = state.services.get(&query.service);
     let module = service.ok_or_else(|| no_service(&query.service))?.spec().is_module();
-    let sources = sources(core, &state, &query);
+    let sources = sources(core, caller, &state, &query);
     if sources.is_empty() {
         match query.replica {
             Some(replica) => {
@@ -79,19 +79,21 @@ pub async fn logs(core: &Arc<Core>, caller: &Caller, query: LogsQuery) -> Result
     Ok(lines)
 }
 
-/// Which replicas' logs are where: those that are placed, and, asked for by name, one that is gone, wherever a node
-/// still has it.
-fn sources(core: &Core, state: &State, query: &LogsQuery) -> BTreeMap<ReplicaId, NodeId> {
+/// Which replicas' logs are where: of those that are placed, of those that a node still speaks of, and of one asked
+/// for by name on any node that may remember it.
+fn sources(core: &Core, caller: &Caller, state: &State, query: &LogsQuery) -> BTreeSet<(ReplicaId, NodeId)> {
     let placed = state.placements_of(&query.service).map(|(replica, placement)| (replica, placement.node));
     let wanted = |replica: ReplicaId| query.replica.is_none_or(|wanted| wanted == replica);
-    let mut sources: BTreeMap<ReplicaId, NodeId> = placed.filter(|(replica, _)| wanted(*replica)).collect();
+    let mut sources: BTreeSet<(ReplicaId, NodeId)> = placed.filter(|(replica, _)| wanted(*replica)).collect();
     let overview = core.overview.borrow();
     for (node, seen) in overview.inventory.all() {
-        for (replica, report) in &seen.replicas {
-            if report.service == query.service && wanted(*replica) {
-                sources.entry(*replica).or_insert(node);
-            }
-        }
+        let of_service = seen.replicas.iter().filter(|(_, report)| report.service == query.service);
+        sources.extend(of_service.filter(|(replica, _)| wanted(**replica)).map(|(replica, _)| (*replica, node)));
+    }
+    // Nobody knows any more whose it was, so only to those who may read everything.
+    let everything = caller.project.is_none() && sources.is_empty();
+    if let Some(replica) = query.replica.filter(|replica| everything && !state.placements.contains_key(replica)) {
+        sources.extend(core.sessions.connected().into_iter().map(|node| (replica, node)));
     }
     sources
 }
@@ -104,7 +106,7 @@ struct Job {
 
 impl Job {
     /// Everything that has been written, in order.
-    async fn read(&self, sources: BTreeMap<ReplicaId, NodeId>, send: mpsc::Sender<LogLine>) {
+    async fn read(&self, sources: BTreeSet<(ReplicaId, NodeId)>, send: mpsc::Sender<LogLine>) {
         // A tail of what matches is not what matches in a tail.
         let tail = self.query.tail.filter(|_| self.query.grep.is_none());
         let mut readers = JoinSet::new();
@@ -152,7 +154,7 @@ impl Job {
     }
 
     /// What is being written, by the replicas there are and those that come.
-    async fn follow(&self, mut sources: BTreeMap<ReplicaId, NodeId>, send: mpsc::Sender<LogLine>) {
+    async fn follow(&self, mut sources: BTreeSet<(ReplicaId, NodeId)>, send: mpsc::Sender<LogLine>) {
         let (line, mut lines) = mpsc::channel(STREAM_QUEUE);
         let mut readers = JoinSet::new();
         let start = |readers: &mut JoinSet<()>, replica, node, first| {
@@ -195,8 +197,7 @@ impl Job {
                     let state = states.borrow_and_update().clone();
                     if self.query.replica.is_none() {
                         for (replica, placement) in state.placements_of(&self.query.service) {
-                            if !sources.contains_key(&replica) {
-                                sources.insert(replica, placement.node);
+                            if sources.insert((replica, placement.node)) {
                                 start(&mut readers, replica, placement.node, false);
                             }
                         }

@@ -83,7 +83,10 @@ pub async fn watch(
     services: Vec<ServiceName>,
 ) -> Result<mpsc::Receiver<Progress>, Refused> {
     if services.len() > WATCHED_MAX {
-        return Err(invalid(format!("{} services at once; at most {WATCHED_MAX} can be watched", services.len()), None));
+        return Err(invalid(
+            format!("{} services at once; at most {WATCHED_MAX} can be watched", services.len()),
+            None,
+        ));
     }
     for service in &services {
         core.authorise(caller, Verb::See, Object::Project(&service.project))?;

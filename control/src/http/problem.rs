@@ -111,9 +111,8 @@ impl FromRequestParts<Arc<Core>> for Authenticated {
             return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, refused));
         }
         let shown = parts.headers.get(header::AUTHORIZATION);
-        let found = bearer(shown).and_then(|token| {
-            auth::identify_by_secret(&core.raft.state(), &token.id, &token.secret, source, now)
-        });
+        let found = bearer(shown)
+            .and_then(|token| auth::identify_by_secret(&core.raft.state(), &token.id, &token.secret, source, now));
         found.map(Authenticated).map_err(|nobody| {
             // A request without any token is no try.
             if shown.is_some() {
@@ -188,5 +187,6 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Sent<T> {
 }
 
 pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(bytes).map_err(|error| invalid(format!("the body is not what is expected: {error}"), None).into())
+    serde_json::from_slice(bytes)
+        .map_err(|error| invalid(format!("the body is not what is expected: {error}"), None).into())
 }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
-use axum::Json;
 use futures_util::{Stream, StreamExt};
 use http_body_util::BodyExt as _;
 use orca_cluster::event::Event;
@@ -34,7 +34,6 @@ use utoipa::openapi::{
 use super::problem::{Asked, At, Authenticated, Problem, Sent, Whole, json};
 use crate::api::{self, Core, deploy, doctor, events, invalid, logs, secret, service, status, token};
 use crate::auth::{Object as Subject, Verb};
-use crate::blob::MODULE_BYTES_MAX;
 use crate::metrics;
 
 type Handler = MethodRouter<Arc<Core>>;
@@ -118,15 +117,19 @@ pub fn routes() -> Vec<Route> {
         Route::get("/api/v1/services/{project}/{service}/history", "Its revisions and rollouts.", get(history)),
         Route::get("/api/v1/services/{project}/{service}/progress", "Its status whenever that changes.", get(progress))
             .answers(LINES),
-        Route::get("/api/v1/services/{project}/{service}/logs", "Its replicas' lines, interleaved by time.", get(read_logs))
-            .query(&[
-                ("replica", "only this replica, even if it is gone"),
-                ("since", "not before this time, in milliseconds since 1970"),
-                ("tail", "only the last so many lines"),
-                ("follow", "go on with what is being written"),
-                ("grep", "only lines that contain this"),
-            ])
-            .answers(LINES),
+        Route::get(
+            "/api/v1/services/{project}/{service}/logs",
+            "Its replicas' lines, interleaved by time.",
+            get(read_logs),
+        )
+        .query(&[
+            ("replica", "only this replica, even if it is gone"),
+            ("since", "not before this time, in milliseconds since 1970"),
+            ("tail", "only the last so many lines"),
+            ("follow", "go on with what is being written"),
+            ("grep", "only lines that contain this"),
+        ])
+        .answers(LINES),
         Route::post("/api/v1/services/{project}/{service}/scale", "Change the number of replicas.", post(scale))
             .body(JSON, "`{\"replicas\": 3}`"),
         Route::post("/api/v1/services/{project}/{service}/stop", "Stop it; its specification stays.", post(stop)),
@@ -138,19 +141,19 @@ pub fn routes() -> Vec<Route> {
             post(redeploy),
         ),
         Route::post("/api/v1/services/{project}/{service}/promote", "Let the canary take over.", post(promote)),
-        Route::post("/api/v1/services/{project}/{service}/rollback", "Back to the revision before, or to one.", post(rollback))
-            .body(JSON, "nothing, or `{\"to\": 3}`"),
+        Route::post(
+            "/api/v1/services/{project}/{service}/rollback",
+            "Back to the revision before, or to one.",
+            post(rollback),
+        )
+        .body(JSON, "nothing, or `{\"to\": 3}`"),
         Route::put("/api/v1/projects/{project}", "Deploy a project.", put(deploy_project))
             .query(DEPLOY)
             .body("application/toml", "a service.toml, or, as application/json, a project"),
         Route::post("/api/v1/modules/missing", "Which of these modules are not here.", post(missing_modules))
             .body(JSON, "`{\"digests\": [\"<hex SHA-256>\"]}`"),
-        Route::put(
-            "/api/v1/modules/{digest}",
-            "Upload a module.",
-            put(put_module).layer(DefaultBodyLimit::max(MODULE_BYTES_MAX as usize)),
-        )
-        .body("application/wasm", "its bytes; the digest is their hex SHA-256"),
+        Route::put("/api/v1/modules/{digest}", "Upload a module.", put(put_module))
+            .body("application/wasm", "its bytes; the digest is their hex SHA-256"),
         Route::put("/api/v1/settings", "Replace the cluster's settings.", put(set_settings))
             .body("application/toml", "a cluster.toml, or settings as application/json"),
         Route::get("/api/v1/nodes", "The nodes.", get(nodes)),
@@ -170,7 +173,8 @@ pub fn routes() -> Vec<Route> {
         Route::put("/api/v1/projects/{project}/secrets/{name}", "Set a secret of a project.", put(set_secret))
             .body(TEXT, "the value, as it is"),
         Route::delete("/api/v1/projects/{project}/secrets/{name}", "Remove a secret.", delete(remove_secret)),
-        Route::post("/api/v1/data-keys", "Seal a scope's secrets anew under a new data key.", post(rotate)).query(PROJECT),
+        Route::post("/api/v1/data-keys", "Seal a scope's secrets anew under a new data key.", post(rotate))
+            .query(PROJECT),
         Route::get("/api/v1/tokens", "The tokens, without their secrets.", get(tokens)),
         Route::post("/api/v1/tokens", "Make a token; its text is in the answer and nowhere else.", post(create_token))
             .body(JSON, "`{\"name\": \"ci\", \"role\": \"deployer\", \"project\": \"shop\", \"expires\": null}`"),
@@ -284,7 +288,10 @@ async fn openapi() -> Json<Value> {
     Json(serde_json::to_value(document()).expect("a document of fixed form can be written"))
 }
 
-async fn show_metrics(State(core): State<Arc<Core>>, Authenticated(caller): Authenticated) -> Result<Response, Problem> {
+async fn show_metrics(
+    State(core): State<Arc<Core>>,
+    Authenticated(caller): Authenticated,
+) -> Result<Response, Problem> {
     core.authorise(&caller, Verb::See, Subject::Cluster)?;
     let overview = core.overview.borrow().clone();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&core, &overview)).into_response())
@@ -501,6 +508,7 @@ async fn missing_modules(
     content(deploy::missing_modules(&core, &caller, digests))
 }
 
+/// Not taken in whole, so the limit on bodies does not hold; the upload has its own.
 async fn put_module(
     State(core): State<Arc<Core>>,
     Authenticated(caller): Authenticated,

@@ -34,7 +34,11 @@ fn requests() -> Vec<(Role, Request, (&'static str, &'static str, &'static str))
         (
             Role::Deployer,
             Request::Deploy(written(&web("web:1"))),
-            ("PUT", "/api/v1/projects/shop", "[[service]]\nname = \"web\"\nimage = \"web:1\"\nport = 80\nreplicas = 2\n"),
+            (
+                "PUT",
+                "/api/v1/projects/shop",
+                "[[service]]\nname = \"web\"\nimage = \"web:1\"\nport = 80\nreplicas = 2\n",
+            ),
         ),
         (Role::Deployer, Request::Stop { service: service() }, ("POST", "/api/v1/services/shop/web/stop", "")),
         (Role::Deployer, Request::Start { service: service() }, ("POST", "/api/v1/services/shop/web/start", "")),
@@ -127,7 +131,8 @@ async fn a_token_of_one_project_sees_and_touches_nothing_else() {
 
 #[tokio::test]
 async fn nobody_reaches_into_the_host_but_an_admin_where_it_is_allowed() {
-    let host = "[[service]]\nname = \"web\"\nimage = \"web:1\"\n[[service.volume]]\nhost = \"/srv/data\"\npath = \"/data\"\n";
+    let host =
+        "[[service]]\nname = \"web\"\nimage = \"web:1\"\n[[service.volume]]\nhost = \"/srv/data\"\npath = \"/data\"\n";
     let node = Node::found().await;
     let admin = node.admin().await;
     let (deployer, _) = node.user(Role::Deployer, None).await;
@@ -187,9 +192,7 @@ async fn a_wrong_token_learns_nothing_and_is_soon_not_listened_to() {
     assert_eq!(last, 429);
     // A certificate cannot be guessed, so that its holder is not shut out with those at the same address.
     assert!(matches!(node.admin().await.ask(Request::Whoami).await, Response::Whoami { .. }));
-    let state = node.until("it was announced", |state| {
-        state.events.iter().any(|event| event.kind == Kind::Refused)
-    });
+    let state = node.until("it was announced", |state| state.events.iter().any(|event| event.kind == Kind::Refused));
     let state = state.await;
     assert_eq!(state.events.iter().filter(|event| event.kind == Kind::Refused).count(), 1);
     node.stop().await;

@@ -39,10 +39,11 @@ async fn a_deploy_reaches_the_node_settles_and_is_nothing_the_second_time() {
     assert!(matches!(third, ServiceOutcome::Changed { replaces: true, .. }), "{third:?}");
     let state = node.settled("shop/web").await;
     assert_eq!(state.services[&name()].settled, Some(Revision(2)));
-    agent.until("only new replicas", |goal| {
-        goal.replicas.len() == 2 && goal.replicas.values().all(|replica| replica.revision == Revision(2))
-    })
-    .await;
+    agent
+        .until("only new replicas", |goal| {
+            goal.replicas.len() == 2 && goal.replicas.values().all(|replica| replica.revision == Revision(2))
+        })
+        .await;
     let Response::History { revisions, receipts, .. } = admin.ask(Request::History { service: name() }).await else {
         panic!("no history");
     };
@@ -165,18 +166,19 @@ async fn a_module_is_deployed_when_its_bytes_are_here_and_given_to_the_node() {
     else {
         panic!("no answer");
     };
-    assert_eq!(digests, [digest.clone()]);
+    assert_eq!(digests.join(","), digest);
     assert!(matches!(upload(size, &bytes).await, Response::Done { .. }));
 
     assert!(matches!(admin.ask(Request::Deploy(deploy)).await, Response::Deployed { .. }));
     agent.until("the module", |goal| goal.replicas.len() == 1).await;
-    let identity =
-        orca_wire::identity::Identity::load(&orca_control::Layout::new(&node.data()).node(), None, crate::support::now());
+    let identity = orca_wire::identity::Identity::load(
+        &orca_control::Layout::new(&node.data()).node(),
+        None,
+        crate::support::now(),
+    );
     let endpoint = orca_wire::Endpoint::client(orca_wire::Access::Certificate(identity.unwrap())).unwrap();
-    let connection = endpoint
-        .dial(node.handle.quic_address(), orca_wire::Plane::Agent, orca_wire::Wanted::Anyone)
-        .await
-        .unwrap();
+    let connection =
+        endpoint.dial(node.handle.quic_address(), orca_wire::Plane::Agent, orca_wire::Wanted::Anyone).await.unwrap();
     let mut stream = connection.open(&AgentRequest::Module { digest }).await.unwrap();
     assert!(matches!(stream.next_within::<Blob>(PATIENCE).await.unwrap(), Blob::Here { size: here } if here == size));
     let mut got = Vec::new();

@@ -58,7 +58,8 @@ async fn a_project_is_deployed_operated_and_removed() {
 
     let text = ask("GET", "/api/v1/services/shop/web/logs?tail=2", "").await.body;
     assert_eq!(text.lines().count(), 2, "{text}");
-    let lines = http_with(&node, Some(&token), "GET", "/api/v1/services/shop/web/logs", "", Some("application/json")).await;
+    let lines =
+        http_with(&node, Some(&token), "GET", "/api/v1/services/shop/web/logs", "", Some("application/json")).await;
     assert!(lines.body.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
 
     let removed = ask("DELETE", "/api/v1/services/shop/web", "").await;

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use orca_cluster::state::Role;
+use orca_cluster::state::{Role, State};
 use orca_control::vault::VaultError;
 use orca_control::{Config, Control, Layout, StartError, UnsealSource};
 use orca_wire::Access;
 use orca_wire::identity::SealingKey;
-use orca_wire::message::client::{Request, Response};
+use orca_wire::message::client::{Request, Response, SetSecret};
 
 use crate::support::{Asker, Node, config, web};
 
@@ -17,8 +17,13 @@ async fn a_restart_keeps_everything() {
     let mut agent = node.agent().await;
     let (_, token) = node.user(Role::Viewer, None).await;
     node.admin().await.deploy(&web("web:1")).await;
+    let secret = SetSecret { name: "shop/A".parse().unwrap(), value: "a".to_owned() };
+    node.admin().await.ask(Request::SetSecrets { secrets: vec![secret] }).await;
     let before = node.settled("shop/web").await;
     let goal = agent.until("two replicas", |goal| goal.replicas.len() == 2).await;
+    // A snapshot is the state as JSON.
+    let text = serde_json::to_string(&*before).unwrap();
+    assert_eq!(serde_json::from_str::<State>(&text).unwrap(), *before);
     drop(agent);
     let sealing = SealingKey::load_or_create(&Layout::new(&node.data()).node()).unwrap();
     let root = node.stop().await;

@@ -38,7 +38,16 @@ async fn a_secret_is_opened_by_its_node_and_found_nowhere_else() {
     let token = node.token();
     let mut said = serde_json::to_string(&*node.handle.state().borrow().clone()).unwrap();
     said.push_str(&serde_json::to_string(&goal).unwrap());
-    for path in ["status", "services/shop/web", "services/shop/web/why", "services/shop/web/history", "secrets", "events", "doctor", "tokens"] {
+    for path in [
+        "status",
+        "services/shop/web",
+        "services/shop/web/why",
+        "services/shop/web/history",
+        "secrets",
+        "events",
+        "doctor",
+        "tokens",
+    ] {
         let answered = http(&node, Some(&token), "GET", &format!("/api/v1/{path}"), "").await;
         assert_eq!(answered.status, 200, "{path}: {}", answered.body);
         said.push_str(&answered.body);

@@ -15,8 +15,7 @@ use orca_cluster::replica::{Facts, Observed, Phase, ReplicaReport, Usage};
 use orca_cluster::spec::toml::{SourceFile, project};
 use orca_cluster::state::{Role, State};
 use orca_cluster::time::Timestamp;
-use orca_control::raft::Fatal;
-use orca_control::{Config, Control, Founded, Handle, Layout, StartError, UnsealSource};
+use orca_control::{Config, Control, Founded, Handle, Layout, RunError, StartError, UnsealSource};
 use orca_wire::identity::{Identity, Token};
 use orca_wire::message::agent::{AgentRequest, Attach, Errand, ExecOutput, FromAgent, LogLine, LogStream, ToAgent};
 use orca_wire::message::client::{CreateToken, Deploy, Request, Response};
@@ -51,7 +50,7 @@ pub struct Node {
     pub handle: Handle,
     pub root: Arc<TempDir>,
     pub founded: Option<Founded>,
-    running: JoinHandle<Result<(), Fatal>>,
+    running: JoinHandle<Result<(), RunError>>,
 }
 
 impl Node {
@@ -63,6 +62,9 @@ impl Node {
         let (mut control, handle) = Control::start(config(root.path())).await?;
         let founded = control.founded();
         let running = tokio::spawn(control.run());
+        let mut overviews = handle.overview();
+        let led = timeout(PATIENCE, overviews.wait_for(|overview| overview.term.is_some())).await;
+        led.expect("a node that is alone soon leads").unwrap();
         Ok(Node { handle, root, founded, running })
     }
 
@@ -332,4 +334,3 @@ pub fn files(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     }
     found
 }
-

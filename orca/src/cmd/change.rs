@@ -113,7 +113,7 @@ pub async fn remove(args: RmArgs, global: &Global, output: &Output) -> Result<Ex
     let (name, _) = session.resolve(&service).await?;
     let status = session.status(Some(name.clone())).await?;
     let replicas = status.services.iter().find(|service| service.name == name).map_or(0, |s| s.replicas.len());
-    let also = if volumes { ", and its volumes with all that is in them" } else { "; its volumes are kept" };
+    let also = if volumes { ", and its volumes with all that is in them" } else { " (its volumes are kept)" };
     let what = format!("{name} and its {}{also}", count(replicas as u64, "replica"));
     if dry_run {
         output.notice(&Text::plain(format!("Would remove {what}")));

@@ -27,7 +27,7 @@ pub async fn run(args: ExecArgs, global: &Global) -> Result<ExitCode, Failure> {
     let session = session(global).await?;
     let (service, named) = session.resolve(&service).await?;
     let wants_terminal = !no_tty && terminal::is_interactive();
-    let size = if wants_terminal { terminal::size() } else { None };
+    let size = wants_terminal.then(terminal::size);
     let request = Exec { service, replica: replica.or(named), command, terminal: size, stdin: true };
     let stream = session.stream(&Request::Exec(request)).await?;
     let raw = match size {
@@ -95,10 +95,7 @@ async fn pass_on(sender: &mut Sender, resizes: bool) -> io::Result<()> {
                 0 => ExecInput::End,
                 length => ExecInput::Bytes(Opaque(chunk[..length].to_vec())),
             },
-            _ = resized.recv(), if resizes => match terminal::size() {
-                Some(size) => ExecInput::Resize(size),
-                None => continue,
-            },
+            _ = resized.recv(), if resizes => ExecInput::Resize(terminal::size()),
         };
         let ends = matches!(input, ExecInput::End);
         sender.send(&input).await.map_err(io::Error::other)?;

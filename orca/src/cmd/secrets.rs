@@ -113,6 +113,9 @@ async fn list(session: &Session, output: &Output, project: Option<Label>) -> Res
     if output.json {
         output.object("secrets", &Listed { secrets });
     } else {
+        if secrets.is_empty() {
+            output.notice(&Text::of(Ink::Dim, "No secrets are set."));
+        }
         output.lines(&rows(&output.screen(moment::now()), &secrets));
     }
     done()

@@ -1,6 +1,7 @@
 //! `orca server`: control plane, agent and proxy of this node, in one process. What starts here in which order, and
 //! what happens when one of them ends, is all this file knows.
 
+use std::io::IsTerminal as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,9 +42,26 @@ pub struct Server {
     pub founded: Option<Founded>,
     dataplane: DataPlane,
     agent: Agent,
-    control: JoinHandle<Result<(), orca_control::raft::Fatal>>,
+    control: JoinHandle<Result<(), orca_control::RunError>>,
     /// Modules run here; it must outlive the agent.
-    modules: Option<tokio::runtime::Runtime>,
+    _modules: Background,
+}
+
+/// A runtime that may be dropped anywhere: its threads are left to end by themselves.
+struct Background(Option<tokio::runtime::Runtime>);
+
+impl Background {
+    fn handle(&self) -> tokio::runtime::Handle {
+        self.0.as_ref().map(|runtime| runtime.handle().clone()).expect("taken only when it is dropped")
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 pub fn run(args: &ServerArgs, output: &Output) -> Result<ExitCode, Failure> {
@@ -73,10 +91,13 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 pub fn log(format: LogFormat, level: &str) {
     // Whatever is asked for: bollard writes what it sends to the engine, secrets included.
-    let always = "bollard=warn,hyper=warn,wasmtime=warn,cranelift=warn";
+    let always = "bollard=warn,hyper=warn,wasmtime=warn,cranelift=warn,openraft=warn";
     let wanted = std::env::var("ORCA_LOG").unwrap_or_else(|_| level.to_owned());
     let filter = EnvFilter::try_new(format!("{wanted},{always}")).unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().init(),
@@ -99,9 +120,10 @@ impl Server {
             labels: Default::default(),
         };
         // The proxy's port first: it is the likeliest to be taken, and nothing has been made yet.
-        let modules_runtime = wasm::runtime().map_err(|error| failed(&error))?;
+        let modules_runtime = Background(Some(wasm::runtime().map_err(|error| failed(&error))?));
         let agent_directory = data.join("agent");
-        let modules = Agent::modules(&agent_directory, modules_runtime.handle().clone()).map_err(|error| failed(&error))?;
+        let modules =
+            Agent::modules(&agent_directory, modules_runtime.handle()).map_err(|error| failed(&error))?;
         let dataplane = start_proxy(args, &modules)?;
 
         let (mut control, handle) = Control::start(config).await.map_err(|error| failed(&error))?;
@@ -121,7 +143,7 @@ impl Server {
         };
         let agent = Agent::start(config, modules, dataplane.clone()).await.map_err(|error| failed(&error))?;
         let proxy = dataplane.addresses();
-        Ok(Server { handle, proxy, data, founded, dataplane, agent, control, modules: Some(modules_runtime) })
+        Ok(Server { handle, proxy, data, founded, dataplane, agent, control, _modules: modules_runtime })
     }
 
     /// Until somebody asks it to stop, or it cannot go on.
@@ -140,16 +162,13 @@ impl Server {
     }
 
     /// Ends what this process does. Containers go on.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.dataplane.shutdown(STOP_GRACE).await;
         drop(self.agent);
         self.handle.shutdown();
         if !self.control.is_finished() {
             // It has nothing more to say: it was told to stop.
             let _ = self.control.await;
-        }
-        if let Some(modules) = self.modules.take() {
-            modules.shutdown_background();
         }
     }
 
@@ -161,12 +180,14 @@ impl Server {
 
 /// What whoever founded the cluster must know: the token, once, and what to keep safe.
 pub fn introduce(server: &Server, founded: &Founded, output: &Output) -> Result<(), Failure> {
-    let name = server.handle.state().borrow().cluster.as_ref().map(|cluster| cluster.name.to_string()).unwrap_or_default();
+    let name =
+        server.handle.state().borrow().cluster.as_ref().map(|cluster| cluster.name.to_string()).unwrap_or_default();
     let contexts = write_founded(&name, vec![server.address()], Credential::Identity(&founded.user))?;
     output.complain(&format!("cluster `{name}` founded in {}\n", server.data.display()));
     output.complain(&format!("  this user's access is in {}\n", contexts.display()));
     if let Some(key) = &founded.unseal_key {
-        output.complain(&format!("  keep a copy of {}: without it a backup's secrets cannot be opened\n", key.display()));
+        output
+            .complain(&format!("  keep a copy of {}: without it a backup's secrets cannot be opened\n", key.display()));
     }
     output.complain(&format!("  administrator's token, shown this once: {}\n", *founded.token));
     Ok(())

@@ -45,9 +45,13 @@ impl Drop for Mode {
     }
 }
 
-pub fn size() -> Option<Size> {
-    let size = tcgetwinsize(io::stdout()).ok()?;
-    (size.ws_col > 0 && size.ws_row > 0).then_some(Size { columns: size.ws_col, rows: size.ws_row })
+/// The window's size; a terminal that does not say, such as one of a CI system, gets the classic one.
+pub fn size() -> Size {
+    const CLASSIC: Size = Size { columns: 80, rows: 24 };
+    match tcgetwinsize(io::stdout()) {
+        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => Size { columns: size.ws_col, rows: size.ws_row },
+        Ok(_) | Err(_) => CLASSIC,
+    }
 }
 
 pub fn is_interactive() -> bool {

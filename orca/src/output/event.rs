@@ -34,7 +34,7 @@ pub fn event(screen: &Screen, event: &Event) -> Text {
     };
     let service = event.service.as_ref().map(|service| format!("{service}: ")).unwrap_or_default();
     Text::of(Ink::Dim, moment::date(event.at, &screen.zone))
-        .and(ink, format!("  {:<17}", event.kind))
+        .and(ink, format!("  {:<18}", event.kind.to_string()))
         .and(Ink::Bold, service)
         .and(Ink::Plain, event.text.clone())
         .and(Ink::Dim, format!("  ({})", event.actor))

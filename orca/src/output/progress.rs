@@ -248,10 +248,20 @@ impl Track {
                 let last = exit.last_lines.last().map(|line| format!("; its last line: {line}")).unwrap_or_default();
                 say(Some(replica), Ink::Red, format!("{how} after {span}{last}"));
             }
+            if let (Some(service), Some(trouble)) = (service, &replica.trouble)
+                && before.is_none_or(|before| !same_trouble(before, replica))
+                && !replica.leaving
+            {
+                match trouble.cause {
+                    // Said with its exit; and every start begins with a probe that is too early.
+                    Cause::Exited | Cause::ProbeFailing { .. } => {}
+                    _ => say(Some(replica), Ink::Red, trouble_words(service, replica, &trouble.cause)),
+                }
+            }
             let leaves = replica.leaving && before.is_none_or(|before| !before.leaving);
             let busy = u64::from(replica.in_flight.requests) + u64::from(replica.in_flight.upgraded);
             if leaves && !(first && before.is_none()) {
-                say(Some(replica), Ink::Plain, format!("draining, {} left", count(busy, "connection")));
+                say(Some(replica), Ink::Plain, draining(busy));
             }
             let seen = self.seen.entry(replica.id).or_insert_with(|| Seen {
                 first: at,
@@ -402,8 +412,17 @@ fn new_replica_news(before: Option<&ReplicaStatus>, now: &ReplicaStatus, mut say
     }
 }
 
+fn same_trouble(before: &ReplicaStatus, now: &ReplicaStatus) -> bool {
+    let kind = |replica: &ReplicaStatus| replica.trouble.as_ref().map(|trouble| std::mem::discriminant(&trouble.cause));
+    kind(before) == kind(now)
+}
+
 fn pulled_words(pulled: orca_cluster::replica::Pulled) -> String {
     format!("pulled {} in {}", megabytes(pulled.bytes), moment::took(std::time::Duration::from_millis(pulled.millis)))
+}
+
+fn draining(busy: u64) -> String {
+    if busy == 0 { "draining".to_owned() } else { format!("draining, {} left", count(busy, "connection")) }
 }
 
 fn ready_words(replica: &ReplicaStatus) -> String {
@@ -436,10 +455,10 @@ fn row(screen: &Screen, service: &ServiceStatus, new: Option<&Seen>, old: Option
         match seen.gone {
             Some(_) if moved > 0 => parts.push((Ink::Plain, format!("{} drained", count(moved, "connection")))),
             Some(_) => {}
-            None => parts.push((Ink::Plain, format!("draining, {} left ...", count(busy, "connection")))),
+            None => parts.push((Ink::Plain, draining(busy) + " ...")),
         }
         if seen.gone.is_some() {
-            parts.push((Ink::Dim, "old stopped".to_owned()));
+            parts.push((Ink::Dim, if new.is_some() { "old stopped" } else { "stopped" }.to_owned()));
         }
     }
     let mut text = Text::new();
@@ -463,27 +482,9 @@ fn trouble_words(service: &ServiceStatus, replica: &ReplicaStatus, cause: &Cause
     if let Some(why) = service.why.as_ref().filter(|why| why.replica == Some(replica.id)) {
         return why.cause.clone();
     }
-    match cause {
-        Cause::Exited => match &replica.last_exit {
-            Some(exit) => format!("it exited with code {}", exit.code),
-            None => "it exited".to_owned(),
-        },
-        Cause::ProbeFailing { check, saw, .. } | Cause::NotAlive { check, saw } => {
-            format!("{check} -> {}", orca_cluster::why::saw_words(saw))
-        }
-        Cause::NoEngine { .. }
-        | Cause::ImageMissing { .. }
-        | Cause::ImageDenied { .. }
-        | Cause::PullFailed { .. }
-        | Cause::WrongArchitecture { .. }
-        | Cause::NoSuchCommand { .. }
-        | Cause::SecretMissing { .. }
-        | Cause::PortTaken { .. }
-        | Cause::VolumeBusy { .. }
-        | Cause::DiskFull { .. }
-        | Cause::Refused { .. }
-        | Cause::ModuleInvalid { .. }
-        | Cause::ModuleMissing { .. } => format!("see `orca why {}`", service.name),
+    match (cause, &replica.last_exit) {
+        (Cause::Exited, Some(exit)) => format!("it exited with code {}", exit.code),
+        (cause, _) => status::cause(cause),
     }
 }
 

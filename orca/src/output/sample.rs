@@ -195,7 +195,7 @@ pub fn update() -> Vec<Progress> {
         services: vec![service],
         events: Vec::new(),
     };
-    let mut service = self::service("shop/api", "myorg/api:1.4.3", 5);
+    let mut service = service("shop/api", "myorg/api:1.4.3", 5);
     service.wanted = 2;
     service.state = ServiceState::Updating;
     service.rollout = Some(rollout(5, 4));

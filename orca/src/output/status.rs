@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use orca_cluster::id::{Label, NodeId};
 use orca_cluster::plan::report::Waiting;
-use orca_cluster::replica::{Engine, Phase};
+use orca_cluster::replica::{Cause, Engine, Phase};
 use orca_cluster::spec::Strategy;
 use orca_cluster::state::Window;
 use orca_cluster::status::{NodeCondition, NodeStatus, ReplicaStatus, ServiceState, ServiceStatus, Status};
-use orca_cluster::why::phase_word;
+use orca_cluster::why::{phase_word, saw_words};
 use orca_wire::message::client::RevisionInfo;
 
 use super::text::{Ink, Side, Text, table};
@@ -93,7 +93,13 @@ fn errors_text(recent: &Window) -> Text {
 fn rate(window: &Window) -> String {
     let seconds = window.to.since(window.from).as_secs_f64();
     let rate = if seconds > 0.0 { window.requests as f64 / seconds } else { 0.0 };
-    if rate < 99.95 { format!("{rate:.1}") } else { grouped(rate.round() as u64) }
+    if rate > 0.0 && rate < 0.05 {
+        "<0.1".to_owned()
+    } else if rate < 99.95 {
+        format!("{rate:.1}")
+    } else {
+        grouped(rate.round() as u64)
+    }
 }
 
 fn first_url(service: &ServiceStatus, nodes: &[NodeStatus]) -> String {
@@ -351,6 +357,9 @@ pub fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> Stri
     match waiting {
         Waiting::ForReady { replica, since, trouble } => {
             let mut text = format!("for {replica} to get ready, {} so far", screen.ago(*since));
+            if let Some(trouble) = trouble {
+                text.push_str(&format!(": {}", cause(&trouble.cause)));
+            }
             if let Some(at) = trouble.as_ref().and_then(|trouble| trouble.retry_at) {
                 let left = at.since(screen.now);
                 if left > Duration::ZERO {
@@ -384,6 +393,28 @@ pub fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> Stri
         Waiting::ForPromotion { revision, weight } => {
             format!("for a person: {revision} gets {weight}% of the requests; `orca promote` or `orca rollback`")
         }
+    }
+}
+
+/// What keeps a replica, in a few words; `orca why` has the rest.
+pub fn cause(cause: &Cause) -> String {
+    match cause {
+        Cause::NoEngine { .. } => "no Docker engine answers".to_owned(),
+        Cause::ImageMissing { image } => format!("image {image} does not exist"),
+        Cause::ImageDenied { image } => format!("the registry refuses to give {image}"),
+        Cause::PullFailed { image, .. } => format!("image {image} could not be pulled"),
+        Cause::WrongArchitecture { image, has, .. } => format!("image {image} is built for {has}"),
+        Cause::NoSuchCommand { command, .. } => format!("`{command}` cannot be run"),
+        Cause::SecretMissing { name } => format!("secret {name} is not set"),
+        Cause::PortTaken { port, by } => format!("port {port} is taken by {by}"),
+        Cause::VolumeBusy { volume, by } => format!("volume {volume} is held by {by}"),
+        Cause::DiskFull { .. } => "the disk is full".to_owned(),
+        Cause::Refused { .. } => "the engine refuses to start it".to_owned(),
+        Cause::ModuleInvalid { .. } => "its module cannot be run".to_owned(),
+        Cause::ModuleMissing { .. } => "its module is on no control node".to_owned(),
+        Cause::Exited => "it exited".to_owned(),
+        Cause::ProbeFailing { check, saw, .. } => format!("{check} -> {}", saw_words(saw)),
+        Cause::NotAlive { check, saw } => format!("not alive: {check} -> {}", saw_words(saw)),
     }
 }
 
