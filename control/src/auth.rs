@@ -101,11 +101,9 @@ impl Verb {
         }
     }
 
-    /// Whether a token of one project may do it although it is not about that project: a module's bytes are nobody's
-    /// until a service names them, and everybody may know who he is.
-    fn is_of_no_project(self) -> bool {
+    /// How far a token reaches that is limited to a project.
+    fn extent(self) -> Extent {
         match self {
-            Verb::UploadModule | Verb::Whoami => true,
             Verb::See
             | Verb::Logs
             | Verb::Plan
@@ -113,15 +111,25 @@ impl Verb {
             | Verb::Operate
             | Verb::Remove
             | Verb::Exec
-            | Verb::ReachHost
             | Verb::ListSecrets
             | Verb::ChangeSecrets
             | Verb::ListTokens
-            | Verb::ChangeTokens
-            | Verb::ChangeSettings
-            | Verb::Diagnose => false,
+            | Verb::ChangeTokens => Extent::OwnProject,
+            // A module's bytes are nobody's until a service names them, and everybody may know who he is.
+            Verb::UploadModule | Verb::Whoami => Extent::AlsoCluster,
+            Verb::ReachHost | Verb::ChangeSettings | Verb::Diagnose => Extent::Nowhere,
         }
     }
+}
+
+/// What a token that is limited to a project may do a verb to.
+#[derive(Debug, Clone, Copy)]
+enum Extent {
+    OwnProject,
+    /// And to what belongs to no project.
+    AlsoCluster,
+    /// What a project's host or settings are, is the whole cluster's business.
+    Nowhere,
 }
 
 impl fmt::Display for Verb {
@@ -192,14 +200,15 @@ pub fn authorise(caller: &Caller, verb: Verb, object: Object<'_>) -> Result<(), 
     if caller.role < least {
         return Err(Denied::Role { name: caller.name.clone(), role: caller.role, least, what: what() });
     }
-    let within = match (&caller.project, object) {
-        (None, Object::Cluster | Object::Project(_)) => true,
-        (Some(own), Object::Project(project)) => own == project,
-        (Some(_), Object::Cluster) => verb.is_of_no_project(),
+    let Some(own) = &caller.project else { return Ok(()) };
+    let within = match (verb.extent(), object) {
+        (Extent::OwnProject | Extent::AlsoCluster, Object::Project(project)) => own == project,
+        (Extent::AlsoCluster, Object::Cluster) => true,
+        (Extent::OwnProject, Object::Cluster) | (Extent::Nowhere, Object::Cluster | Object::Project(_)) => false,
     };
-    match (&caller.project, within) {
-        (Some(own), false) => Err(Denied::Project { name: caller.name.clone(), project: own.clone(), what: what() }),
-        (Some(_) | None, _) => Ok(()),
+    match within {
+        true => Ok(()),
+        false => Err(Denied::Project { name: caller.name.clone(), project: own.clone(), what: what() }),
     }
 }
 
@@ -422,7 +431,7 @@ mod tests {
             Exec            a                      -              -              +              +              +              +
             Exec            b                      -              -              +              -              +              -
             ReachHost       cluster                -              -              -              -              +              -
-            ReachHost       a                      -              -              -              -              +              +
+            ReachHost       a                      -              -              -              -              +              -
             ReachHost       b                      -              -              -              -              +              -
             ListSecrets     cluster                -              -              +              -              +              -
             ListSecrets     a                      -              -              +              +              +              +
@@ -437,10 +446,10 @@ mod tests {
             ChangeTokens    a                      -              -              -              -              +              +
             ChangeTokens    b                      -              -              -              -              +              -
             ChangeSettings  cluster                -              -              -              -              +              -
-            ChangeSettings  a                      -              -              -              -              +              +
+            ChangeSettings  a                      -              -              -              -              +              -
             ChangeSettings  b                      -              -              -              -              +              -
             Diagnose        cluster                +              -              +              -              +              -
-            Diagnose        a                      +              +              +              +              +              +
+            Diagnose        a                      +              -              +              -              +              -
             Diagnose        b                      +              -              +              -              +              -
             Whoami          cluster                +              +              +              +              +              +
             Whoami          a                      +              +              +              +              +              +

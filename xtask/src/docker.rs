@@ -214,7 +214,7 @@ fn copy_to(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Makes an image of the files below a directory, unless there is one of the same inputs.
-fn import(files: &Path, tag: &str, inputs: u64, changes: &[String]) -> Result<()> {
+pub fn import(files: &Path, tag: &str, inputs: u64, changes: &[String]) -> Result<()> {
     let mut hasher = DefaultHasher::new();
     (inputs, changes).hash(&mut hasher);
     let inputs = format!("{:016x}", hasher.finish());
@@ -276,11 +276,11 @@ fn image_inputs(tag: &str) -> Option<String> {
     Some(text.trim().to_owned()).filter(|label| !label.is_empty())
 }
 
-fn entry_point(program: &str) -> String {
+pub fn entry_point(program: &str) -> String {
     format!("ENTRYPOINT [{program:?}]")
 }
 
-fn hash_of(file: &Path) -> Result<u64> {
+pub fn hash_of(file: &Path) -> Result<u64> {
     let mut bytes = Vec::new();
     File::open(file)?.read_to_end(&mut bytes)?;
     let mut hasher = DefaultHasher::new();
@@ -289,7 +289,7 @@ fn hash_of(file: &Path) -> Result<u64> {
 }
 
 /// An empty directory in this place.
-fn renew(directory: &Path) -> Result<()> {
+pub fn renew(directory: &Path) -> Result<()> {
     if directory.exists() {
         fs::remove_dir_all(directory).with_context(|| format!("cannot clear {}", directory.display()))?;
     }
@@ -297,7 +297,7 @@ fn renew(directory: &Path) -> Result<()> {
 }
 
 /// Runs a command in silence; its output becomes the error if it fails.
-fn run(command: &mut Command) -> Result<()> {
+pub fn run(command: &mut Command) -> Result<()> {
     run_for_text(command).map(drop)
 }
 

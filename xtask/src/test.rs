@@ -21,7 +21,9 @@ const ORCA: &str = "ORCA_TEST_BINARY";
 pub fn all(root: &Path, runner: &[String]) -> Result<()> {
     let without_docker = match docker::ensure_engine().and_then(|()| image::build(root)) {
         Ok(()) => None,
-        Err(error) if in_ci() => return Err(error.context("the tests of Docker cannot run, and here none may be skipped")),
+        Err(error) if in_ci() => {
+            return Err(error.context("the tests of Docker cannot run, and here none may be skipped"));
+        }
         Err(error) => Some(format!("{error:#}")),
     };
     if let Some(reason) = &without_docker {
@@ -34,7 +36,9 @@ pub fn all(root: &Path, runner: &[String]) -> Result<()> {
     let mut tests = if has("nextest") {
         cargo(root, &["nextest", "run", "--workspace"])
     } else {
-        eprintln!("cargo-nextest is not installed (`cargo install --locked cargo-nextest`); `cargo test` runs the same");
+        eprintln!(
+            "cargo-nextest is not installed (`cargo install --locked cargo-nextest`); `cargo test` runs the same"
+        );
         cargo(root, &["test", "--workspace", "--no-fail-fast"])
     };
     tests.args(runner).env(SKIPPED, &skipped).env(ORCA, root.join("target/debug/orca"));

@@ -20,7 +20,7 @@ async fn a_restart_keeps_everything() {
     let secret = SetSecret { name: "shop/A".parse().unwrap(), value: "a".to_owned() };
     node.admin().await.ask(Request::SetSecrets { secrets: vec![secret] }).await;
     let before = node.settled("shop/web").await;
-    let goal = agent.until("two replicas", |goal| goal.replicas.len() == 2).await;
+    let goal = agent.pinned(2).await;
     // A snapshot is the state as JSON.
     let text = serde_json::to_string(&*before).unwrap();
     assert_eq!(serde_json::from_str::<State>(&text).unwrap(), *before);
@@ -31,7 +31,7 @@ async fn a_restart_keeps_everything() {
     let node = Node::open(root).await.unwrap();
     assert!(node.founded.is_none(), "a cluster is founded once");
     let mut agent = node.agent().await;
-    let again = agent.until("the same replicas", |goal| goal.replicas.len() == 2).await;
+    let again = agent.pinned(2).await;
     assert_eq!(again.replicas, goal.replicas);
     assert!(again.number > goal.number, "{} after {}", again.number, goal.number);
     let after = node.handle.state().borrow().clone();

@@ -79,7 +79,7 @@ async fn rotation_changes_the_keys_and_not_the_values_and_restarts_nothing() {
     admin.ask(set("shop/KEY", "two")).await;
     admin.deploy(SERVICE).await;
     node.settled("shop/web").await;
-    let before = agent.goals.borrow().replicas.clone();
+    let before = agent.pinned(1).await.replicas;
 
     let project = Some("shop".parse().unwrap());
     let rotated = admin.ask(Request::RotateSecrets { project }).await;

@@ -189,6 +189,16 @@ impl Agent {
         Agent { goals, work }
     }
 
+    /// A goal with so many replicas, all of images whose digest is known: nothing about them changes any more.
+    pub async fn pinned(&mut self, count: usize) -> Goal {
+        let is_pinned = |workload: &Workload| match workload {
+            Workload::Container(container) => container.digest.is_some(),
+            Workload::Module(_) => true,
+        };
+        let all = |goal: &Goal| goal.replicas.values().all(|replica| is_pinned(&replica.workload));
+        self.until("pinned replicas", |goal| goal.replicas.len() == count && all(goal)).await
+    }
+
     pub async fn until(&mut self, what: &str, holds: impl Fn(&Goal) -> bool) -> Goal {
         let found = timeout(PATIENCE, self.goals.wait_for(|goal| holds(goal))).await;
         found.unwrap_or_else(|_| panic!("no goal with {what}")).unwrap().clone()

@@ -71,9 +71,8 @@ fn is_explained(above: &[&str]) -> bool {
 
 fn has_word(line: &str, word: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
-    line.match_indices(word).any(|(at, _)| {
-        !line[..at].ends_with(is_part) && !line[at + word.len()..].starts_with(is_part)
-    })
+    line.match_indices(word)
+        .any(|(at, _)| !line[..at].ends_with(is_part) && !line[at + word.len()..].starts_with(is_part))
 }
 
 #[cfg(test)]
@@ -86,7 +85,10 @@ mod tests {
 
     #[test]
     fn what_is_unfinished_is_found_where_it_is() {
-        assert_eq!(lines("cluster/src/plan.rs", "fn a() {\n    todo!()\n}\n// TODO: b\n// a TODOLIST is none\n"), [2, 4]);
+        assert_eq!(
+            lines("cluster/src/plan.rs", "fn a() {\n    todo!()\n}\n// TODO: b\n// a TODOLIST is none\n"),
+            [2, 4]
+        );
     }
 
     #[test]

@@ -1,0 +1,125 @@
+//! A program that was run to its end.
+
+use std::fmt;
+use std::io::{Read as _, Write as _};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::wait::wait_for;
+
+/// Past it, a command hangs.
+const END_MAX: Duration = Duration::from_secs(150);
+
+#[derive(Debug, Clone)]
+pub struct Ran {
+    pub command: String,
+    /// -1 if a signal ended it.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+/// A program under way, whose output is being read.
+#[derive(Debug)]
+pub struct Running {
+    command: String,
+    begun: Instant,
+    child: Child,
+    stdout: thread::JoinHandle<String>,
+    stderr: thread::JoinHandle<String>,
+}
+
+impl Running {
+    /// Starts it, with this on its standard input.
+    pub fn start(mut command: Command, input: &[u8]) -> Running {
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let begun = Instant::now();
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {}: {error}", words[0]));
+        let mut stdin = child.stdin.take().unwrap();
+        // One that does not read its input closes it: its affair.
+        drop(stdin.write_all(input));
+        drop(stdin);
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        Running { command: words.join(" "), begun, child, stdout: collect(stdout), stderr: collect(stderr) }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn end(mut self) -> Ran {
+        let what = format!("the end of {}", self.command);
+        let (status, _): (ExitStatus, _) = wait_for(&what, END_MAX, || self.child.try_wait().unwrap());
+        let took = self.begun.elapsed();
+        let (stdout, stderr) = (self.stdout.join().unwrap(), self.stderr.join().unwrap());
+        Ran { command: self.command, code: status.code().unwrap_or(-1), stdout, stderr, took }
+    }
+}
+
+fn collect(mut from: impl std::io::Read + Send + 'static) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What came until it broke is what there is to look at.
+        drop(from.by_ref().read_to_end(&mut bytes));
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+impl Ran {
+    /// Fails the test unless it ended with 0.
+    #[track_caller]
+    pub fn succeeded(self) -> Ran {
+        self.exited(0)
+    }
+
+    #[track_caller]
+    pub fn exited(self, code: i32) -> Ran {
+        assert_eq!(self.code, code, "{self}");
+        self
+    }
+
+    /// Standard output as one document.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(self.stdout.trim()).unwrap_or_else(|error| panic!("{error}: {self}"))
+    }
+
+    /// Standard output as a document a line.
+    #[track_caller]
+    pub fn json_lines(&self) -> Vec<Value> {
+        let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}: {self}"));
+        self.stdout.lines().map(parse).collect()
+    }
+
+    /// Fails the test unless standard error has all of these.
+    #[track_caller]
+    pub fn says(self, parts: &[&str]) -> Ran {
+        for part in parts {
+            assert!(self.stderr.contains(part), "no `{part}` in what it said: {self}");
+        }
+        self
+    }
+}
+
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ran { command, code, stdout, stderr, took } = self;
+        write!(f, "`{command}` ended with {code} after {took:.1?}\n--- stdout\n{stdout}--- stderr\n{stderr}")
+    }
+}
