@@ -11,7 +11,7 @@ use orca_wire::identity::{Identity, Peer, SealError, SealingKey};
 use orca_wire::{Access, Client, Endpoint, Plane};
 use std::net::SocketAddr;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinSet};
 use tracing::error;
 
 use crate::docker::{self, Docker};
@@ -66,7 +66,16 @@ pub struct Modules {
 /// A running agent; dropped, it stops where it is. What it runs in containers goes on.
 #[derive(Debug)]
 pub struct Agent {
-    tasks: Vec<JoinHandle<()>>,
+    tasks: JoinSet<()>,
+}
+
+/// Without the agent a node would look alive and do nothing it is told, so that the process must end.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentEnded {
+    #[error("the agent has ended without being told to")]
+    Untold,
+    #[error("the agent has failed")]
+    Panicked(#[source] JoinError),
 }
 
 impl Agent {
@@ -126,15 +135,17 @@ impl Agent {
             data: directory,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let tasks = vec![tokio::spawn(driver.run()), tokio::spawn(session.run(reports_sent, goals, errands))];
+        let mut tasks = JoinSet::new();
+        tasks.spawn(driver.run());
+        tasks.spawn(session.run(reports_sent, goals, errands));
         Ok(Agent { tasks })
     }
-}
 
-impl Drop for Agent {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
+    /// Waits for what should never be: the end of any of its parts.
+    pub async fn ended(&mut self) -> AgentEnded {
+        match self.tasks.join_next().await {
+            Some(Err(failed)) if failed.is_panic() => AgentEnded::Panicked(failed),
+            Some(Ok(()) | Err(_)) | None => AgentEnded::Untold,
         }
     }
 }

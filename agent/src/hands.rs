@@ -10,13 +10,13 @@ use bytes::Bytes;
 use orca_cluster::goal::{ModuleGoal, ReplicaGoal, Workload};
 use orca_cluster::id::{ClusterId, Label, NodeId, ReplicaId, ServiceName};
 use orca_cluster::node::{Action, ActionId, Finished, Secrets, Task};
-use orca_cluster::replica::Cause;
+use orca_cluster::replica::{Cause, Saw};
 use orca_cluster::route::Tables;
 use orca_cluster::secret::SecretName;
 use orca_dataplane::DataPlane;
 use orca_wire::identity::{SealingKey, goal_context};
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
 use crate::docker::{Docker, Unopened, resolve};
@@ -94,11 +94,21 @@ impl Hands {
     }
 
     pub fn start(self: &Arc<Hands>, action: Action) {
-        let hands = Arc::clone(self);
+        let Action { id, task } = action;
+        let (hands, worker) = (Arc::clone(self), Arc::clone(self));
+        let after_panic = after_panic(&task);
         tokio::spawn(async move {
-            let finished = hands.carry_out(action.task).await;
-            // The driver has ended, and with it everyone who would want to know.
-            let _ = hands.finished.send((action.id, finished));
+            let finished = match tokio::spawn(async move { worker.carry_out(task).await }).await {
+                Ok(finished) => Some(finished),
+                Err(failed) => {
+                    error!(%failed, "an action panicked");
+                    after_panic
+                }
+            };
+            if let Some(finished) = finished {
+                // Else the driver has ended, and with it everyone who would want to know.
+                let _ = hands.finished.send((id, finished));
+            }
         });
     }
 
@@ -275,6 +285,21 @@ impl Hands {
         };
         info!(%replica, cron, "a schedule is due");
         Finished::Ran(module.run().await.map_err(|error| chain(&error)))
+    }
+}
+
+/// What is said of an action that panicked: one replica fails then, and not the node. Nothing of tables, since it is
+/// not known which of the proxy's threads use them.
+fn after_panic(task: &Task) -> Option<Finished> {
+    let reason = "the agent failed at it; its log says how".to_owned();
+    match task {
+        Task::Fetch { .. } | Task::Create { .. } | Task::Start { .. } | Task::Stop { .. } | Task::Remove { .. } => {
+            Some(Finished::Failed(Cause::Refused { reason }))
+        }
+        Task::Probe { .. } => Some(Finished::Probed(Err(Saw::Error(reason)))),
+        Task::Inspect { .. } => Some(Finished::Listening(None)),
+        Task::Run { .. } => Some(Finished::Ran(Err(reason))),
+        Task::Apply { .. } => None,
     }
 }
 

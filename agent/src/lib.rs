@@ -22,4 +22,4 @@ pub mod probe;
 pub mod module_log;
 pub mod wasm;
 
-pub use config::{Agent, Config, StartError};
+pub use config::{Agent, AgentEnded, Config, StartError};

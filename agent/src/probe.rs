@@ -88,8 +88,13 @@ async fn grpc(address: SocketAddr) -> Result<(), Saw> {
         .expect("the parts of the request are valid");
     let stream = TokioIo::new(connect(address).await?);
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.map_err(saw)?;
+    // Whatever else listens there answers in its own way.
+    let foreign = |error: hyper::Error| match error.is_incomplete_message() || error.is_canceled() {
+        true => saw(error),
+        false => Saw::Error("it does not speak HTTP/2, which gRPC needs".to_owned()),
+    };
     let answer = async {
-        let response = sender.send_request(request).await.map_err(saw)?;
+        let response = sender.send_request(request).await.map_err(foreign)?;
         if response.status() != StatusCode::OK {
             return Err(Saw::Status(response.status().as_u16()));
         }

@@ -292,6 +292,14 @@ impl Reconciler {
         }
     }
 
+    /// Whether tables may be put into use. The first ones of a node that restarts name modules, which run in this
+    /// very process and are to be loaded first; connections wait meanwhile.
+    fn may_route(&self, now: Timestamp) -> bool {
+        let restarting = self.applied == Default::default();
+        let mut modules = self.replicas.values().filter(|replica| !replica.is_container());
+        !restarting || now >= self.oriented_by || modules.all(Replica::is_judged)
+    }
+
     /// Whether every replica of the ledger was found again and judged.
     fn is_settled(&self) -> bool {
         let containers = self.replicas.values().any(Replica::is_container);
@@ -360,8 +368,8 @@ impl Reconciler {
                 replica.exited(code, out_of_memory, last_lines, now);
             }
             Stage::Running(_) | Stage::Unknown => replica.enter(Stage::Stopped, now),
-            // Ended before its start was reported: the result of that action finds it exited.
-            Stage::Busy(_, Doing::Starting) => replica.exited_early(code, out_of_memory, last_lines),
+            // Ended before its start, or the stop before another start, was reported: the result of that finds it.
+            Stage::Busy(_, Doing::Starting | Doing::Restarting) => replica.exited_early(code, out_of_memory, last_lines),
             Stage::Busy(..) | Stage::Pending | Stage::BackOff { .. } | Stage::Stopped | Stage::Gone => {}
         }
     }
@@ -386,13 +394,14 @@ impl Reconciler {
         if !self.has_goal {
             return;
         }
-        if self.applying.is_none() && self.goal.tables.number > self.applied.0 {
+        if self.applying.is_none() && self.goal.tables.number > self.applied.0 && self.may_route(now) {
             let tables = Arc::new(self.goal.tables.clone());
             let generation = self.goal.generation;
             self.applying = Some(self.act(None, |_| Task::Apply { tables, generation }));
         }
         let ids: Vec<ReplicaId> = self.replicas.keys().copied().collect();
         for id in ids {
+            self.changed |= self.replicas.get_mut(&id).is_some_and(|replica| replica.steady(now));
             while let Some(want) = self.replicas.get(&id).and_then(|replica| replica.want(now)) {
                 if !self.carry_out(id, want, now) {
                     break;

@@ -102,6 +102,21 @@ pub struct Exit {
     pub after_ms: u64,
     /// The last lines it wrote, oldest first.
     pub last_lines: Vec<String>,
+    #[serde(default)]
+    pub ending: Ending,
+}
+
+/// Whose doing an exit was.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// Its own, or a signal's.
+    #[default]
+    Own,
+    /// Ours: its liveness probe had failed often enough.
+    NotAlive { check: String, saw: Saw },
+    /// Somebody removed its container.
+    Removed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -147,6 +162,8 @@ pub enum Cause {
     ModuleMissing { digest: String },
     /// Its process ended; [`ReplicaReport::last_exit`] has the rest.
     Exited,
+    /// Its container was removed by somebody else; it is made again.
+    Vanished,
     /// A probe does not pass. `listening` is what the process does listen on, when that could be seen.
     ProbeFailing { check: String, saw: Saw, tries: u32, for_ms: u64, listening: Option<Vec<SocketAddr>> },
     /// The liveness probe failed often enough to restart it.
@@ -184,6 +201,7 @@ impl Cause {
             | Cause::DiskFull { .. }
             | Cause::ModuleMissing { .. }
             | Cause::Exited
+            | Cause::Vanished
             | Cause::ProbeFailing { .. }
             | Cause::NotAlive { .. } => false,
         }

@@ -1,21 +1,29 @@
 //! The cause of any bad state in one sentence, with what was seen and what to do. Deterministic: a function of the
 //! same values the rollout decides on, so it cannot say something else than what happened.
+//!
+//! Here it is decided which of several things that are wrong is the one to name; [`replica`](mod@replica) knows what
+//! can be wrong with one replica, [`output`] what its last lines give away.
+
+mod output;
+mod probe;
+mod replica;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::plan::View;
 use crate::plan::report::{NoRoom, Waiting};
-use crate::replica::{Cause, Exit, Phase, ReplicaReport, Saw, Trouble};
+use crate::replica::{Phase, ReplicaReport, Saw};
 use crate::spec::Service;
-use crate::state::{Direction, Failure, PlacementState};
+use crate::state::{Deployed, Direction, Failure, PlacementState};
+pub use replica::replica;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnosis {
-    /// A word for programs: `probe-failing`, `out-of-memory`.
+    /// A word for programs: `probe-status`, `out-of-memory`.
     pub code: String,
     /// One sentence, no full stop.
     pub cause: String,
@@ -27,19 +35,47 @@ pub struct Diagnosis {
 
 /// Exits in a row that make a replica crash-looping rather than unlucky.
 pub const CRASH_LOOP_AFTER: u32 = 3;
-/// Lines of a replica's output that are quoted.
-const LINES_QUOTED: usize = 5;
+/// How long the exit of a replica that serves again is worth telling.
+const RESTLESS_FOR: Duration = Duration::from_secs(10 * 60);
+/// Fewer errors in the last minute may be anybody's mistake.
+const ERRORS_MIN: u64 = 5;
+
+impl Diagnosis {
+    fn new(code: &str, cause: impl Into<String>, fix: impl Into<String>) -> Diagnosis {
+        Diagnosis {
+            code: code.to_owned(),
+            cause: cause.into(),
+            evidence: Vec::new(),
+            fix: Some(fix.into()),
+            replica: None,
+        }
+    }
+
+    fn seen(mut self, evidence: impl IntoIterator<Item = String>) -> Diagnosis {
+        self.evidence.extend(evidence);
+        self
+    }
+}
 
 /// What is wrong with this service; nothing if it is as asked.
 pub fn why(view: View<'_>, name: &ServiceName, waiting: &[Waiting]) -> Option<Diagnosis> {
     let deployed = view.state.services.get(name)?;
     if deployed.removal.is_some() {
-        return Some(plain("removing", "it is being removed", "wait until its replicas are gone"));
+        return Some(Diagnosis::new("removing", "it is being removed", "wait until its replicas are gone"));
     }
     if deployed.stopped {
-        return Some(plain("stopped", "it was stopped by `orca stop`", &format!("orca start {name}")));
+        return Some(Diagnosis::new("stopped", "it was stopped by `orca stop`", format!("orca start {name}")));
     }
-    // The worst replica speaks for the service: one that serves and fails before one that merely starts.
+    worst_replica(view, name, deployed)
+        .or_else(|| going_back(deployed))
+        .or_else(|| waiting.iter().find_map(|reason| waits(view, name, reason)))
+        .or_else(|| erring(view, name))
+        .or_else(|| restless(view, name, deployed))
+        .or_else(|| given_up(deployed))
+}
+
+/// The worst replica speaks for the service: one that serves and fails before one that merely starts.
+fn worst_replica(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<Diagnosis> {
     let mut found: Vec<(u8, Diagnosis)> = Vec::new();
     for (id, placement) in view.state.placements_of(name) {
         if placement.state != PlacementState::Serve {
@@ -48,9 +84,7 @@ pub fn why(view: View<'_>, name: &ServiceName, waiting: &[Waiting]) -> Option<Di
         let spec = deployed.revisions.get(&placement.revision).map_or(deployed.spec(), |record| &record.spec);
         match view.inventory.replica(placement.node, id) {
             Some(report) => {
-                if let Some(diagnosis) = replica(name, spec, id, report) {
-                    found.push((severity(report), diagnosis));
-                }
+                found.extend(replica(view, name, spec, id, report).map(|diagnosis| (severity(report), diagnosis)));
             }
             None if view.inventory.is_suspect(placement.node, view.now) => {
                 found.push((9, silent(view, placement.node, id)));
@@ -59,42 +93,95 @@ pub fn why(view: View<'_>, name: &ServiceName, waiting: &[Waiting]) -> Option<Di
         }
     }
     found.sort_by_key(|(severity, _)| std::cmp::Reverse(*severity));
-    if let Some((severity, diagnosis)) = found.into_iter().next()
-        && severity > 0
-    {
-        return Some(diagnosis);
+    found.into_iter().next().map(|(_, diagnosis)| diagnosis)
+}
+
+/// How much worse one replica's state is than another's.
+fn severity(report: &ReplicaReport) -> u8 {
+    match report.phase {
+        Phase::Ready | Phase::Stopping | Phase::Gone => 0,
+        Phase::Pending | Phase::Pulling | Phase::Creating | Phase::Starting if report.trouble.is_none() => 1,
+        Phase::Pending | Phase::Pulling | Phase::Creating | Phase::Starting => 5,
+        Phase::Unready => 6,
+        Phase::BackOff => 7,
     }
-    // An update that was given up is worth saying even though the old revision serves well.
-    let gives_up = match &deployed.rollout {
-        Some(rollout) => match &rollout.direction {
-            Direction::Back { why } if !why.asked => Some((rollout.to, why)),
-            Direction::Back { .. } | Direction::Forward => None,
-        },
-        None => None,
-    };
-    if let Some((revision, failure)) = gives_up {
-        return Some(Diagnosis {
-            code: "rolled-back".to_owned(),
-            cause: format!("{revision} was given up: {}", failure.cause),
-            evidence: failure.evidence.clone(),
-            fix: failure.fix.clone(),
-            replica: None,
-        });
-    }
-    for reason in waiting {
-        if let Some(diagnosis) = waits(view, name, reason) {
-            return Some(diagnosis);
+}
+
+/// An update that is being taken back, even though the old revision serves well.
+fn going_back(deployed: &Deployed) -> Option<Diagnosis> {
+    let rollout = deployed.rollout.as_ref()?;
+    match &rollout.direction {
+        Direction::Back { why } if !why.asked => {
+            Some(rolled_back(format!("{} was given up: {}", rollout.to, why.cause), why))
         }
+        Direction::Back { .. } | Direction::Forward => None,
     }
+}
+
+/// The last update did not go well.
+fn given_up(deployed: &Deployed) -> Option<Diagnosis> {
     let last = deployed.receipts.back()?;
     let failure = last.failure.as_ref()?;
-    (!failure.asked && !last.outcome.is_done() && deployed.rollout.is_none()).then(|| Diagnosis {
+    if failure.asked || last.outcome.is_done() || deployed.rollout.is_some() {
+        return None;
+    }
+    let cause = format!("it serves {}, because {} was given up: {}", deployed.target, last.revision, failure.cause);
+    // A first deploy that failed and works after all has nothing to be said against it.
+    (deployed.target != last.revision).then(|| rolled_back(cause, failure))
+}
+
+fn rolled_back(cause: String, failure: &Failure) -> Diagnosis {
+    Diagnosis {
         code: "rolled-back".to_owned(),
-        cause: format!("it serves {}, but {} was given up: {}", deployed.target, last.revision, failure.cause),
+        cause,
         evidence: failure.evidence.clone(),
         fix: failure.fix.clone(),
         replica: None,
+    }
+}
+
+/// All replicas are ready, and what they answer is mostly errors.
+fn erring(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
+    let window = view.recent.get(name)?;
+    let (requests, errors) = (window.requests, window.errors);
+    (errors >= ERRORS_MIN && errors * 2 >= requests).then(|| {
+        Diagnosis::new(
+            "errors",
+            format!("it is ready, but {errors} of its {requests} requests in the last minute ended in an error (5xx)"),
+            format!("its log says why: orca logs {name} --tail 50"),
+        )
     })
+}
+
+/// All replicas are ready, and one of them has not been for long because it ended not long ago.
+fn restless(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<Diagnosis> {
+    let serving = view.state.placements_of(name).filter(|(_, placement)| placement.state == PlacementState::Serve);
+    let exits = serving.filter_map(|(id, placement)| {
+        let report = view.inventory.replica(placement.node, id)?;
+        let exit = report.last_exit.as_ref().filter(|exit| view.now.since(exit.at) < RESTLESS_FOR)?;
+        Some((exit.at, id, placement, report, exit))
+    });
+    let (at, id, placement, report, exit) = exits.max_by_key(|(at, ..)| *at)?;
+    let spec = deployed.revisions.get(&placement.revision).map_or(deployed.spec(), |record| &record.spec);
+    let mut diagnosis = replica::exited(name, spec, id, report, exit);
+    let times = match report.restarts {
+        0 | 1 => String::new(),
+        many => format!(", for the {} time", ordinal(many)),
+    };
+    let ago = view.now.since(at).as_secs();
+    diagnosis.cause = format!("it serves, but was restarted {ago} s ago{times}: {}", diagnosis.cause);
+    Some(diagnosis)
+}
+
+fn ordinal(number: u32) -> String {
+    let ending = match (number % 10, number % 100) {
+        (_, 11..=13) => "th",
+        (1, _) => "st",
+        (2, _) => "nd",
+        (3, _) => "rd",
+        _ => "th",
+    };
+    format!("{number}{ending}")
 }
 
 /// The same, as the reason for giving a revision up.
@@ -105,9 +192,13 @@ pub fn failure(
     id: ReplicaId,
     report: Option<&ReplicaReport>,
 ) -> Failure {
-    let diagnosis = report.and_then(|report| replica(name, spec, id, report)).unwrap_or_else(|| {
+    // Ready at this moment, it has ended too often before.
+    let exits = |report: &ReplicaReport| Some(replica::exited(name, spec, id, report, report.last_exit.as_ref()?));
+    let diagnosis = report.and_then(|report| replica(view, name, spec, id, report).or_else(|| exits(report)));
+    let diagnosis = diagnosis.unwrap_or_else(|| {
         let timeout = spec.deploy.ready_timeout.as_secs();
-        plain("late", &format!("it was not ready after {timeout} s"), "look at its logs, or raise `ready_timeout_secs`")
+        let cause = format!("it was not ready after {timeout} s");
+        Diagnosis::new("late", cause, "look at its logs, or raise `ready_timeout_secs`")
     });
     let mut evidence = diagnosis.evidence;
     if let Some(report) = report
@@ -124,275 +215,10 @@ pub fn no_room(view: View<'_>, spec: &Service) -> Failure {
     let mut room = crate::plan::schedule::Room::new(view);
     let name = ServiceName::new(spec.name.clone(), spec.name.clone());
     let diagnosis = match room.place(&name, spec) {
-        Ok(_) => plain("late", "its replicas were not placed in time", "deploy again"),
+        Ok(_) => Diagnosis::new("late", "its replicas were not placed in time", "deploy again"),
         Err(refused) => no_room_for(view, &refused),
     };
     Failure { cause: diagnosis.cause, evidence: diagnosis.evidence, fix: diagnosis.fix, asked: false }
-}
-
-fn plain(code: &str, cause: &str, fix: &str) -> Diagnosis {
-    Diagnosis {
-        code: code.to_owned(),
-        cause: cause.to_owned(),
-        evidence: Vec::new(),
-        fix: Some(fix.to_owned()),
-        replica: None,
-    }
-}
-
-/// How much worse one replica's state is than another's.
-fn severity(report: &ReplicaReport) -> u8 {
-    match report.phase {
-        Phase::Ready | Phase::Stopping | Phase::Gone => 0,
-        Phase::Pending | Phase::Pulling | Phase::Creating | Phase::Starting if report.trouble.is_none() => 1,
-        Phase::Pending | Phase::Pulling | Phase::Creating | Phase::Starting => 5,
-        Phase::Unready => 6,
-        Phase::BackOff => 7,
-    }
-}
-
-/// What is wrong with one replica.
-pub fn replica(name: &ServiceName, spec: &Service, id: ReplicaId, report: &ReplicaReport) -> Option<Diagnosis> {
-    let label = format!("{name}/{id}");
-    let Some(trouble) = &report.trouble else {
-        return match report.phase {
-            Phase::Ready | Phase::Stopping | Phase::Gone => None,
-            phase => Some(Diagnosis {
-                code: "starting".to_owned(),
-                cause: format!("{label} is {}", phase_word(phase)),
-                evidence: Vec::new(),
-                fix: None,
-                replica: Some(id),
-            }),
-        };
-    };
-    let mut diagnosis = match &trouble.cause {
-        Cause::Exited => exited(name, spec, &label, report),
-        cause => caused(name, spec, &label, trouble, cause),
-    };
-    if !matches!(trouble.cause, Cause::Exited)
-        && let Some(exit) = &report.last_exit
-    {
-        quote(&mut diagnosis.evidence, exit);
-    }
-    diagnosis.replica = Some(id);
-    Some(diagnosis)
-}
-
-fn caused(name: &ServiceName, spec: &Service, label: &str, trouble: &Trouble, cause: &Cause) -> Diagnosis {
-    let (code, cause, evidence, fix): (&str, String, Vec<String>, String) = match cause {
-        Cause::NoEngine { reason } => (
-            "no-engine",
-            "it is a container and no Docker engine answers on its node".to_owned(),
-            vec![reason.clone()],
-            "install one (Debian: `apt-get install docker.io`) or start it (`systemctl start docker`); `orca doctor` checks"
-                .to_owned(),
-        ),
-        Cause::ImageMissing { image } => (
-            "image-missing",
-            format!("image {image} does not exist, neither on the node nor in its registry"),
-            Vec::new(),
-            "correct `image`, or push it; for a private one add [service.registry]".to_owned(),
-        ),
-        Cause::ImageDenied { image } => (
-            "image-denied",
-            format!("the registry refuses to give {image} to us"),
-            Vec::new(),
-            "set username and password in [service.registry], as secrets".to_owned(),
-        ),
-        Cause::PullFailed { image, reason } => (
-            "pull-failed",
-            format!("image {image} could not be pulled"),
-            vec![reason.clone()],
-            "check that the node reaches the registry; it is tried again".to_owned(),
-        ),
-        Cause::WrongArchitecture { image, has, needs } => (
-            "wrong-architecture",
-            format!("image {image} is built for {has}, the node is {needs}"),
-            Vec::new(),
-            format!("build it for {needs} (docker build --platform linux/{needs})"),
-        ),
-        Cause::NoSuchCommand { command, reason } => (
-            "no-such-command",
-            format!("`{command}` cannot be run in the image"),
-            vec![reason.clone()],
-            "correct `command`, or the image's entry point; it must exist and be executable".to_owned(),
-        ),
-        Cause::SecretMissing { name: secret } => (
-            "secret-missing",
-            format!("secret {secret} is not set"),
-            Vec::new(),
-            format!("orca secrets set {secret} --project {}", name.project),
-        ),
-        Cause::PortTaken { port, by } => (
-            "port-taken",
-            format!("port {port} of the host is taken"),
-            vec![by.clone()],
-            "stop what holds it, or use another port".to_owned(),
-        ),
-        Cause::VolumeBusy { volume, by } => (
-            "volume-busy",
-            format!("volume {volume} is held by {by}, which is not gone yet"),
-            Vec::new(),
-            "it starts as soon as the other one is gone".to_owned(),
-        ),
-        Cause::DiskFull { reason } => (
-            "disk-full",
-            "the node's disk is full".to_owned(),
-            vec![reason.clone()],
-            "free space there (`docker system df` shows what images and volumes take)".to_owned(),
-        ),
-        Cause::Refused { reason } => (
-            "refused",
-            "the Docker engine refuses to start it".to_owned(),
-            vec![reason.clone()],
-            "see what it says above; `orca doctor` checks the engine".to_owned(),
-        ),
-        Cause::ModuleInvalid { reason } => (
-            "module-invalid",
-            "its module cannot be run".to_owned(),
-            vec![reason.clone()],
-            "build a component that exports wasi:http/incoming-handler (or wasi:cli/run for schedules)".to_owned(),
-        ),
-        Cause::ModuleMissing { digest } => (
-            "module-missing",
-            "the bytes of its module are not on any control node".to_owned(),
-            vec![format!("sha256:{digest}")],
-            "deploy it again: that uploads them".to_owned(),
-        ),
-        Cause::NotAlive { check, saw } => (
-            "not-alive",
-            format!("it was restarted because its liveness probe failed: {check} -> {}", saw_words(saw)),
-            Vec::new(),
-            "see its logs; if it is merely slow, raise `timeout_secs` or `failure_threshold`".to_owned(),
-        ),
-        Cause::ProbeFailing { check, saw, tries, for_ms, listening } => {
-            return probe_failing(spec, label, check, saw, (*tries, *for_ms), listening.as_deref());
-        }
-        Cause::Exited => unreachable!("told apart by the caller"),
-    };
-    let mut evidence = evidence;
-    if let Some(at) = trouble.retry_at {
-        let secs = at.since(trouble.at).as_secs();
-        if secs > 0 {
-            evidence.push(format!("tried again every {secs} s or so"));
-        }
-    }
-    Diagnosis { code: code.to_owned(), cause, evidence, fix: Some(fix), replica: None }
-}
-
-fn probe_failing(
-    spec: &Service,
-    label: &str,
-    check: &str,
-    saw: &Saw,
-    (tries, for_ms): (u32, u64),
-    listening: Option<&[std::net::SocketAddr]>,
-) -> Diagnosis {
-    let seconds = for_ms as f64 / 1000.0;
-    let mut evidence = vec![format!("{check} -> {}, {tries} tries in {seconds:.1} s", saw_words(saw))];
-    let port = spec.port.unwrap_or(0);
-    let unreachable = matches!(saw, Saw::Refused | Saw::TimedOut);
-    let (code, cause, fix) = match listening {
-        Some(sockets) if unreachable => {
-            let on_port: Vec<_> = sockets.iter().filter(|socket| socket.port() == port).collect();
-            if !on_port.is_empty() && on_port.iter().all(|socket| socket.ip().is_loopback()) {
-                (
-                    "listens-on-loopback",
-                    format!("the process listens on {}; the proxy reaches it on the container's address", on_port[0]),
-                    "bind to 0.0.0.0, or the port of all addresses".to_owned(),
-                )
-            } else if let ([], [first, ..]) = (on_port.as_slice(), sockets) {
-                let others = sockets.iter().map(|s| s.port().to_string()).collect::<Vec<_>>().join(", ");
-                (
-                    "listens-elsewhere",
-                    format!("the process listens on port {others}, not on {port}"),
-                    format!("set `port = {}`, or make it listen on {port}", first.port()),
-                )
-            } else if sockets.is_empty() {
-                (
-                    "not-listening",
-                    format!("{label} runs, but listens on no port yet; {port} is expected"),
-                    "see its logs: it may be waiting for something; a slow start wants `ready_timeout_secs`".to_owned(),
-                )
-            } else {
-                (
-                    "probe-failing",
-                    format!("{label} listens on {port} and does not answer"),
-                    "see its logs".to_owned(),
-                )
-            }
-        }
-        Some(_) | None => match saw {
-            Saw::Status(status) => (
-                "probe-status",
-                format!("its readiness probe gets status {status}: {check}"),
-                "make that path answer 200 to 399 when it is ready, or give another in [service.readiness]".to_owned(),
-            ),
-            Saw::Exit { code, .. } => (
-                "probe-exit",
-                format!("its readiness probe's command exits with {code}: {check}"),
-                "run it with `orca exec` to see; it must exit with 0 when ready".to_owned(),
-            ),
-            Saw::TimedOut => (
-                "probe-timeout",
-                format!("its readiness probe gets no answer in time: {check}"),
-                "see its logs; if it is merely slow, raise `timeout_secs`".to_owned(),
-            ),
-            Saw::Refused | Saw::Error(_) => (
-                "probe-failing",
-                format!("its readiness probe fails: {check} -> {}", saw_words(saw)),
-                "see its logs".to_owned(),
-            ),
-        },
-    };
-    if let Saw::Exit { output, .. } = saw
-        && !output.is_empty()
-    {
-        evidence.push(format!("it printed: {output}"));
-    }
-    Diagnosis { code: code.to_owned(), cause, evidence, fix: Some(fix), replica: None }
-}
-
-fn exited(name: &ServiceName, spec: &Service, label: &str, report: &ReplicaReport) -> Diagnosis {
-    let Some(exit) = &report.last_exit else {
-        return plain("exited", &format!("{label} has exited"), &format!("orca logs {name}"));
-    };
-    let loops = report.failures >= CRASH_LOOP_AFTER;
-    let seconds = exit.after_ms as f64 / 1000.0;
-    let (code, mut cause, fix) = if exit.out_of_memory {
-        let limit = spec.resources.memory.map_or_else(|| "the node's memory".to_owned(), |m| format!("its limit of {m}"));
-        (
-            "out-of-memory",
-            format!("the kernel killed it for using more than {limit}"),
-            "raise `memory` in [service.resources], or make it use less".to_owned(),
-        )
-    } else {
-        let how = exit_words(exit.code);
-        let fix = match exit.code {
-            0 => "a service must go on running; if it is a job, give it a schedule".to_owned(),
-            126 => "the command is not executable: check its mode and the image's architecture".to_owned(),
-            127 => "the command was not found in the image".to_owned(),
-            137 => "something killed it: look for who, or for memory".to_owned(),
-            _ => format!("the reason is in its last lines; more with `orca logs {name}`"),
-        };
-        let code = if loops { "crash-looping" } else { "exited" };
-        (code, format!("it exits {how} after {seconds:.1} s"), fix)
-    };
-    if loops {
-        let _ = write!(cause, ", {} times in a row (crash-looping)", report.failures);
-    }
-    let mut evidence = Vec::new();
-    quote(&mut evidence, exit);
-    Diagnosis { code: code.to_owned(), cause, evidence, fix: Some(fix), replica: None }
-}
-
-fn quote(evidence: &mut Vec<String>, exit: &Exit) {
-    let skipped = exit.last_lines.len().saturating_sub(LINES_QUOTED);
-    evidence.extend(exit.last_lines.iter().skip(skipped).map(|line| format!("log: {line}")));
-    if exit.last_lines.is_empty() {
-        evidence.push("it wrote nothing".to_owned());
-    }
 }
 
 fn waits(view: View<'_>, name: &ServiceName, waiting: &Waiting) -> Option<Diagnosis> {
@@ -400,27 +226,23 @@ fn waits(view: View<'_>, name: &ServiceName, waiting: &Waiting) -> Option<Diagno
         Waiting::ForRoom { refused } => Some(no_room_for(view, refused)),
         Waiting::ForDependency { service } => {
             let other = ServiceName::new(name.project.clone(), service.clone());
-            let its = why(view, &other, &[]);
-            let mut evidence = Vec::new();
-            if let Some(its) = &its {
-                evidence.push(format!("{service}: {}", its.cause));
-                evidence.extend(its.evidence.iter().cloned());
-            }
+            let Some(its) = why(view, &other, &[]) else {
+                let cause = format!("it waits for `{service}`, which it depends on, to be ready");
+                return Some(Diagnosis::new("dependency", cause, format!("orca why {other}")));
+            };
             Some(Diagnosis {
                 code: "dependency".to_owned(),
-                cause: format!("it depends on `{service}`, which is not ready"),
-                evidence,
-                fix: its.and_then(|its| its.fix).or_else(|| Some(format!("orca why {other}"))),
+                cause: format!("it depends on `{service}`, which is not ready: {}", its.cause),
+                evidence: its.evidence,
+                fix: its.fix.or_else(|| Some(format!("orca why {other}"))),
                 replica: None,
             })
         }
-        Waiting::ForNode { node, .. } => Some(Diagnosis {
-            code: "node-silent".to_owned(),
-            cause: format!("its volume is on {}, which is not heard", node_name(view, *node)),
-            evidence: Vec::new(),
-            fix: Some("bring the node back".to_owned()),
-            replica: None,
-        }),
+        Waiting::ForNode { node, .. } => Some(Diagnosis::new(
+            "node-silent",
+            format!("its volume is on {}, which is not heard", node_name(view, *node)),
+            "bring the node back",
+        )),
         Waiting::ForReady { .. }
         | Waiting::ForDrain { .. }
         | Waiting::ForStop { .. }
@@ -429,57 +251,58 @@ fn waits(view: View<'_>, name: &ServiceName, waiting: &Waiting) -> Option<Diagno
     }
 }
 
+/// In the words of what keeps all of them from it, where that is one thing.
 fn no_room_for(view: View<'_>, refused: &BTreeMap<NodeId, NoRoom>) -> Diagnosis {
-    let evidence: Vec<String> =
-        refused.iter().map(|(node, reason)| format!("{}: {reason}", node_name(view, *node))).collect();
-    let cause = match evidence.as_slice() {
-        [] => "there is no node it could run on".to_owned(),
-        [only] => format!("no node has room for it: {only}"),
-        all => format!("none of {} nodes has room for it", all.len()),
+    let room = "lower [service.resources], stop something, or add a node";
+    let each = refused.iter().map(|(node, reason)| format!("{}: {reason}", node_name(view, *node)));
+    // A node that is not heard might be the one.
+    let mut reasons = refused.values().filter(|reason| **reason != NoRoom::NotHeard);
+    let Some(first) = reasons.next() else {
+        let cause = match refused.len() {
+            0 => "there is no node it could run on".to_owned(),
+            _ => "no node is heard that it could run on".to_owned(),
+        };
+        return Diagnosis::new("no-node", cause, "bring a node back; `orca nodes` lists them").seen(each);
     };
-    let fix = match refused.values().next() {
-        Some(NoRoom::Memory { .. } | NoRoom::Cpu { .. }) => "lower [service.resources], stop something, or add a node",
-        Some(NoRoom::Pinned { .. } | NoRoom::Label { .. }) => "correct [service.placement], or the node's labels",
-        Some(NoRoom::NotHeard) | None => "bring a node back; `orca nodes` lists them",
+    let alike = |reason: &NoRoom| std::mem::discriminant(reason) == std::mem::discriminant(first);
+    if !reasons.all(alike) {
+        let cause = format!("none of {} nodes can take it, each for a reason of its own", refused.len());
+        return Diagnosis::new("no-room", cause, room).seen(each);
+    }
+    let diagnosis = match first {
+        NoRoom::Pinned { to } => {
+            let names = view.state.nodes.values().map(|node| format!("`{}`", node.name)).collect::<Vec<_>>().join(", ");
+            Diagnosis::new(
+                "no-such-node",
+                format!("it is pinned to node `{to}`, and there is none of that name"),
+                format!("correct `node` in [service.placement]; there is {names}"),
+            )
+        }
+        NoRoom::Label { key, wanted, .. } => Diagnosis::new(
+            "no-such-label",
+            format!("no node has the label {key} = `{wanted}` that it wants"),
+            "correct `labels` in [service.placement], or give a node that label",
+        ),
+        NoRoom::Memory { wanted, .. } => {
+            Diagnosis::new("no-room", format!("no node has {wanted} of memory to set aside for it"), room)
+        }
+        NoRoom::Cpu { wanted, .. } => {
+            Diagnosis::new("no-room", format!("no node has {wanted} CPUs to set aside for it"), room)
+        }
+        NoRoom::NotHeard => unreachable!("left out above"),
     };
-    Diagnosis { code: "no-room".to_owned(), cause, evidence, fix: Some(fix.to_owned()), replica: None }
+    diagnosis.seen(each)
 }
 
 fn silent(view: View<'_>, node: NodeId, id: ReplicaId) -> Diagnosis {
-    Diagnosis {
-        code: "node-silent".to_owned(),
-        cause: format!("{} is not heard, so nothing is known of {id}", node_name(view, node)),
-        evidence: Vec::new(),
-        fix: Some("look at that machine; `orca nodes` says since when".to_owned()),
-        replica: Some(id),
-    }
+    let cause = format!("{} is not heard, so nothing is known of {id}", node_name(view, node));
+    let mut silent = Diagnosis::new("node-silent", cause, "look at that machine; `orca nodes` says since when");
+    silent.replica = Some(id);
+    silent
 }
 
 fn node_name(view: View<'_>, node: NodeId) -> String {
     view.state.nodes.get(&node).map_or_else(|| node.to_string(), |record| record.name.clone())
-}
-
-fn exit_words(code: i64) -> String {
-    match code {
-        129..=192 => format!("by signal {} (code {code})", signal_name(code - 128)),
-        code => format!("with code {code}"),
-    }
-}
-
-fn signal_name(signal: i64) -> String {
-    match signal {
-        1 => "SIGHUP".to_owned(),
-        2 => "SIGINT".to_owned(),
-        4 => "SIGILL".to_owned(),
-        6 => "SIGABRT".to_owned(),
-        7 => "SIGBUS".to_owned(),
-        8 => "SIGFPE".to_owned(),
-        9 => "SIGKILL".to_owned(),
-        11 => "SIGSEGV".to_owned(),
-        13 => "SIGPIPE".to_owned(),
-        15 => "SIGTERM".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 pub fn saw_words(saw: &Saw) -> String {

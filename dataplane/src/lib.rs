@@ -155,6 +155,8 @@ struct Shared {
     log: Option<Log>,
     /// Orders reach all workers in the same order.
     ordering: tokio::sync::Mutex<()>,
+    /// Whether the first tables are in use, and connections accepted.
+    serving: tokio::sync::watch::Sender<bool>,
 }
 
 struct Worker {
@@ -235,6 +237,7 @@ impl DataPlane {
             listeners: Mutex::new(listeners),
             log,
             ordering: tokio::sync::Mutex::new(()),
+            serving: tokio::sync::watch::Sender::new(false),
         })))
     }
 
@@ -254,6 +257,13 @@ impl DataPlane {
         for is_done in applied {
             let _ = is_done.await;
         }
+        self.0.serving.send_replace(true);
+    }
+
+    /// Returns when it has tables and accepts connections.
+    pub async fn serving(&self) {
+        // The sender lives in `self`.
+        let _ = self.0.serving.subscribe().wait_for(|serving| *serving).await;
     }
 
     /// Everything counted since the start.

@@ -143,6 +143,9 @@ pub struct ServerArgs {
     /// The key that opens this cluster's secrets; made on the first start, and never inside the data directory
     #[arg(long, value_name = "FILE")]
     pub unseal_key: Option<PathBuf>,
+    /// Take over from the server that runs on the same data directory, without refusing a connection
+    #[arg(long)]
+    pub take_over: bool,
     /// Write a line for each request to this file
     #[arg(long, value_name = "FILE")]
     pub access_log: Option<PathBuf>,

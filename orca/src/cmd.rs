@@ -6,6 +6,7 @@ pub mod context;
 pub mod deploy;
 pub mod doctor;
 pub mod exec;
+pub mod handover;
 pub mod init;
 pub mod logs;
 pub mod secrets;

@@ -103,7 +103,11 @@ impl Surroundings {
 /// server means to use it.
 pub fn write_founded(name: &str, addresses: Vec<String>, credential: Credential<'_>) -> Result<PathBuf, Failure> {
     let file = Surroundings::read().file()?;
-    file.add(name, addresses, credential, true)?;
+    let contexts = file.load()?.contexts;
+    // Another cluster may have had this host's name: its access is not to be written over.
+    let numbered = (2..).map(|number| format!("{name}-{number}"));
+    let free = std::iter::once(name.to_owned()).chain(numbered).find(|name| !contexts.contains_key(name));
+    file.add(&free.expect("there is always another number"), addresses, credential, true)?;
     Ok(file.path)
 }
 

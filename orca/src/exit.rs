@@ -1,6 +1,7 @@
 //! How a command ends. Scripts branch on the number and people read the lines, so both are made in one place.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::process::ExitCode;
 
 use orca_wire::message::client::{Reason, Refused};
@@ -73,9 +74,15 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command did not do what was asked: the thing, the cause, the next step.
+/// Why a command did not do what was asked: the thing, the cause, the next step. Boxed: it is rare, and large.
 #[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
 pub struct Failure {
+    account: Box<Account>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Account {
     #[serde(rename = "code")]
     pub exit: Exit,
     pub message: String,
@@ -99,7 +106,7 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(exit: Exit, message: impl Into<String>) -> Failure {
-        Failure {
+        let account = Account {
             exit,
             message: message.into(),
             why: Vec::new(),
@@ -109,7 +116,8 @@ impl Failure {
             more: None,
             problems: Vec::new(),
             report: String::new(),
-        }
+        };
+        Failure { account: Box::new(account) }
     }
 
     pub fn input(message: impl Into<String>) -> Failure {
@@ -155,6 +163,19 @@ impl Failure {
             }
         }
         self
+    }
+}
+
+impl Deref for Failure {
+    type Target = Account;
+    fn deref(&self) -> &Account {
+        &self.account
+    }
+}
+
+impl DerefMut for Failure {
+    fn deref_mut(&mut self) -> &mut Account {
+        &mut self.account
     }
 }
 

@@ -34,11 +34,22 @@ pub struct Session {
 }
 
 /// What may come on a stream: what was asked for, or why not.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug)]
 enum Said<T> {
     Refused { refused: Refused },
     Item(T),
+}
+
+/// Not derived as untagged: what serde keeps aside to look at twice loses the numbers among the keys of maps.
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Said<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Said<T>, D::Error> {
+        let mut value = serde_json::Value::deserialize(from)?;
+        let said = match value.get_mut("refused").map(serde_json::Value::take) {
+            Some(refused) => serde_json::from_value(refused).map(|refused| Said::Refused { refused }),
+            None => serde_json::from_value(value).map(Said::Item),
+        };
+        said.map_err(serde::de::Error::custom)
+    }
 }
 
 impl Session {

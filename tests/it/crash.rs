@@ -1,1 +1,448 @@
-//! (being written)
+//! What breaks under the server, and the server itself: what runs goes on, what was acknowledged is there, and what
+//! cannot work is refused with the reason.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{
+    Load, Node, Outcome, PATIENCE, Rates, Running, Setup, container, container_ids, docker, probe, requires_docker,
+    signal, started_at, wait_for, wait_until,
+};
+
+/// The product promises one second and the container's own start; a loaded machine gets more.
+const SERVES_AGAIN_MAX: Duration = Duration::from_secs(5);
+/// From the start of a server whose replicas run to the first answer.
+const LISTENS_AGAIN_MAX: Duration = Duration::from_secs(8);
+/// Adopting is over when the server's first judgement was made.
+const ADOPTED_MAX: Duration = Duration::from_secs(20);
+const KILLS: usize = 12;
+
+#[track_caller]
+fn wait_for_ready(node: &Node, service: &str, replicas: u64) -> Duration {
+    wait_until(&format!("{replicas} ready replicas of {service}"), PATIENCE, || {
+        let status = node.status(service);
+        status["state"] == "running" && status["ready"] == replicas
+    })
+}
+
+#[test]
+fn a_container_that_is_killed_from_outside_serves_again_in_a_moment() {
+    requires_docker!();
+    let node = Node::start();
+    node.deploy(&container("web", "1", "")).succeeded();
+    let killed = container_ids(&node, "web");
+    let before = started_at(&killed);
+    let load = Load::start(node.target("web"), Rates { web_sockets: 0, ..Rates::default() });
+    load.go_on(100);
+    docker(&["kill", &killed[0]]);
+    let begun = Instant::now();
+    wait_until("another start", PATIENCE, || {
+        let now = container_ids(&node, "web");
+        !now.is_empty() && (now != killed || started_at(&now) != before)
+    });
+    wait_for_ready(&node, "web", 1);
+    load.go_on(200);
+    let tally = load.stop();
+    let good_again = tally.records.iter().filter(|r| r.is_good() && r.begun > begun).map(|r| r.begun).min().unwrap();
+    let took = tally.failures().map(|record| record.ended).max().map_or(Duration::ZERO, |last| last - begun);
+    eprintln!("killed; requests failed for {took:?}; first good one after {:?}\n{tally}", good_again - begun);
+    assert!(took < SERVES_AGAIN_MAX, "failed for {took:?}: {tally}");
+    let status = node.status("web");
+    assert_eq!(status["replicas"][0]["last_exit"]["code"], 137, "{status}");
+    let events = node.orca(&["events", &node.name("web")]).succeeded().stdout;
+    assert!(events.contains("exited with code 137"), "{events}");
+}
+
+/// The server goes, by `end`, and comes back, while three containers serve.
+fn restart_under_load(end: impl FnOnce(&mut Node)) {
+    let mut node = Node::start();
+    let web = container("web", "1", "replicas = 2");
+    node.deploy(&format!("{web}{}", container("other", "2", ""))).succeeded();
+    let ids = [container_ids(&node, "web"), container_ids(&node, "other")].concat();
+    assert_eq!(ids.len(), 3);
+    let started = started_at(&ids);
+    let load = Load::start(node.target("web"), Rates::default());
+    load.go_on(300);
+
+    let down = Instant::now();
+    end(&mut node);
+    let gone = Instant::now();
+    node.spawn();
+    let (back, _) = wait_for("the proxy to listen", LISTENS_AGAIN_MAX, || {
+        node.get("web", "/version").ok().map(|answer| (Instant::now(), answer))
+    });
+    let (back, first_answer) = back;
+    wait_until("health", PATIENCE, || node.is_healthy());
+    wait_for_ready(&node, "web", 2);
+    load.go_on(400);
+    let tally = load.stop();
+    let last_bad = tally.failures().map(|record| record.begun).max().unwrap_or(down);
+    eprintln!(
+        "went in {:?}; listened {:?} after its start and answered {}; no failures {:?} after its start\n{tally}",
+        gone - down,
+        back - gone,
+        first_answer.status,
+        last_bad.saturating_duration_since(gone),
+    );
+    assert!(tally.failures().any(|record| record.outcome == Outcome::Refused), "it was away: {tally}");
+    assert_eq!(first_answer.status, 200, "the first request that finds the listener is served: {first_answer:?}");
+    let after = tally.records.iter().filter(|record| record.begun > back);
+    let bad: Vec<_> = after.filter(|record| !record.is_good()).collect();
+    assert!(bad.is_empty(), "failed although the listener was back: {bad:?}");
+
+    wait_until("everything to be adopted", ADOPTED_MAX, || {
+        node.status("web")["state"] == "running" && node.status("other")["state"] == "running"
+    });
+    assert_eq!(started_at(&ids), started, "nothing was restarted");
+    assert_eq!([container_ids(&node, "web"), container_ids(&node, "other")].concat(), ids, "nothing was made anew");
+    for service in ["web", "other"] {
+        assert_eq!(node.status(service)["replicas"][0]["restarts"], 0);
+    }
+    // The adopted are as good as new: an update replaces them without a loss.
+    let load = Load::start(node.target("web"), Rates::default());
+    node.deploy(&container("web", "2", "replicas = 2")).succeeded();
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}");
+    assert_eq!(node.text("web", "/version").trim(), "2");
+    assert!(container_ids(&node, "web").iter().all(|id| !ids.contains(id)));
+}
+
+#[test]
+fn containers_outlive_a_server_that_is_killed_and_are_adopted() {
+    requires_docker!();
+    restart_under_load(Node::kill9);
+}
+
+#[test]
+fn containers_outlive_a_server_that_is_stopped_and_are_adopted() {
+    requires_docker!();
+    restart_under_load(|node| {
+        let took = node.terminate();
+        eprintln!("stopped in {took:?}");
+    });
+}
+
+#[test]
+fn a_server_that_is_stopped_lets_requests_end() {
+    let mut node = Node::start();
+    node.deploy(&probe("web", "")).succeeded();
+    let slow = Load::start(node.target("web").path("/sleep?1000"), Rates { keep_alive: 10, close: 10, ..Rates::plain() });
+    wait_until("requests under way", PATIENCE, || slow.answered() > 5);
+    node.terminate();
+    let tally = slow.stop();
+    let cut: Vec<_> = tally.failures().filter(|record| record.outcome != Outcome::Refused).collect();
+    assert!(cut.is_empty(), "{cut:?}");
+}
+
+#[test]
+fn after_a_reboot_everything_comes_back() {
+    requires_docker!();
+    let mut node = Node::start();
+    node.set_secret("GREETING", "still here");
+    let web = container("web", "1", "replicas = 2\n[service.env]\nGREETING = \"${secrets.GREETING}\"\n");
+    node.deploy(&format!("{web}{}", probe("wasm", ""))).succeeded();
+    let before = container_ids(&node, "web");
+    node.kill9();
+    // What a power cut leaves: containers that were killed, with no engine event for anybody.
+    docker(&[&["kill"], before.iter().map(String::as_str).collect::<Vec<_>>().as_slice()].concat());
+    assert_eq!(container_ids(&node, "web"), [""; 0]);
+    node.boot();
+    let took = wait_for_ready(&node, "web", 2);
+    eprintln!("all back {took:?} after the server was healthy");
+    assert_eq!(node.text("web", "/env?GREETING"), "still here");
+    assert_eq!(node.text("wasm", "/"), "probe\n");
+    assert_eq!(container_ids(&node, "web").len(), 2);
+    let all = docker(&["ps", "--all", "--quiet", "--filter", &format!("label=orca.service={}", node.name("web"))]);
+    assert_eq!(all.lines().count(), 2, "no remains of the old ones");
+}
+
+/// One change that was asked for.
+#[derive(Debug, Clone)]
+enum Write {
+    Deploy { service: String },
+    Secret { name: String },
+    Scale { replicas: u64 },
+}
+
+/// Whether its acknowledgement came is known; without one, it may have been done or not.
+#[derive(Debug, Clone)]
+struct Asked {
+    write: Write,
+    acknowledged: bool,
+}
+
+impl Write {
+    fn choose(round: usize, number: usize) -> Write {
+        let name = format!("r{round}n{number}");
+        match number % 3 {
+            0 => Write::Deploy { service: name },
+            1 => Write::Secret { name },
+            _ => Write::Scale { replicas: ((round * 3 + number) % 7 + 1) as u64 },
+        }
+    }
+
+    fn start(&self, node: &Node) -> Running {
+        match self {
+            Write::Deploy { service } => node.start_deploy(&probe(service, ""), &["--detach"]),
+            Write::Secret { name } => {
+                node.start_orca_with_input(&["secrets", "set", name, "--project", node.project()], name)
+            }
+            Write::Scale { replicas } => {
+                node.start_orca(&["scale", "--detach", &node.name("counter"), &replicas.to_string()])
+            }
+        }
+    }
+}
+
+/// Everything acknowledged is there.
+#[track_caller]
+fn assert_kept(node: &Node, asked: &[Asked]) {
+    let status = node.json(&["status"]);
+    let services = status["services"].as_array().unwrap();
+    let secrets = node.json(&["secrets", "list", "--project", node.project()]);
+    let mut replicas_possible = vec![1];
+    for Asked { write, acknowledged } in asked {
+        match write {
+            Write::Deploy { service } if *acknowledged => {
+                let name = node.name(service);
+                assert!(services.iter().any(|one| one["name"] == *name), "{service} is lost: {status}");
+            }
+            Write::Secret { name } if *acknowledged => {
+                let listed = secrets["secrets"].as_array().unwrap();
+                let full = node.name(name);
+                assert!(listed.iter().any(|secret| secret["name"] == *full), "secret {full} is lost: {secrets}");
+            }
+            Write::Deploy { .. } | Write::Secret { .. } => {}
+            Write::Scale { replicas } => {
+                if *acknowledged {
+                    replicas_possible.clear();
+                }
+                replicas_possible.push(*replicas);
+            }
+        }
+    }
+    let wanted = node.status("counter")["wanted"].as_u64().unwrap();
+    assert!(replicas_possible.contains(&wanted), "{wanted} replicas, acknowledged or asked after: {replicas_possible:?}");
+}
+
+#[test]
+fn what_was_acknowledged_outlives_kills_at_any_moment() {
+    let mut node = Node::start();
+    node.deploy(&probe("counter", "")).succeeded();
+    let asked = Mutex::new(Vec::<Asked>::new());
+    let acknowledged = || asked.lock().unwrap().iter().filter(|asked| asked.acknowledged).count();
+    let begun = Instant::now();
+    for round in 0..KILLS {
+        let killed = AtomicBool::new(false);
+        let before = acknowledged();
+        thread::scope(|scope| {
+            let (node, asked, killed) = (&node, &asked, &killed);
+            scope.spawn(move || {
+                for number in 0.. {
+                    if killed.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let write = Write::choose(round, number);
+                    let mut command = write.start(node);
+                    wait_until("an answer", PATIENCE, || !command.is_running() || killed.load(Ordering::SeqCst));
+                    // Whoever waits for a dead server need not be waited for.
+                    command.kill();
+                    let acknowledged = command.end().code == 0;
+                    asked.lock().unwrap().push(Asked { write, acknowledged });
+                }
+            });
+            // A different moment each time: after so many acknowledged writes, in the middle of the next.
+            wait_until("acknowledged writes", PATIENCE, || acknowledged() > before + round % 5);
+            signal(node.pid(), "KILL");
+            killed.store(true, Ordering::SeqCst);
+        });
+        node.kill9();
+        node.boot();
+        assert_kept(&node, &asked.lock().unwrap());
+    }
+    let asked = asked.into_inner().unwrap();
+    let lost = asked.iter().filter(|asked| !asked.acknowledged).count();
+    eprintln!("{KILLS} kills in {:.1?}: {} writes, {lost} of them unanswered", begun.elapsed(), asked.len());
+    assert!(lost > 0, "no kill met a write under way");
+    wait_until("all services to run", PATIENCE, || {
+        let status = node.json(&["status"]);
+        status["services"].as_array().unwrap().iter().all(|service| service["state"] == "running")
+    });
+    // It is a cluster that works.
+    node.deploy(&probe("counter", "replicas = 2\n[service.env]\nVERSION = \"new\"\n")).succeeded();
+    assert_eq!(node.text("counter", "/version").trim(), "new");
+}
+
+/// A small file system for the data of a server.
+#[derive(Debug)]
+struct SmallDisk {
+    place: PathBuf,
+}
+
+impl SmallDisk {
+    /// Nothing where it may not be mounted.
+    fn mount(place: &Path, size: &str) -> Option<SmallDisk> {
+        fs::create_dir_all(place).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=755"), "orca-test"]).arg(place);
+        let mounted = mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        mounted.then(|| SmallDisk { place: place.to_owned() })
+    }
+
+    /// Leaves no byte free.
+    fn fill(&self) {
+        let mut file = fs::File::create(self.place.join("filler")).unwrap();
+        for size in [1 << 20, 1 << 12, 1] {
+            let block = vec![b'x'; size];
+            while file.write_all(&block).is_ok() {}
+        }
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.place.join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a server of a failed test may still have files open.
+        drop(Command::new("umount").arg("--lazy").arg(&self.place).status());
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_loses_nothing() {
+    let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let Some(disk) = SmallDisk::mount(place.path(), "64m") else {
+        eprintln!("skipped: file systems can be mounted by root only");
+        return;
+    };
+    let mut node = Node::with(Setup { data_dir: Some(place.path().join("data")), ..Setup::default() });
+    node.deploy(&probe("web", "")).succeeded();
+    node.set_secret("BEFORE", "before");
+    disk.fill();
+    // Space that the store has already may take a few more.
+    let mut acknowledged = Vec::new();
+    let mut numbers = 0..;
+    let (refused, _) = wait_for("a write to be refused", PATIENCE, || {
+        let name = format!("FULL{}", numbers.next().unwrap());
+        let value = "v".repeat(8 << 10);
+        let ran = node.orca_with_input(&["secrets", "set", &name, "--project", node.project()], &value);
+        if ran.code == 0 {
+            acknowledged.push(name);
+            return None;
+        }
+        Some(ran)
+    });
+    eprintln!("{} more went in; then {refused}", acknowledged.len());
+    assert!(refused.stderr.to_lowercase().contains("no space left"), "the cause is named: {refused}");
+    assert!(node.log().contains("o space left"), "the log says it");
+    disk.free();
+    if !node.is_running() {
+        node.kill9();
+        node.boot();
+    }
+    wait_until("writes to work again", PATIENCE, || {
+        node.orca_with_input(&["secrets", "set", "AFTER", "--project", node.project()], "after").code == 0
+    });
+    let listed = node.orca(&["secrets", "list", "--project", node.project()]).succeeded().stdout;
+    for name in acknowledged.iter().map(String::as_str).chain(["BEFORE", "AFTER"]) {
+        assert!(listed.contains(name), "{name} is lost: {listed}");
+    }
+    wait_until("the service to serve", PATIENCE, || node.get("web", "/").is_ok_and(|answer| answer.status == 200));
+    node.kill9();
+    node.boot();
+    let again = node.orca(&["secrets", "list", "--project", node.project()]).succeeded().stdout;
+    assert_eq!(again, listed);
+}
+
+#[test]
+fn a_wrong_unseal_key_is_refused() {
+    let mut node = Node::start();
+    node.set_secret("KEPT", "kept");
+    node.deploy(&probe("web", "[service.env]\nKEPT = \"${secrets.KEPT}\"\n")).succeeded();
+    let stranger = Node::start();
+    node.terminate();
+    let right = fs::read(node.unseal_key()).unwrap();
+    assert_eq!(fs::metadata(node.unseal_key()).unwrap().permissions().mode() & 0o777, 0o600);
+    fs::write(node.unseal_key(), fs::read(stranger.unseal_key()).unwrap()).unwrap();
+    let refused = node.server_fails();
+    eprintln!("{refused}");
+    assert_ne!(refused.code, 0);
+    refused.says(&["unseal key"]);
+    fs::write(node.unseal_key(), "not a key").unwrap();
+    let refused = node.server_fails();
+    eprintln!("{refused}");
+    assert_ne!(refused.code, 0);
+    fs::remove_file(node.unseal_key()).unwrap();
+    let refused = node.server_fails();
+    eprintln!("{refused}");
+    assert_ne!(refused.code, 0, "no new key is made for an old cluster: {refused}");
+    assert!(!node.unseal_key().exists());
+
+    fs::write(node.unseal_key(), right).unwrap();
+    fs::set_permissions(node.unseal_key(), fs::Permissions::from_mode(0o600)).unwrap();
+    node.boot();
+    wait_until("the secret in its workload", PATIENCE, || {
+        node.get("web", "/env?KEPT").is_ok_and(|answer| answer.body == "kept")
+    });
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_and_nothing_is_founded() {
+    let node = Node::prepare(Setup::default());
+    let taken = TcpListener::bind(node.proxy()).unwrap();
+    let refused = node.server_fails();
+    eprintln!("{refused}");
+    assert_ne!(refused.code, 0);
+    refused.says(&[&node.proxy().to_string(), "--http"]);
+    drop(taken);
+
+    let taken = TcpListener::bind(node.control()).unwrap();
+    let refused = node.server_fails();
+    eprintln!("{refused}");
+    assert_ne!(refused.code, 0);
+    refused.says(&[&node.control().to_string(), "--listen"]);
+    drop(taken);
+
+    // Neither has left anything behind that keeps the next from founding.
+    let mut node = node;
+    node.boot();
+    node.deploy(&probe("web", "")).succeeded();
+}
+
+#[test]
+fn two_servers_never_share_a_data_directory() {
+    let node = Node::start();
+    node.deploy(&probe("web", "")).succeeded();
+    let second = Node::prepare(Setup { data_dir: Some(node.data_dir()), ..Setup::default() });
+    let refused = second.server_fails();
+    eprintln!("{refused}");
+    assert_ne!(refused.code, 0);
+    refused.says(&[node.data_dir().to_str().unwrap()]);
+    assert_eq!(node.text("web", "/"), "probe\n");
+    node.deploy(&probe("web", "[service.env]\nVERSION = \"2\"\n")).succeeded();
+}
+
+#[test]
+fn without_an_engine_modules_run_and_containers_say_what_is_missing() {
+    let nowhere = ("DOCKER_HOST".to_owned(), "unix:///nonexistent/docker.sock".to_owned());
+    let node = Node::with(Setup { env: vec![nowhere], ..Setup::default() });
+    node.deploy(&probe("wasm", "")).succeeded();
+    let refused = node.deploy(&container("web", "1", "[service.deploy]\nready_timeout_secs = 3\n"));
+    eprintln!("{refused}");
+    let said = refused.exited(8).says(&["Docker", "/nonexistent/docker.sock", "apt-get install docker.io"]);
+    assert!(said.took < PATIENCE);
+    let why = node.orca(&["why", &node.name("web")]);
+    eprintln!("{why}");
+    assert!(why.stdout.contains("Docker"), "{why}");
+    assert_eq!(node.text("wasm", "/"), "probe\n");
+}

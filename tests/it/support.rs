@@ -29,8 +29,8 @@ mod wait;
 
 pub use docker::{container_ids, docker, docker_fails, started_at};
 pub use load::{Kind, Load, Outcome, Rates, Tally, Target};
-pub use node::{Node, Setup, container, module, orca_binary, probe};
-pub use ran::Ran;
+pub use node::{Answer, Node, Setup, container, module, orca_binary, probe, request, signal};
+pub use ran::{Ran, Running};
 pub use wait::{PATIENCE, wait_for, wait_until};
 
 /// Ends the calling test, having said why, where `cargo xtask test` found that there can be no Docker engine.

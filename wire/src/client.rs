@@ -1,4 +1,4 @@
-//! Any of several nodes will do: finds one that answers, stays with it, and finds another when it is gone.
+//! Any of several control nodes will do: finds one that answers, stays with it, and finds another when it is gone.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -143,7 +143,7 @@ impl Client {
             let begin = start + HEAD_START * u32::try_from(place).unwrap_or(u32::MAX);
             dials.spawn(async move {
                 sleep_until(begin).await;
-                endpoint.dial(address, plane, Wanted::Anyone).await
+                endpoint.dial(address, plane, Wanted::Control).await
             });
         }
         let mut most: Option<DialError> = None;

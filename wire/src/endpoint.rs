@@ -76,7 +76,10 @@ pub enum Access {
 /// Which node shall answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
+    /// Any node of the cluster.
     Anyone,
+    /// Any node that is certified as a voter: only those may be told a token, and only those may say what runs.
+    Control,
     Node(NodeId),
     /// The voter with this Raft id.
     Raft(u64),
@@ -86,6 +89,7 @@ impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Wanted::Anyone => f.write_str("a node"),
+            Wanted::Control => f.write_str("a control node"),
             Wanted::Node(node) => write!(f, "node {node}"),
             Wanted::Raft(raft) => write!(f, "the voter with raft id {raft}"),
         }

@@ -209,6 +209,30 @@ async fn a_token_is_never_shown_to_a_server_of_another_authority() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_no_voter_cannot_stand_in_for_a_control_node() {
+    let authority = authority();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counting = seen.clone();
+    let (server, _listener) = Endpoint::server(ANY_PORT, node(&authority, 1, None), move |_: &Caller<'_>| {
+        counting.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    })
+    .unwrap();
+    let address = server.local_address().unwrap();
+    let agent = Access::Certificate(node(&authority, 2, None));
+    let token = Access::Token(Token::create(authority.fingerprint()));
+    for (access, plane) in [(agent, Plane::Agent), (token, Plane::Client)] {
+        let client = Client::new(Endpoint::client(access).unwrap(), plane, vec![address]);
+        let error = client.connection(Duration::from_millis(50)).await.unwrap_err();
+        let ClientError::Dial(DialError::Stranger { stranger: Stranger::Other { wanted, .. }, .. }) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(wanted, Wanted::Control);
+    }
+    assert_eq!(seen.load(Ordering::Relaxed), 0, "and no token was shown");
+}
+
+#[tokio::test]
 async fn the_node_that_answers_must_be_the_one_that_is_wanted() {
     let authority = authority();
     let (_server, _listener, address) = server(node(&authority, 1, Some(10)));

@@ -12,6 +12,7 @@ mod tidy;
 mod wasm;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -55,16 +56,26 @@ enum Wasm {
     Verify,
 }
 
-fn main() -> Result<()> {
-    let root = root();
-    match Arguments::parse().task {
-        Task::Test { runner } => test::all(&root, &runner),
-        Task::Ci => ci::all(&root),
-        Task::Tidy => tidy::run(&root),
-        Task::Sim(arguments) => sim::seeds(&root, &arguments),
-        Task::Images => image::build(&root),
-        Task::Wasm { task: Wasm::Build } => wasm::build(&root),
-        Task::Wasm { task: Wasm::Verify } => wasm::verify(&root).map(drop),
+fn main() -> ExitCode {
+    match run(Arguments::parse().task, &root()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not by returning it: whoever asked for backtraces meant those of panics.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task, root: &Path) -> Result<()> {
+    match task {
+        Task::Test { runner } => test::all(root, &runner),
+        Task::Ci => ci::all(root),
+        Task::Tidy => tidy::run(root),
+        Task::Sim(arguments) => sim::seeds(root, &arguments),
+        Task::Images => image::build(root),
+        Task::Wasm { task: Wasm::Build } => wasm::build(root),
+        Task::Wasm { task: Wasm::Verify } => wasm::verify(root).map(drop),
     }
 }
 

@@ -29,7 +29,8 @@ pub fn all(root: &Path, runner: &[String]) -> Result<()> {
     if let Some(reason) = &without_docker {
         eprintln!("tests of Docker will be skipped: {reason}");
     }
-    run(&mut cargo(root, &["build", "--package", "orca"]))?;
+    // With the tests in one go: the binary alone would have its dependencies built with fewer features, and again.
+    run(&mut cargo(root, &["build", "--workspace", "--bins", "--tests"]))?;
 
     let skipped = root.join("target/tests-skipped");
     fs::write(&skipped, "").with_context(|| format!("cannot write {}", skipped.display()))?;

@@ -53,7 +53,7 @@ impl Docker {
             let (typ, source) = match &volume.source {
                 VolumeSource::Named(name) => (MountType::VOLUME, self.ensure_volume(goal, name).await?),
                 VolumeSource::Host(path) => {
-                    let real = mounts::allowed(path, &self.config().socket, &self.config().state_directories)?;
+                    let real = mounts::allowed(path, &self.config().socket, &self.guarded())?;
                     (MountType::BIND, real.to_string_lossy().into_owned())
                 }
             };

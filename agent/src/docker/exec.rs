@@ -144,7 +144,11 @@ impl Docker {
                 end.drain(..end.len().saturating_sub(PROBE_OUTPUT_MAX));
             }
             let code = exec.control.code().await.map_err(|error| Saw::Error(error.to_string()))?;
-            Ok(Ended { code, output: String::from_utf8_lossy(&end).trim().to_owned() })
+            let output = String::from_utf8_lossy(&end).trim().to_owned();
+            match not_started(&output) {
+                Some(reason) if code != 0 => Err(Saw::Error(reason.to_owned())),
+                _ => Ok(Ended { code, output }),
+            }
         };
         match tokio::time::timeout(longest, finish).await {
             Ok(ended) => ended,
@@ -154,6 +158,14 @@ impl Docker {
             }
         }
     }
+}
+
+/// Why a command could not even be started, which the engine prints in its place: `OCI runtime exec failed: exec
+/// failed: unable to start container process: exec: "/x": stat /x: no such file or directory: unknown`.
+fn not_started(output: &str) -> Option<&str> {
+    let words = output.strip_prefix("OCI runtime exec failed: ")?;
+    let words = words.rsplit_once("exec: ").map_or(words, |(_, words)| words);
+    Some(words.strip_suffix(": unknown").unwrap_or(words))
 }
 
 impl ExecControl {

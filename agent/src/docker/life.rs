@@ -15,7 +15,8 @@ use orca_cluster::node::Finished;
 use orca_cluster::replica::Cause;
 use orca_cluster::spec::{SecretsAs, VolumeSource};
 
-use super::create::{container, container_name, volume_name};
+use super::create::{container, volume_name};
+use super::listening::holder;
 use super::secrets::{Environment, Open};
 use super::{ANSWER_MAX, Docker, LABEL_CLUSTER, LABEL_REPLICA, address, error, is_on_host_network, is_running};
 
@@ -40,10 +41,7 @@ impl Docker {
     async fn try_start(&self, replica: ReplicaId, goal: &ReplicaGoal, open: Open<'_>) -> Result<Finished, Cause> {
         let id = match self.find(replica).await? {
             Some(id) => id,
-            None => {
-                let name = container_name(replica, goal);
-                return Err(Cause::Refused { reason: format!("the container {name} was removed by someone else") });
-            }
+            None => return Err(Cause::Vanished),
         };
         if let Some(inspected) = self.inspect(&id).await? {
             if is_running(&inspected) {
@@ -55,6 +53,9 @@ impl Docker {
         }
         // A reboot empties what is in memory.
         let asked = container(goal)?;
+        if asked.host.network {
+            check_port(goal).await?;
+        }
         if asked.secrets_as == SecretsAs::Files {
             let environment = Environment::of(goal, asked, open)?;
             if !environment.files.is_empty() {
@@ -78,9 +79,10 @@ impl Docker {
 
     async fn running_address(&self, id: &str, goal: &ReplicaGoal) -> Result<Option<SocketAddr>, Cause> {
         for _ in 0..ADDRESS_TRIES {
-            let Some(inspected) = self.inspect(id).await? else { return Err(Cause::Exited) };
+            let Some(inspected) = self.inspect(id).await? else { return Err(Cause::Vanished) };
+            // It was started, and has ended since: that is an event of its own, with all there is to say of it.
             if !is_running(&inspected) {
-                return Err(Cause::Exited);
+                return Ok(None);
             }
             let address = address(&inspected);
             if address.is_some() || goal.port.is_none() {
@@ -240,6 +242,17 @@ impl Docker {
     }
 }
 
+/// On the host's network its port must be free: otherwise it would end without saying why, and probes would reach
+/// whoever has the port.
+async fn check_port(goal: &ReplicaGoal) -> Result<(), Cause> {
+    let Some(port) = goal.port else { return Ok(()) };
+    let looking = tokio::task::spawn_blocking(move || holder(port)).await;
+    match looking.expect("looking neither panics nor is cancelled") {
+        Some(by) => Err(Cause::PortTaken { port, by }),
+        None => Ok(()),
+    }
+}
+
 /// `network 225614cd… not found`: someone pruned it while nothing ran on it.
 fn is_network_missing(message: &str) -> bool {
     message.contains("network ") && message.ends_with(" not found")
@@ -248,6 +261,10 @@ fn is_network_missing(message: &str) -> bool {
 /// What the engine's words on a failed start mean, where they mean something known.
 fn start_cause(error: &bollard::errors::Error, goal: &ReplicaGoal) -> Option<Cause> {
     let reason = error::message(error);
+    // `container is marked for removal and cannot be started`
+    if reason.contains("marked for removal") {
+        return Some(Cause::Vanished);
+    }
     let is_command = reason.contains("OCI runtime create failed") || reason.contains("failed to create shim");
     let no_command = ["executable file not found", "no such file or directory", "permission denied", "is a directory"]
         .iter()

@@ -1,6 +1,7 @@
 //! Which sockets a replica's processes listen on: the evidence when a probe cannot reach it. Read from the kernel's
 //! tables of the container's network namespace, which an agent that is not root may not see.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use orca_cluster::id::ReplicaId;
@@ -34,6 +35,45 @@ impl Docker {
         sockets.dedup();
         Some(sockets)
     }
+}
+
+/// Who listens on a port of this host: `nginx (process 812)`. [`None`] if nobody does; a process of another user may
+/// keep its name to itself.
+pub(super) fn holder(port: u16) -> Option<String> {
+    let mut taken = false;
+    for table in ["tcp", "tcp6"] {
+        let text = fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
+        for inode in inodes(&text, port) {
+            taken = true;
+            if let Some(owner) = owner(inode) {
+                return Some(owner);
+            }
+        }
+    }
+    taken.then(|| "a process of another user".to_owned())
+}
+
+/// The inodes of the sockets in LISTEN on this port.
+fn inodes(table: &str, port: u16) -> impl Iterator<Item = &str> {
+    table.lines().skip(1).filter_map(move |line| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let is_it = *words.get(3)? == LISTEN && socket(words.get(1)?)?.port() == port;
+        if is_it { words.get(9).copied() } else { None }
+    })
+}
+
+fn owner(inode: &str) -> Option<String> {
+    let wanted = format!("socket:[{inode}]");
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    // Processes that end meanwhile, or may not be looked at, are not it.
+    let holds = |pid: &u32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|link| link.as_os_str() == wanted.as_str())
+    };
+    let pid = { pids }.find(holds)?;
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(format!("{} (process {pid})", name.trim()))
 }
 
 /// The local addresses of the sockets in LISTEN in `/proc/net/tcp` or `/proc/net/tcp6`.
@@ -84,6 +124,16 @@ mod tests {
             assert_eq!(listening(table).collect::<Vec<_>>(), ["127.0.0.1:8080".parse().unwrap()]);
         }
         assert_eq!(listening("").count(), 0);
+    }
+
+    #[test]
+    fn the_holder_of_a_port_is_named() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let holder = holder(port).unwrap();
+        assert!(holder.ends_with(&format!("(process {})", std::process::id())), "{holder}");
+        drop(listener);
+        assert_eq!(super::holder(port), None);
     }
 
     /// As the kernel writes them (`tcp4_seq_show`, `tcp6_seq_show`).

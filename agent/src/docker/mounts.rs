@@ -6,8 +6,19 @@ use std::path::{Path, PathBuf};
 
 use orca_cluster::replica::Cause;
 
-/// These and everything below them.
-const FORBIDDEN: [&str; 4] = ["/proc", "/sys", "/etc", "/var/lib/docker"];
+/// These, everything below them, and whatever has one of them in it. The last ones are ways to root by themselves:
+/// containers are made through containerd's socket as well, and processes started through systemd's.
+const FORBIDDEN: [&str; 9] = [
+    "/proc",
+    "/sys",
+    "/etc",
+    "/boot",
+    "/var/lib/docker",
+    "/var/lib/containerd",
+    "/run/containerd",
+    "/run/systemd",
+    "/run/dbus",
+];
 
 /// Gives the real path of a host directory that may be mounted.
 pub fn allowed(path: &str, socket: &Path, state: &[PathBuf]) -> Result<PathBuf, Cause> {
@@ -26,9 +37,9 @@ fn conflict(real: &Path, socket: &Path, state: &[PathBuf]) -> Option<String> {
     if real == Path::new("/") {
         return Some("it is the whole host".to_owned());
     }
-    let inside = FORBIDDEN.iter().find(|forbidden| real.starts_with(forbidden));
-    if let Some(forbidden) = inside {
-        return Some(format!("it is in {forbidden}"));
+    let met = |forbidden: &&&str| real.starts_with(forbidden) || Path::new(forbidden).starts_with(real);
+    if let Some(forbidden) = FORBIDDEN.iter().find(met) {
+        return Some(format!("{forbidden} would be open to it"));
     }
     let resolve = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     // A directory that has the socket in it gives the engine away as well.
@@ -69,7 +80,7 @@ mod tests {
         {
             assert!(!check(&path(bad)), "{bad}");
         }
-        for bad in ["/", "/proc", "/proc/self", "/sys/fs", "/etc/passwd", "/usr/../etc"] {
+        for bad in ["/", "/proc", "/proc/self", "/sys/fs", "/etc/passwd", "/usr/../etc", "/var", "/var/lib", "/run"] {
             assert!(!check(Path::new(bad)), "{bad}");
         }
     }

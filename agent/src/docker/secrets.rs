@@ -127,6 +127,12 @@ impl Docker {
         [Some(configured), of_user, Some(shared)].into_iter().flatten().find(|place| is_memory(place))
     }
 
+    /// What no container may mount: Orca's state, and the files of other replicas' secrets.
+    pub(super) fn guarded(&self) -> Vec<PathBuf> {
+        let state = self.config().state_directories.iter().cloned();
+        state.chain(self.memory().map(|root| self.secrets_below(&root))).collect()
+    }
+
     fn secrets_below(&self, root: &Path) -> PathBuf {
         root.join(&self.config().cluster).join("secrets")
     }

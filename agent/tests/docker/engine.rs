@@ -41,6 +41,7 @@ impl Drop for Relay {
 
 #[tokio::test]
 async fn without_an_engine_everything_says_what_to_do() {
+    requires_docker!();
     let bed = Bed::new("none");
     let place = tempfile::tempdir().unwrap();
     let mut config = bed.config.clone();
@@ -60,6 +61,7 @@ async fn without_an_engine_everything_says_what_to_do() {
 
 #[tokio::test]
 async fn after_every_gap_everything_is_listed() {
+    requires_docker!();
     let bed = Bed::new("gap");
     let place = tempfile::tempdir().unwrap();
     let mut config = bed.config.clone();

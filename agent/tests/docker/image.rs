@@ -20,6 +20,7 @@ fn of_image(bed: &Bed, image: &str, digest: Option<&str>) -> ReplicaGoal {
 
 #[tokio::test]
 async fn an_image_that_is_here_is_used_and_known_by_its_id() {
+    requires_docker!();
     let bed = Bed::new("local");
     let id = run("docker", &["image", "inspect", "--format", "{{.Id}}", "orca-test/app:1"]).unwrap();
     let id = id.trim();
@@ -31,6 +32,7 @@ async fn an_image_that_is_here_is_used_and_known_by_its_id() {
 
 #[tokio::test]
 async fn an_image_for_another_architecture_is_refused() {
+    requires_docker!();
     let bed = Bed::new("arch");
     let wrong = bed.fetch(&of_image(&bed, "orca-test/app:wrongarch", None)).await;
     assert!(matches!(&wrong, Err(Cause::WrongArchitecture { has, needs, .. }) if has != needs), "{wrong:?}");
@@ -38,6 +40,7 @@ async fn an_image_for_another_architecture_is_refused() {
 
 #[tokio::test]
 async fn an_image_is_pulled_by_name_then_by_digest() {
+    requires_docker!();
     let bed = Bed::new("pull");
     let storage = tempfile::tempdir().unwrap();
     let registry = Registry::start(storage.path(), None).await;
@@ -88,6 +91,7 @@ async fn an_image_is_pulled_by_name_then_by_digest() {
 
 #[tokio::test]
 async fn a_registry_lets_in_who_has_the_password() {
+    requires_docker!();
     let bed = Bed::new("denied");
     let storage = tempfile::tempdir().unwrap();
     let open_registry = Registry::start(storage.path(), None).await;
@@ -118,6 +122,7 @@ async fn a_registry_lets_in_who_has_the_password() {
 
 #[tokio::test]
 async fn a_name_that_is_none_is_refused() {
+    requires_docker!();
     let bed = Bed::new("name");
     for bad in ["Not A Name", "UPPER/case:1"] {
         let refused = bed.fetch(&of_image(&bed, bad, None)).await;

@@ -26,6 +26,7 @@ fn container(goal: &mut orca_cluster::goal::ReplicaGoal) -> &mut orca_cluster::g
 
 #[tokio::test]
 async fn a_replica_is_created_started_stopped_and_removed_and_each_twice_is_once() {
+    requires_docker!();
     let bed = Bed::new("life");
     let goal = bed.goal();
     let mut events = bed.docker.events();
@@ -61,6 +62,7 @@ async fn a_replica_is_created_started_stopped_and_removed_and_each_twice_is_once
 
 #[tokio::test]
 async fn what_ignores_sigterm_is_killed_after_its_grace() {
+    requires_docker!();
     let bed = Bed::new("grace");
     let goal = bed.goal_with(|_, env| env.extend([("IGNORE_SIGTERM", "1")]));
     let address = bed.up(R1, &goal).await;
@@ -75,6 +77,7 @@ async fn what_ignores_sigterm_is_killed_after_its_grace() {
 
 #[tokio::test]
 async fn a_container_killed_from_outside_is_seen_at_once() {
+    requires_docker!();
     let bed = Bed::new("killed");
     let goal = bed.goal();
     let address = bed.up(R1, &goal).await;
@@ -99,6 +102,7 @@ async fn a_container_killed_from_outside_is_seen_at_once() {
 
 #[tokio::test]
 async fn memory_over_the_limit_is_seen_as_that() {
+    requires_docker!();
     let bed = Bed::new("oom");
     let goal = bed.goal_with(|goal, _| goal.resources.memory = Some(Memory(32 << 20)));
     let address = bed.up(R1, &goal).await;
@@ -112,6 +116,7 @@ async fn memory_over_the_limit_is_seen_as_that() {
 
 #[tokio::test]
 async fn what_exits_at_once_shows_its_code_and_last_words_of_this_start_only() {
+    requires_docker!();
     let bed = Bed::new("exits");
     let goal = bed.goal_with(|_, env| env.extend([("EXIT_AT_START", "3")]));
     assert_eq!(bed.create(R1, &goal).await, Finished::Created);
@@ -127,6 +132,7 @@ async fn what_exits_at_once_shows_its_code_and_last_words_of_this_start_only() {
 
 #[tokio::test]
 async fn a_new_handle_finds_everything_again() {
+    requires_docker!();
     let bed = Bed::new("adopt");
     let goal = bed.goal();
     let exits = bed.goal_with(|_, env| env.extend([("EXIT_AT_START", "4")]));
@@ -160,6 +166,7 @@ async fn a_new_handle_finds_everything_again() {
 
 #[tokio::test]
 async fn limits_and_confinement_are_what_the_goal_and_the_house_say() {
+    requires_docker!();
     let bed = Bed::new("limits");
     let goal = bed.goal_with(|goal, _| {
         goal.resources.memory = Some(Memory(64 << 20));
@@ -187,6 +194,7 @@ async fn limits_and_confinement_are_what_the_goal_and_the_house_say() {
 
 #[tokio::test]
 async fn services_of_a_project_find_each_other_by_name() {
+    requires_docker!();
     let bed = Bed::new("names");
     let goal = bed.goal();
     bed.up(R1, &goal).await;
@@ -203,6 +211,7 @@ async fn services_of_a_project_find_each_other_by_name() {
 
 #[tokio::test]
 async fn a_network_that_someone_pruned_is_made_again() {
+    requires_docker!();
     let bed = Bed::new("pruned");
     let goal = bed.goal();
     bed.up(R1, &goal).await;
@@ -213,6 +222,7 @@ async fn a_network_that_someone_pruned_is_made_again() {
 
 #[tokio::test]
 async fn on_the_hosts_network_it_is_reached_on_the_host() {
+    requires_docker!();
     let bed = Bed::new("host");
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = port.to_string();
@@ -230,6 +240,7 @@ async fn on_the_hosts_network_it_is_reached_on_the_host() {
 
 #[tokio::test]
 async fn secrets_as_files_are_in_memory_and_nowhere_in_docker() {
+    requires_docker!();
     let bed = Bed::new("files");
     let mut goal = bed.goal_with(|goal, env| {
         container(goal).secrets_as = SecretsAs::Files;
@@ -275,6 +286,7 @@ async fn secrets_as_files_are_in_memory_and_nowhere_in_docker() {
 
 #[tokio::test]
 async fn named_volumes_outlive_the_container_and_go_only_when_erased() {
+    requires_docker!();
     let bed = Bed::new("volumes");
     let goal = bed.goal_with(|goal, _| {
         let source = VolumeSource::Named(Label::new("data").unwrap());
@@ -302,6 +314,7 @@ async fn named_volumes_outlive_the_container_and_go_only_when_erased() {
 
 #[tokio::test]
 async fn the_host_is_not_mounted_whatever_it_is_called() {
+    requires_docker!();
     let mut bed = Bed::new("mounts");
     let place = tempfile::tempdir().unwrap();
     let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
@@ -331,6 +344,7 @@ async fn the_host_is_not_mounted_whatever_it_is_called() {
 
 #[tokio::test]
 async fn a_command_that_is_not_there_is_named() {
+    requires_docker!();
     let bed = Bed::new("command");
     for (number, command) in ["/nope", "nope", "/tmp"].into_iter().enumerate() {
         let replica = ReplicaId(10 + number as u64);
@@ -349,6 +363,7 @@ async fn a_command_that_is_not_there_is_named() {
 
 #[tokio::test]
 async fn what_is_in_the_way_and_not_ours_is_named_and_left_alone() {
+    requires_docker!();
     let bed = Bed::new("foreign");
     let goal = bed.goal();
     let name = bed.container(R1);
@@ -363,6 +378,7 @@ async fn what_is_in_the_way_and_not_ours_is_named_and_left_alone() {
 
 #[tokio::test]
 async fn a_loopback_address_is_the_evidence_for_a_failing_probe() {
+    requires_docker!();
     let bed = Bed::new("loopback");
     let goal = bed.goal_with(|_, env| env.extend([("BIND", "127.0.0.1")]));
     let address = bed.up(R1, &goal).await;
@@ -380,6 +396,7 @@ async fn a_loopback_address_is_the_evidence_for_a_failing_probe() {
 
 #[tokio::test]
 async fn probes_look_at_a_real_replica() {
+    requires_docker!();
     let bed = Bed::new("probes");
     let goal = bed.goal();
     let address = bed.up(R1, &goal).await;

@@ -2,6 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+/// Ends the calling test, having said why, where `cargo xtask test` found that there can be no Docker engine.
+macro_rules! requires_docker {
+    () => {
+        if orca_tests::docker::is_skipped() {
+            return;
+        }
+    };
+}
+
 mod bed;
 mod engine;
 mod image;

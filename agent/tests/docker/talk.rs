@@ -27,6 +27,7 @@ fn texts(lines: &[LogLine]) -> Vec<&str> {
 
 #[tokio::test]
 async fn logs_are_had_since_a_time_from_the_end_and_as_they_come() {
+    requires_docker!();
     let bed = Bed::new("logs");
     let goal = bed.goal();
     let address = bed.up(R1, &goal).await;
@@ -63,6 +64,7 @@ async fn logs_are_had_since_a_time_from_the_end_and_as_they_come() {
 
 #[tokio::test]
 async fn a_command_has_its_streams_and_its_exit_code() {
+    requires_docker!();
     let bed = Bed::new("exec");
     bed.up(R1, &bed.goal()).await;
     let request = |words: &[&str]| ExecRequest { argv: argv(words), ..Default::default() };
@@ -103,6 +105,7 @@ async fn a_command_has_its_streams_and_its_exit_code() {
 
 #[tokio::test]
 async fn a_terminal_has_a_size_that_changes() {
+    requires_docker!();
     let bed = Bed::new("terminal");
     bed.up(R1, &bed.goal()).await;
     let request = ExecRequest {
@@ -130,6 +133,7 @@ async fn a_terminal_has_a_size_that_changes() {
 
 #[tokio::test]
 async fn usage_is_memory_without_file_pages_and_cpu_between_readings() {
+    requires_docker!();
     let bed = Bed::new("usage");
     let address = bed.up(R1, &bed.goal()).await;
     let mut meter = bed.docker.meter();

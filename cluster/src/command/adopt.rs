@@ -42,7 +42,8 @@ impl Change<'_> {
                     state: PlacementState::Serve,
                 };
                 self.state.placements.insert(replica, placement);
-                self.say(Kind::RolloutStep, Some(&service), format!("{replica} ({revision}) placed on {node}"));
+                let name = self.state.nodes.get(&node).map_or_else(|| node.to_string(), |record| record.name.clone());
+                self.say(Kind::RolloutStep, Some(&service), format!("{replica} ({revision}) placed on {name}"));
             }
             Step::Drain { replica } => self.drain(replica),
             Step::Stop { replica, erase } => {

@@ -8,10 +8,13 @@ use super::health::{Health, Verdict, default_readiness};
 use super::{ActionId, Condition, Finished, Purpose, Task, backoff};
 use crate::goal::{Duty, ReplicaGoal, Workload};
 use crate::id::{ReplicaId, Revision, ServiceName};
-use crate::replica::{Cause, Exit, Phase, Pulled, ReplicaReport, Saw, Trouble, Usage};
+use crate::replica::{Cause, Ending, Exit, Phase, Pulled, ReplicaReport, Saw, Trouble, Usage};
 use crate::spec::{Probe, VolumeSource};
 use crate::time::Timestamp;
 
+/// How the exit of a process that was killed or told to end is written.
+const SIGKILLED: i64 = 128 + 9;
+const SIGTERMED: i64 = 128 + 15;
 /// Failed tries of a readiness probe after which it is worth looking at what the process listens on.
 const INSPECT_AFTER: u32 = 3;
 
@@ -186,6 +189,9 @@ impl Replica {
     pub fn deadline(&self) -> Option<(Timestamp, &'static str)> {
         match &self.stage {
             Stage::BackOff { until, .. } => Some((*until, "a replica is tried again")),
+            Stage::Running(running) if running.is_unprobed() => {
+                Some((running.since + backoff::STEADY_AFTER, "a replica has been up for a while"))
+            }
             Stage::Running(running) => running.deadline(),
             Stage::Unknown | Stage::Pending | Stage::Busy(..) | Stage::Stopped | Stage::Gone => None,
         }
@@ -219,7 +225,8 @@ impl Replica {
             (None, _) => None,
         };
         let liveness = goal.as_ref().and_then(|goal| goal.liveness.clone());
-        let ready = readiness.is_none();
+        let steady = !is_container || now.since(since) >= backoff::STEADY_AFTER;
+        let ready = readiness.is_none() && steady;
         let running = Running {
             address,
             since,
@@ -235,6 +242,19 @@ impl Replica {
         if ready {
             self.became_ready(now);
         }
+    }
+
+    /// Nothing probes it and it has been up for a while. True if that makes it ready.
+    pub fn steady(&mut self, now: Timestamp) -> bool {
+        let Stage::Running(running) = &mut self.stage else { return false };
+        if !running.is_unprobed() || now.since(running.since) < backoff::STEADY_AFTER {
+            return false;
+        }
+        running.ready = true;
+        running.ready_since = Some(now);
+        self.since = now;
+        self.became_ready(now);
+        true
     }
 
     /// The probes were changed without new replicas.
@@ -318,7 +338,7 @@ impl Replica {
         };
         self.failures = if stable { 1 } else { self.failures.saturating_add(1) };
         let after_ms = u64::try_from(up.as_millis()).unwrap_or(u64::MAX);
-        self.last_exit = Some(Exit { at: now, code, out_of_memory, after_ms, last_lines });
+        self.last_exit = Some(Exit { at: now, code, out_of_memory, after_ms, last_lines, ending: Ending::Own });
         let until = now + backoff::restart_delay(self.failures);
         self.trouble = Some(Trouble { at: now, cause: Cause::Exited, retry_at: Some(until) });
         self.enter(Stage::BackOff { until, again: Again::Start }, now);
@@ -362,9 +382,18 @@ impl Replica {
 
     /// No runtime has anything of it.
     pub fn vanished(&mut self, now: Timestamp) {
+        if matches!(self.stage, Stage::Running(_)) && self.duty() == Duty::Run {
+            // Its end was not seen: whoever removed it killed it.
+            self.exited(SIGKILLED, false, Vec::new(), now);
+        }
         match (&self.stage, self.duty()) {
             (Stage::Busy(..) | Stage::Gone | Stage::Pending, _) => {}
             (Stage::BackOff { again: Again::Fetch, .. }, Duty::Run) => {}
+            (&Stage::BackOff { until, again: Again::Start }, Duty::Run) => {
+                self.image = None;
+                self.was_removed();
+                self.enter(Stage::BackOff { until, again: Again::Fetch }, now);
+            }
             (_, Duty::Run) => {
                 self.image = None;
                 self.enter(Stage::Pending, now);
@@ -373,6 +402,13 @@ impl Replica {
             (Stage::Stopped | Stage::Unknown | Stage::Running(_) | Stage::BackOff { .. }, _) => {
                 self.enter(Stage::Stopped, now);
             }
+        }
+    }
+
+    /// What ended it was its removal.
+    fn was_removed(&mut self) {
+        if let Some(exit) = &mut self.last_exit {
+            exit.ending = Ending::Removed;
         }
     }
 
@@ -415,7 +451,7 @@ impl Replica {
     pub fn begin(&mut self, action: ActionId, want: Want, doing: Option<Doing>, now: Timestamp) {
         match want {
             Want::Start => {
-                if matches!(self.stage, Stage::BackOff { again: Again::Start, .. }) && self.last_exit.is_some() {
+                if self.last_exit.is_some() {
                     self.restarts = self.restarts.saturating_add(1);
                 }
                 self.begun = now;
@@ -438,7 +474,15 @@ impl Replica {
                     running.inspecting = Some(action);
                 }
             }
-            Want::Fetch | Want::Create | Want::Restart | Want::Stop | Want::Remove { .. } => {}
+            Want::Restart => {
+                if let Stage::Running(running) = &self.stage
+                    && running.ready_since.is_some_and(|since| now.since(since) >= backoff::STABLE_AFTER)
+                {
+                    self.failures = 0;
+                }
+                self.early_exit = None;
+            }
+            Want::Fetch | Want::Create | Want::Stop | Want::Remove { .. } => {}
         }
         if let Some(doing) = doing {
             self.enter(Stage::Busy(action, doing), now);
@@ -521,16 +565,23 @@ impl Replica {
             }
             (Doing::Restarting, Finished::Stopped) => {
                 let why = self.trouble.take();
-                let lines = self.early_exit.take().map(|(_, _, lines)| lines).unwrap_or_default();
-                self.exited(143, false, lines, now);
-                if let (Some(Trouble { cause, at, .. }), Some(trouble)) = (why, &mut self.trouble) {
-                    *trouble = Trouble { cause, at, retry_at: trouble.retry_at };
+                let (code, _, lines) = self.early_exit.take().unwrap_or((SIGTERMED, false, Vec::new()));
+                self.exited(code, false, lines, now);
+                if let (Some(Trouble { cause: Cause::NotAlive { check, saw }, .. }), Some(exit)) =
+                    (why, &mut self.last_exit)
+                {
+                    exit.ending = Ending::NotAlive { check, saw };
                 }
             }
             (Doing::Stopping, Finished::Stopped) => self.enter(Stage::Stopped, now),
             (Doing::Removing, Finished::Removed) => self.enter(Stage::Gone, now),
-            (Doing::Fetching | Doing::Creating, Finished::Failed(cause)) => self.failed(cause, Again::Fetch, now),
-            (Doing::Starting, Finished::Failed(cause)) => self.failed(cause, Again::Start, now),
+            // From the beginning also when only the start failed: what is there already is taken as it is.
+            (Doing::Fetching | Doing::Creating | Doing::Starting, Finished::Failed(cause)) => {
+                if cause == Cause::Vanished {
+                    self.was_removed();
+                }
+                self.failed(cause, Again::Fetch, now);
+            }
             (Doing::Removing, Finished::Failed(cause)) => self.failed(cause, Again::Start, now),
             (Doing::Restarting | Doing::Stopping, Finished::Failed(cause)) => {
                 // It may be running still: that is asked again, and nothing else is done about it before.
@@ -555,6 +606,8 @@ impl Replica {
             }
             Stage::Running(_) => Phase::Starting,
             Stage::BackOff { .. } => Phase::BackOff,
+            // To be started: it waits for a volume, or for nothing but its turn.
+            Stage::Stopped if self.duty() == Duty::Run => Phase::Creating,
             Stage::Stopped => Phase::Stopping,
             Stage::Gone => Phase::Gone,
         }
@@ -584,6 +637,11 @@ impl Replica {
 }
 
 impl Running {
+    /// Not ready, and no probe will say that it is.
+    fn is_unprobed(&self) -> bool {
+        !self.ready && self.readiness.is_none()
+    }
+
     fn want(&self, now: Timestamp) -> Option<Want> {
         let is_due = |health: &Option<Health>| health.as_ref().and_then(|h| h.due).is_some_and(|due| now >= due);
         if self.liveness.as_ref().is_some_and(Health::has_failed) {

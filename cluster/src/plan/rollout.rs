@@ -252,8 +252,11 @@ impl<'a> Pass<'a> {
             }
             Strategy::Rolling | Strategy::Canary { .. } => {
                 let surge = self.spec.deploy.max_surge as usize;
+                // With fewer wanted than there are, room for a new one comes on top all the same: an old one goes
+                // for a new one that is ready, not for the hope of one.
+                let limit = wanted.max(self.stale.len()) + surge;
                 self.retire_stale_safely(wanted);
-                self.place_up_to(wanted, wanted + surge, room);
+                self.place_up_to(wanted, limit, room);
             }
         }
         self.retire_excess(wanted);
@@ -341,9 +344,10 @@ impl<'a> Pass<'a> {
         // A stale replica that is not ready may be the only one there is, about to come back: it goes only when
         // something new is ready, or nothing is wanted of it.
         let fresh_ready = self.fresh.iter().filter(|s| s.is_ready()).count();
+        let proven = fresh_ready > 0 || wanted == 0 || self.spec.deploy.max_surge == 0;
         for standing in stale {
             let may_go = match standing.is_ready() {
-                true => ready > least,
+                true => ready > least && proven,
                 false => fresh_ready > 0 || ready >= least.max(1) || wanted == 0,
             };
             if !may_go {

@@ -205,7 +205,7 @@ pub fn service(service: &Service) -> Vec<Fault> {
     }
     faults.routes(service);
     faults.env(env);
-    faults.resources(resources, limits);
+    faults.resources(resources, limits, service.is_module());
     for (key, probe) in [("liveness", liveness), ("readiness", readiness)] {
         if let Some(probe) = probe {
             faults.probe(key, probe, service.is_module());
@@ -581,7 +581,7 @@ impl Faults {
         }
     }
 
-    fn resources(&mut self, resources: &Resources, limits: &ModuleLimits) {
+    fn resources(&mut self, resources: &Resources, limits: &ModuleLimits, is_module: bool) {
         let Resources { memory, cpu } = *resources;
         for amount in memory.into_iter().chain([limits.memory]) {
             if amount < MEMORY_MIN {
@@ -589,7 +589,7 @@ impl Faults {
                 break;
             }
         }
-        if limits.memory > MODULE_MEMORY_MAX {
+        if is_module && limits.memory > MODULE_MEMORY_MAX {
             self.push("resources.memory", format!("a module can use at most {MODULE_MEMORY_MAX} of memory"));
         }
         if let Some(cpu) = cpu

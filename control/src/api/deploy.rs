@@ -7,7 +7,7 @@ use orca_cluster::command::put::{PutOutcome, PutServices, ServiceOutcome, previe
 use orca_cluster::command::{Command, Detail};
 use orca_cluster::id::{Label, ServiceName};
 use orca_cluster::spec::{HostDemand, Service, Settings, Source};
-use orca_cluster::state::State;
+use orca_cluster::state::{Deployed, State};
 use orca_wire::message::client::{Deploy, Reason, Refused, Response};
 use tracing::warn;
 
@@ -81,7 +81,7 @@ fn put(deploy: Deploy) -> Result<PutServices, Refused> {
     Ok(PutServices { project: project.name, services, prune, replace, if_generation })
 }
 
-/// Whether what changes may reach into the host as it wants to; true if anything does.
+/// Whether what changes may reach into the host as it wants to; true if anything in it does, changed or not.
 fn check_host(
     core: &Core,
     caller: &Caller,
@@ -93,6 +93,8 @@ fn check_host(
     for (label, service) in &put.services {
         let name = ServiceName::new(put.project.clone(), label.clone());
         if let Some(ServiceOutcome::Unchanged { .. }) = outcome.services.get(&name) {
+            // Allowed because it is there; should it change before we have proposed, it would be put back unasked.
+            demands_any |= !service.host_demands().is_empty();
             continue;
         }
         demands_any |= check_service(core, caller, &state.settings, &name, service)?;
@@ -128,6 +130,15 @@ pub fn check_service(
         }
     }
     Ok(true)
+}
+
+/// Whether the caller may get inside a service, or choose anew what runs in it: if any revision of it reaches into the
+/// host, that takes who may let it.
+pub fn reaches_host(core: &Core, caller: &Caller, deployed: &Deployed) -> Result<(), Refused> {
+    match deployed.revisions.values().all(|record| record.spec.host_demands().is_empty()) {
+        true => Ok(()),
+        false => core.authorise(caller, Verb::ReachHost, Object::Cluster),
+    }
 }
 
 fn is_allowed(settings: &Settings, demand: HostDemand<'_>) -> bool {

@@ -13,7 +13,7 @@ use orca_wire::message::agent::{Errand, ExecErrand, ExecInput, ExecOutput};
 use orca_wire::message::client::{Exec, Reason, Refused, Response};
 use orca_wire::stream::StreamError;
 
-use super::{Core, failed, invalid, no_service, not_found};
+use super::{Core, deploy, failed, invalid, no_service, not_found};
 use crate::auth::{Caller, Object, Verb};
 
 /// Characters of a command that an event quotes.
@@ -61,6 +61,9 @@ async fn open(core: &Arc<Core>, caller: &Caller, exec: Exec) -> Result<Stream, R
             },
         });
     };
+    // What reaches into the host is as good as the host to whoever gets inside. The replica may be of an earlier
+    // revision than the service is now, and only the demands of all that is kept are sure to contain its own.
+    deploy::reaches_host(core, caller, deployed)?;
     let text: String = command.join(" ").chars().take(QUOTED_MAX).collect();
     let announcement = Announcement { kind: Kind::Executed, service: Some(service), text: format!("in {id}: {text}") };
     core.propose(caller, Command::Announce(vec![announcement])).await?;

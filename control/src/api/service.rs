@@ -28,7 +28,12 @@ pub async fn restart(core: &Core, caller: &Caller, service: ServiceName) -> Answ
     operate(core, caller, &service, Command::Restart { service: service.clone(), pull: false }).await
 }
 
+/// The image's name may mean something else by now: for what reaches into the host that is like deploying it.
 pub async fn redeploy(core: &Core, caller: &Caller, service: ServiceName) -> Answer {
+    core.authorise(caller, Verb::Operate, Object::Project(&service.project))?;
+    if let Some(deployed) = core.read().await?.services.get(&service) {
+        deploy::reaches_host(core, caller, deployed)?;
+    }
     operate(core, caller, &service, Command::Restart { service: service.clone(), pull: true }).await
 }
 

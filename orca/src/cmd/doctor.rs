@@ -105,7 +105,7 @@ async fn cluster(global: &Global, around: &Surroundings) -> (Vec<Finding>, Vec<F
     }
     let server = match session.ask(&Request::Doctor).await {
         Ok(Response::Doctor { findings }) => findings,
-        Ok(other) => vec![bad("server", unexpected(&other).message, "update the older one")],
+        Ok(other) => vec![bad("server", unexpected(&other).to_string(), "update the older one")],
         Err(failure) => vec![bad("server", failure.message.clone(), &failure.fix.join("; "))],
     };
     (findings, server)

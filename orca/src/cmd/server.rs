@@ -2,7 +2,7 @@
 //! what happens when one of them ends, is all this file knows.
 
 use std::io::IsTerminal as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,10 +15,11 @@ use orca_control::{Control, Founded, Handle, UnsealSource};
 use orca_dataplane::{AccessLog, DataPlane, Limits};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
+use super::handover::{self, Door, Inheritance, Successor};
 use crate::cli::{LogFormat, ServerArgs};
 use crate::context::{Credential, write_founded};
 use crate::exit::{Exit, Failure};
@@ -30,6 +31,8 @@ const FILES_RESERVED: u64 = 256;
 const FILES_PER_CONNECTION: u64 = 2;
 /// How long requests that are under way may take to end when the server stops.
 const STOP_GRACE: Duration = Duration::from_secs(10);
+/// And when it has handed over: nobody waits for the process to end.
+const HANDOVER_GRACE: Duration = Duration::from_secs(60);
 const PORT_PUBLIC: u16 = 80;
 const PORT_UNPRIVILEGED: u16 = 8080;
 
@@ -74,9 +77,20 @@ pub fn run(args: &ServerArgs, output: &Output) -> Result<ExitCode, Failure> {
         for address in &server.proxy {
             info!(%address, "proxy listens");
         }
-        let ended = server.until_told().await;
-        server.stop().await;
-        ended.map(|()| Exit::Done.into())
+        let door = Door::open(&server.data).map_err(|error| Failure::from_error(Exit::General, &error))?;
+        let ended = tokio::select! {
+            ended = server.until_told() => ended.map(|()| None),
+            asked = door.asked() => asked.map(Some).map_err(|error| Failure::from_error(Exit::General, &error)),
+        };
+        match ended {
+            Ok(Some(successor)) => server.hand_over(door, successor).await,
+            Ok(None) => server.stop().await,
+            Err(failure) => {
+                server.stop().await;
+                return Err(failure);
+            }
+        }
+        Ok(Exit::Done.into())
     })
 }
 
@@ -122,9 +136,13 @@ impl Server {
         // The proxy's port first: it is the likeliest to be taken, and nothing has been made yet.
         let modules_runtime = Background(Some(wasm::runtime().map_err(|error| failed(&error))?));
         let agent_directory = data.join("agent");
-        let modules =
-            Agent::modules(&agent_directory, modules_runtime.handle()).map_err(|error| failed(&error))?;
-        let dataplane = start_proxy(args, &modules)?;
+        let modules = Agent::modules(&agent_directory, modules_runtime.handle()).map_err(|error| failed(&error))?;
+        let inheritance = match args.take_over {
+            true => handover::ask(&data).await.map_err(|error| failed(&error))?,
+            false => None,
+        };
+        let (listeners, predecessor) = inheritance.map(Inheritance::take_apart).unzip();
+        let dataplane = start_proxy(args, listeners, &modules)?;
 
         let (mut control, handle) = Control::start(config).await.map_err(|error| failed(&error))?;
         let founded = control.founded();
@@ -142,6 +160,11 @@ impl Server {
             directory: agent_directory,
         };
         let agent = Agent::start(config, modules, dataplane.clone()).await.map_err(|error| failed(&error))?;
+        if let Some(predecessor) = predecessor {
+            dataplane.serving().await;
+            Inheritance::serves(predecessor).await.map_err(|error| failed(&error))?;
+            info!("taken over from the server that ran before");
+        }
         let proxy = dataplane.addresses();
         Ok(Server { handle, proxy, data, founded, dataplane, agent, control, _modules: modules_runtime })
     }
@@ -159,6 +182,39 @@ impl Server {
                 Err(panicked) => Err(failed(&panicked)),
             },
         }
+    }
+
+    /// Lets a successor take over: everything but the proxy ends, and the proxy when the successor serves.
+    async fn hand_over(self, door: Door, mut successor: Successor) {
+        info!("handing over to a successor");
+        drop(self.agent);
+        self.handle.shutdown();
+        if !self.control.is_finished() {
+            // It has nothing more to say: it was told to stop.
+            let _ = self.control.await;
+        }
+        loop {
+            let given = match self.dataplane.listeners() {
+                Ok(listeners) => successor.give(listeners).await,
+                Err(error) => Err(error),
+            };
+            match given {
+                Ok(()) => break,
+                Err(error) => warn!(
+                    %error,
+                    "the successor does not serve; this process goes on serving by the routes it has, without control \
+                     plane and agent: start `orca server --take-over` again"
+                ),
+            }
+            match door.asked().await {
+                Ok(next) => successor = next,
+                Err(error) => {
+                    warn!(%error, "nobody can ask for a handover any more");
+                    break;
+                }
+            }
+        }
+        self.dataplane.shutdown(HANDOVER_GRACE).await;
     }
 
     /// Ends what this process does. Containers go on.
@@ -193,28 +249,30 @@ pub fn introduce(server: &Server, founded: &Founded, output: &Output) -> Result<
     Ok(())
 }
 
-fn start_proxy(args: &ServerArgs, modules: &orca_agent::config::Modules) -> Result<DataPlane, Failure> {
+fn start_proxy(
+    args: &ServerArgs,
+    inherited: Option<Vec<TcpListener>>,
+    modules: &orca_agent::config::Modules,
+) -> Result<DataPlane, Failure> {
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let ports: &[u16] = &[PORT_PUBLIC, PORT_UNPRIVILEGED];
-    let candidates: Vec<SocketAddr> = match args.http {
-        Some(address) => vec![address],
-        None => ports.iter().map(|port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), *port)).collect(),
+    let config = |address| orca_dataplane::Config {
+        http: vec![address],
+        workers,
+        access_log: args.access_log.clone().map_or(AccessLog::Off, AccessLog::File),
+        limits: Limits { connections_max: connections_max(), ..Limits::default() },
     };
-    let mut refused = None;
-    for address in candidates {
-        let config = orca_dataplane::Config {
-            http: vec![address],
-            workers,
-            access_log: args.access_log.clone().map_or(AccessLog::Off, AccessLog::File),
-            limits: Limits { connections_max: connections_max(), ..Limits::default() },
-        };
-        match DataPlane::start(config, modules.replicas.clone()) {
-            Ok(dataplane) => return Ok(dataplane),
-            Err(error) => refused = Some(error),
+    let any = |port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+    let started = match (inherited, args.http) {
+        (Some(listeners), address) => {
+            DataPlane::start_with(config(address.unwrap_or(any(PORT_PUBLIC))), listeners, modules.replicas.clone())
         }
-    }
-    let error = refused.expect("there is at least one candidate");
-    Err(Failure::from_error(Exit::General, &error).fix("choose where the proxy listens with --http ADDR:PORT"))
+        (None, Some(address)) => DataPlane::start(config(address), modules.replicas.clone()),
+        (None, None) => DataPlane::start(config(any(PORT_PUBLIC)), modules.replicas.clone())
+            .or_else(|_| DataPlane::start(config(any(PORT_UNPRIVILEGED)), modules.replicas.clone())),
+    };
+    started.map_err(|error| {
+        Failure::from_error(Exit::General, &error).fix("choose where the proxy listens with --http ADDR:PORT")
+    })
 }
 
 /// Four fifths of the files the process may open are for the proxy's connections.

@@ -192,7 +192,7 @@ async fn feed(session: &Session, services: &[ServiceName], reports: mpsc::Sender
                 Broken::Refused(failure) => return failure,
                 Broken::Lost(error) => error.to_string(),
             },
-            Err(failure) if failure.exit == Exit::Unreachable => failure.message,
+            Err(failure) if failure.exit == Exit::Unreachable => failure.message.clone(),
             Err(failure) => return failure,
         };
         tracing::info!(%lost, "looking for another connection");

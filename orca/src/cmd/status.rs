@@ -15,7 +15,7 @@ use super::{done, session};
 use crate::cli::{Global, PsArgs, ServiceArg, ServiceArgs, StatusArgs, TopArgs};
 use crate::exit::{Exit, Failure};
 use crate::output::board::{Board, Place};
-use crate::output::text::Text;
+use crate::output::text::{Ink, Text};
 use crate::output::{Output, Screen, history as history_screen, status as screen, why as why_screen};
 use crate::session::{Session, unexpected};
 
@@ -94,8 +94,20 @@ async fn follow(
     tokio::pin!(interrupted);
     loop {
         let look = tokio::select! {
-            look = Look::at(session, service) => look?,
+            look = Look::at(session, service) => look,
             _ = &mut interrupted => return Ok(stopped(output)),
+        };
+        let look = match look {
+            Ok(look) => look,
+            // It may come back: whoever watches wants to see that too.
+            Err(failure) if failure.exit == Exit::Unreachable => {
+                output.notice(&Text::of(Ink::Yellow, format!("{failure}; looking again")));
+                tokio::select! {
+                    () = sleep(AGAIN) => continue,
+                    _ = &mut interrupted => return Ok(stopped(output)),
+                }
+            }
+            Err(failure) => return Err(failure),
         };
         let screen = output.screen(look.status.at);
         if output.json {
@@ -104,10 +116,10 @@ async fn follow(
             let lines = show(&screen, &look);
             if output.out_is_terminal {
                 board.draw(&lines, screen.width, screen.colour);
-            } else if lines != last {
+            } else if gist(&look.status) != last {
                 output.lines(&lines);
                 output.print("\n");
-                last = lines;
+                last = gist(&look.status);
             }
         }
         tokio::select! {
@@ -115,6 +127,17 @@ async fn follow(
             _ = &mut interrupted => return Ok(stopped(output)),
         }
     }
+}
+
+/// What of a status is news: not that a second has passed, nor how much memory is free now.
+fn gist(status: &Status) -> Vec<String> {
+    let nodes = status.nodes.iter().map(|node| format!("{} {:?}", node.name, node.condition));
+    let services = status.services.iter().map(|service| {
+        let cause = service.why.as_ref().map_or("", |why| &why.cause);
+        let ServiceStatus { name, state, ready, wanted, revision, .. } = service;
+        format!("{name} {state:?} {ready}/{wanted} {revision} {cause}")
+    });
+    nodes.chain(services).collect()
 }
 
 /// What a command that never ends by itself says when it is ended.

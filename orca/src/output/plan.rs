@@ -22,7 +22,7 @@ pub fn plan(generation: Generation, changes: &Changes<'_>) -> Vec<Text> {
     }
     let replaced: Vec<&Service> =
         changes.values().filter_map(|(what, spec)| replaces(what).then_some(*spec)?).collect();
-    let mut head = format!("{}", count(created + removed + changed, "service"));
+    let mut head = count(created + removed + changed, "service");
     if !replaced.is_empty() {
         let replicas: u64 = replaced.iter().map(|spec| u64::from(spec.replicas)).sum();
         let pace = if replaced.iter().all(|spec| one_by_one(spec)) { " one by one" } else { "" };

@@ -149,6 +149,7 @@ pub fn worker() -> ServiceStatus {
         out_of_memory: false,
         after_ms: 300,
         last_lines: vec!["no DATABASE_URL".to_owned()],
+        ending: orca_cluster::replica::Ending::Own,
     });
     crashing.trouble = Some(Trouble { at: at(12), cause: Cause::Exited, retry_at: None });
     let mut worker = service("shop/worker", "myorg/worker:2", 2);

@@ -308,7 +308,11 @@ pub fn replicas(screen: &Screen, services: &[ServiceStatus], with_service: bool)
             Text::of(Ink::Dim, screen.ago(replica.since)),
         ]
     });
-    table(2, &[Left, Left, Left, Left, Left, Left, Right, Right, Left, Right], rows.collect())
+    table(
+        if with_service { 0 } else { 2 },
+        &[Left, Left, Left, Left, Left, Left, Right, Right, Left, Right],
+        rows.collect(),
+    )
 }
 
 fn phase(replica: &ReplicaStatus) -> (Ink, String) {
@@ -413,6 +417,7 @@ pub fn cause(cause: &Cause) -> String {
         Cause::ModuleInvalid { .. } => "its module cannot be run".to_owned(),
         Cause::ModuleMissing { .. } => "its module is on no control node".to_owned(),
         Cause::Exited => "it exited".to_owned(),
+        Cause::Vanished => "its container was removed".to_owned(),
         Cause::ProbeFailing { check, saw, .. } => format!("{check} -> {}", saw_words(saw)),
         Cause::NotAlive { check, saw } => format!("not alive: {check} -> {}", saw_words(saw)),
     }

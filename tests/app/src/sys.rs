@@ -11,6 +11,8 @@ const TIOCGWINSZ: u64 = 0x5413;
 /// Where the signal handler writes the number of the signal it got.
 static WRITER: AtomicI32 = AtomicI32::new(-1);
 
+// SAFETY: these are the C library's, which the standard library links anyway; the types are those of the manual pages
+// signal(2), write(2) and ioctl(2) on Linux.
 unsafe extern "C" {
     fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
     fn write(fd: RawFd, bytes: *const u8, count: usize) -> isize;

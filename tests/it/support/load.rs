@@ -19,6 +19,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use super::wait::{PATIENCE, wait_until};
+
 /// Past it, a request is not answered.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// Failures that a report shows.
@@ -100,14 +102,14 @@ pub struct Record {
     pub begun: Instant,
     pub ended: Instant,
     pub outcome: Outcome,
+    /// The first line of what came with 200.
+    pub body: Option<String>,
 }
 
 /// What became of all of them.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     pub records: Vec<Record>,
-    /// How often each body came with 200, by its first line.
-    pub bodies: BTreeMap<String, u64>,
     /// Messages that came back.
     pub echoes: u64,
 }
@@ -163,6 +165,13 @@ impl Load {
         self.tally.lock().unwrap().answered()
     }
 
+    /// Lets so many more be answered.
+    #[track_caller]
+    pub fn go_on(&self, more: usize) {
+        let goal = self.answered() + more;
+        wait_until(&format!("{more} more answers"), PATIENCE, || self.answered() >= goal);
+    }
+
     /// Begins nothing more, waits for what is under way, and gives the whole.
     #[track_caller]
     pub fn stop(self) -> Tally {
@@ -212,42 +221,39 @@ impl Clients {
 
     async fn one(&self, kind: Kind) {
         let begun = Instant::now();
-        let outcome = match timeout(ANSWER_MAX, self.request(kind)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Outcome::Silent,
+        let (outcome, body) = match timeout(ANSWER_MAX, self.request(kind)).await {
+            Ok(Ok(response)) => {
+                let text = String::from_utf8_lossy(&response.body);
+                let line = (response.status == 200).then(|| text.lines().next().unwrap_or_default().to_owned());
+                (Outcome::Answered { status: response.status }, line)
+            }
+            Ok(Err(outcome)) => (outcome, None),
+            Err(_) => (Outcome::Silent, None),
         };
-        self.record(kind, begun, outcome);
+        self.record(Record { kind, begun, ended: Instant::now(), outcome, body });
     }
 
-    fn record(&self, kind: Kind, begun: Instant, outcome: Outcome) {
-        self.tally.lock().unwrap().records.push(Record { kind, begun, ended: Instant::now(), outcome });
+    fn record(&self, record: Record) {
+        self.tally.lock().unwrap().records.push(record);
     }
 
-    async fn request(&self, kind: Kind) -> Outcome {
+    async fn request(&self, kind: Kind) -> Result<Response, Outcome> {
         let kept = if kind == Kind::KeepAlive { self.idle.lock().unwrap().pop_front() } else { None };
         let mut connection = match kept {
             Some(connection) => connection,
             None => match TcpStream::connect(self.target.address).await {
                 Ok(stream) => BufReader::new(stream),
-                Err(_) => return Outcome::Refused,
+                Err(_) => return Err(Outcome::Refused),
             },
         };
         let Target { host, path, .. } = &self.target;
         let wish = if kind == Kind::Close { "close" } else { "keep-alive" };
         let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: {wish}\r\n\r\n");
-        match exchange(&mut connection, head.as_bytes()).await {
-            Ok(Response { status, body, keeps }) => {
-                if kind == Kind::KeepAlive && keeps {
-                    self.idle.lock().unwrap().push_back(connection);
-                }
-                if status == 200 {
-                    let line = String::from_utf8_lossy(&body).lines().next().unwrap_or_default().to_owned();
-                    *self.tally.lock().unwrap().bodies.entry(line).or_default() += 1;
-                }
-                Outcome::Answered { status }
-            }
-            Err(why) => Outcome::Cut { why },
+        let response = exchange(&mut connection, head.as_bytes()).await.map_err(|why| Outcome::Cut { why })?;
+        if kind == Kind::KeepAlive && response.keeps {
+            self.idle.lock().unwrap().push_back(connection);
         }
+        Ok(response)
     }
 
     /// One after the other, until all is stopped.
@@ -259,7 +265,8 @@ impl Clients {
             let begun = Instant::now();
             let outcome = self.web_socket(life).await;
             let refused = outcome == Outcome::Refused;
-            self.record(Kind::WebSocket, begun, outcome);
+            let kind = Kind::WebSocket;
+            self.record(Record { kind, begun, ended: Instant::now(), outcome, body: None });
             if refused {
                 // As a browser does: not in a tight loop.
                 sleep(Duration::from_millis(50)).await;
@@ -430,6 +437,15 @@ impl Tally {
 
     pub fn of(&self, kind: Kind) -> impl Iterator<Item = &Record> {
         self.records.iter().filter(move |record| record.kind == kind)
+    }
+
+    /// How often each body came, by its first line.
+    pub fn bodies(&self) -> BTreeMap<&str, usize> {
+        let mut bodies = BTreeMap::new();
+        for body in self.records.iter().filter_map(|record| record.body.as_deref()) {
+            *bodies.entry(body).or_default() += 1;
+        }
+        bodies
     }
 
     /// WebSockets that did not end because their client ended them.

@@ -195,7 +195,11 @@ impl Node {
         matches!(request(self.control(), "GET", "/api/v1/health", &[], b""), Ok(answer) if answer.status == 200)
     }
 
-    /// SIGKILL, and wait for the end.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_none())
+    }
+
+    /// SIGKILL, if it runs still, and wait for the end.
     pub fn kill9(&mut self) {
         let mut process = self.process.take().expect("the server runs");
         process.kill().unwrap();
@@ -210,7 +214,6 @@ impl Node {
         wait_for("the server's end after SIGTERM", STOP_MAX, || process.try_wait().unwrap()).1
     }
 
-    /// Nothing is left of the server's process, told or not.
     #[track_caller]
     pub fn restart(&mut self) -> Duration {
         self.terminate();
@@ -244,16 +247,18 @@ impl Node {
 
     #[track_caller]
     pub fn orca_with_input(&self, arguments: &[&str], input: &str) -> Ran {
-        let mut command = self.command();
-        command.args(arguments);
-        Running::start(command, input.as_bytes()).end()
+        self.start_orca_with_input(arguments, input).end()
     }
 
     /// Starts `orca …`.
     pub fn start_orca(&self, arguments: &[&str]) -> Running {
+        self.start_orca_with_input(arguments, "")
+    }
+
+    pub fn start_orca_with_input(&self, arguments: &[&str], input: &str) -> Running {
         let mut command = self.command();
         command.args(arguments);
-        Running::start(command, b"")
+        Running::start(command, input.as_bytes())
     }
 
     /// The one result of `orca … --json`, which must succeed.

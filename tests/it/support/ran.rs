@@ -1,8 +1,9 @@
 //! A program that was run to its end.
 
 use std::fmt;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,15 @@ pub struct Running {
     command: String,
     begun: Instant,
     child: Child,
-    stdout: thread::JoinHandle<String>,
-    stderr: thread::JoinHandle<String>,
+    stdout: Collected,
+    stderr: Collected,
+}
+
+/// What has come out of a pipe, and the thread that reads it.
+#[derive(Debug)]
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    thread: thread::JoinHandle<()>,
 }
 
 impl Running {
@@ -46,7 +54,8 @@ impl Running {
         drop(stdin.write_all(input));
         drop(stdin);
         let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        Running { command: words.join(" "), begun, child, stdout: collect(stdout), stderr: collect(stderr) }
+        let (stdout, stderr) = (Collected::from(stdout), Collected::from(stderr));
+        Running { command: words.join(" "), begun, child, stdout, stderr }
     }
 
     pub fn id(&self) -> u32 {
@@ -57,8 +66,19 @@ impl Running {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// SIGKILL, if it runs still.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
+    }
+
+    /// Standard output up to now.
+    pub fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// Standard error up to now.
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
     }
 
     /// Waits for its end.
@@ -67,18 +87,45 @@ impl Running {
         let what = format!("the end of {}", self.command);
         let (status, _): (ExitStatus, _) = wait_for(&what, END_MAX, || self.child.try_wait().unwrap());
         let took = self.begun.elapsed();
-        let (stdout, stderr) = (self.stdout.join().unwrap(), self.stderr.join().unwrap());
+        let (stdout, stderr) = (self.stdout.end(), self.stderr.end());
         Ran { command: self.command, code: status.code().unwrap_or(-1), stdout, stderr, took }
     }
 }
 
-fn collect(mut from: impl std::io::Read + Send + 'static) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What came until it broke is what there is to look at.
-        drop(from.by_ref().read_to_end(&mut bytes));
+impl Collected {
+    fn from(mut pipe: impl io::Read + Send + 'static) -> Collected {
+        let bytes = Arc::<Mutex<Vec<u8>>>::default();
+        let mut to = Keep(Arc::clone(&bytes));
+        let thread = thread::spawn(move || {
+            // What came until it broke is what there is to look at.
+            drop(io::copy(&mut pipe, &mut to));
+        });
+        Collected { bytes, thread }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
+    }
+
+    fn end(self) -> String {
+        let bytes = Arc::clone(&self.bytes);
+        self.thread.join().unwrap();
+        let bytes = bytes.lock().unwrap();
         String::from_utf8_lossy(&bytes).into_owned()
-    })
+    }
+}
+
+struct Keep(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Keep {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Ran {

@@ -121,6 +121,7 @@ impl Verifier {
         }
         let right = match (&found.peer, self.wanted) {
             (Peer::Node { .. }, Wanted::Anyone) => true,
+            (Peer::Node { raft, .. }, Wanted::Control) => raft.is_some(),
             (Peer::Node { node, .. }, Wanted::Node(wanted)) => *node == wanted,
             (Peer::Node { raft, .. }, Wanted::Raft(wanted)) => *raft == Some(wanted),
             (Peer::User { .. } | Peer::Anonymous, _) => false,

@@ -24,7 +24,11 @@ const EDGES: [Edges; 10] = [
     // These two never know each other: what they share is a value of the cluster or a message of the wire.
     Edges { of: "orca-control", to: &["orca-cluster", "orca-wire"], in_tests: &["orca-tests"] },
     Edges { of: "orca-agent", to: &["orca-cluster", "orca-dataplane", "orca-wire"], in_tests: &["orca-tests"] },
-    Edges { of: "orca", to: &["orca-agent", "orca-cluster", "orca-control", "orca-wire"], in_tests: &["orca-tests"] },
+    Edges {
+        of: "orca",
+        to: &["orca-agent", "orca-cluster", "orca-control", "orca-dataplane", "orca-wire"],
+        in_tests: &["orca-tests"],
+    },
     Edges {
         of: "orca-tests",
         to: &["orca-cluster"],

@@ -19,11 +19,11 @@ pub fn check(root: &Path, files: &[PathBuf]) -> Vec<Finding> {
         .filter_map(|file| file.parent())
         // The examples and fixtures are no parts of orca.
         .filter(|directory| directory.components().count() == 1)
-        .map(|directory| format!("{}/", directory.display()))
+        .map(|directory| directory.display().to_string())
         .collect();
     crates
         .into_iter()
-        .filter(|directory| !map.contains(directory.as_str()))
-        .map(|directory| finding(format!("does not name `{directory}`: say what it is for")))
+        .filter(|name| !map.contains(&format!("`{name}`")) && !map.contains(&format!("{name}/")))
+        .map(|name| finding(format!("does not name `{name}`: say what it is for")))
         .collect()
 }

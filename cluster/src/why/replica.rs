@@ -1,0 +1,293 @@
+//! What is wrong with one replica: every [`Cause`] as a sentence, and how an exit is told.
+
+use std::fmt::Write as _;
+
+use super::output::telling;
+use super::{CRASH_LOOP_AFTER, Diagnosis, phase_word, probe, saw_words};
+use crate::id::{ReplicaId, ServiceName};
+use crate::plan::View;
+use crate::replica::{Cause, Ending, Exit, Phase, ReplicaReport, Trouble};
+use crate::spec::Service;
+
+/// Lines of a replica's output that are quoted.
+const LINES_QUOTED: usize = 5;
+/// A start that has outlived the one before by so much does not end for the same reason.
+const OUTLIVED_MS: u64 = 5_000;
+
+/// What is wrong with it; nothing if it is ready, or on its way out.
+pub fn replica(
+    view: View<'_>,
+    name: &ServiceName,
+    spec: &Service,
+    id: ReplicaId,
+    report: &ReplicaReport,
+) -> Option<Diagnosis> {
+    if matches!(report.phase, Phase::Ready | Phase::Stopping | Phase::Gone) {
+        return None;
+    }
+    let Some(trouble) = &report.trouble else {
+        return Some(Diagnosis {
+            code: "starting".to_owned(),
+            cause: format!("{name}/{id} is {}", phase_word(report.phase)),
+            evidence: Vec::new(),
+            fix: None,
+            replica: Some(id),
+        });
+    };
+    let mut diagnosis = match (&trouble.cause, &report.last_exit) {
+        (Cause::Exited | Cause::Vanished, Some(exit)) => exited(name, spec, id, report, exit),
+        (Cause::ProbeFailing { for_ms, .. }, Some(exit)) if ends_again(report, exit, *for_ms) => {
+            exited(name, spec, id, report, exit)
+        }
+        (cause, _) => caused(view, name, spec, report, cause),
+    };
+    diagnosis.evidence.extend(next_try(trouble));
+    diagnosis.replica = Some(id);
+    Some(diagnosis)
+}
+
+/// A replica that exits and is started again is not ready in between; that is not what is wrong with it.
+fn ends_again(report: &ReplicaReport, exit: &Exit, probed_ms: u64) -> bool {
+    report.failures > 0 && report.phase == Phase::Starting && probed_ms < exit.after_ms + OUTLIVED_MS
+}
+
+fn next_try(trouble: &Trouble) -> Option<String> {
+    let delay = trouble.retry_at?.since(trouble.at).as_secs();
+    (delay > 0).then(|| format!("tried again after {delay} s"))
+}
+
+fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaReport, cause: &Cause) -> Diagnosis {
+    match cause {
+        Cause::NoEngine { reason } => Diagnosis::new(
+            "no-engine",
+            "it is a container, and no Docker engine answers on its node",
+            "install one (Debian: `apt-get install docker.io`) or start it (`systemctl start docker`); `orca doctor` checks",
+        )
+        .seen([reason.clone()]),
+        Cause::ImageMissing { image } => Diagnosis::new(
+            "image-missing",
+            format!("image {image} does not exist, neither on the node nor in its registry"),
+            "correct `image`, or push it; for a private one add [service.registry]",
+        ),
+        Cause::ImageDenied { image } => Diagnosis::new(
+            "image-denied",
+            match spec.registry {
+                Some(_) => format!("the registry refuses to give {image} with the credentials in [service.registry]"),
+                None => format!("the registry gives {image} only to those who log in"),
+            },
+            match spec.registry {
+                Some(_) => "correct them, and see that the account may read that image",
+                None => "set username and password in [service.registry], the password as a secret",
+            },
+        ),
+        Cause::PullFailed { image, reason } => pull_failed(image, reason),
+        Cause::WrongArchitecture { image, has, needs } => Diagnosis::new(
+            "wrong-architecture",
+            format!("image {image} is built for {has}, and the node is {needs}"),
+            format!("build it for {needs} (docker build --platform linux/{needs})"),
+        ),
+        Cause::NoSuchCommand { command, reason } => Diagnosis::new(
+            "no-such-command",
+            format!("`{command}` cannot be run: {}", reason.split(';').next().unwrap_or(reason)),
+            "correct `command`, or the image's entry point; it must exist and be executable",
+        )
+        .seen(reason.split_once("; ").map(|(_, more)| more.to_owned())),
+        Cause::SecretMissing { name: secret } => Diagnosis::new(
+            "secret-missing",
+            format!("secret {secret} is not set"),
+            format!("orca secrets set {secret} --project {}", name.project),
+        ),
+        Cause::PortTaken { port, by } => Diagnosis::new(
+            "port-taken",
+            format!("port {port} of the host is taken by {by}"),
+            "stop what holds it, or use another port",
+        ),
+        Cause::VolumeBusy { volume, by } => {
+            let holder = match view.state.placements.get(by) {
+                Some(placement) => format!("{}/{by}", placement.service),
+                None => by.to_string(),
+            };
+            Diagnosis::new(
+                "volume-busy",
+                format!("volume {volume} is held by {holder}, and only one replica may write to it"),
+                "it starts as soon as the other one is gone; two services that shall run together need two volumes",
+            )
+        }
+        Cause::DiskFull { reason } => Diagnosis::new(
+            "disk-full",
+            "the node's disk is full",
+            "free space there (`docker system df` shows what images and volumes take)",
+        )
+        .seen([reason.clone()]),
+        Cause::Refused { reason } => Diagnosis::new(
+            "refused",
+            format!("it cannot be started: {reason}"),
+            "change what it asks for; if that is right, `orca doctor` checks the engine",
+        ),
+        Cause::ModuleInvalid { reason } => {
+            let (what, fix) = reason.split_once("; ").unwrap_or((
+                reason,
+                "build a component that exports wasi:http/incoming-handler (or wasi:cli/run for schedules)",
+            ));
+            Diagnosis::new("module-invalid", format!("its module cannot be run: {what}"), fix)
+        }
+        Cause::ModuleMissing { digest } => Diagnosis::new(
+            "module-missing",
+            "the bytes of its module are neither on its node nor on a control node",
+            "deploy it again from its files: that uploads them",
+        )
+        .seen([format!("sha256:{digest}")]),
+        Cause::NotAlive { check, saw } => not_alive(check, &saw_words(saw)),
+        Cause::Exited => Diagnosis::new("exited", "its process has ended", format!("orca logs {name}")),
+        Cause::Vanished => removed(),
+        Cause::ProbeFailing { check, saw, tries, for_ms, listening } => {
+            let seen = probe::Seen {
+                check,
+                saw,
+                tries: *tries,
+                for_ms: *for_ms,
+                listening: listening.as_deref(),
+                unready: report.phase == Phase::Unready,
+            };
+            probe::failing(spec, seen)
+        }
+    }
+}
+
+/// A registry that cannot be reached is told from one that answers something else.
+fn pull_failed(image: &str, reason: &str) -> Diagnosis {
+    const UNREACHABLE: [&str; 8] = [
+        "connection refused",
+        "no such host",
+        "i/o timeout",
+        "no route to host",
+        "network is unreachable",
+        "connection reset",
+        "name resolution",
+        "Client.Timeout",
+    ];
+    let host = image.split_once('/').map(|(host, _)| host).filter(|host| host.contains(['.', ':']));
+    let host = host.unwrap_or("docker.io");
+    if UNREACHABLE.iter().any(|words| reason.contains(words)) {
+        return Diagnosis::new(
+            "registry-unreachable",
+            format!("the node cannot reach the registry {host}, and does not have image {image}"),
+            "check the registry's name, and the node's network and DNS; it is tried again",
+        )
+        .seen([reason.to_owned()]);
+    }
+    Diagnosis::new(
+        "pull-failed",
+        format!("image {image} could not be pulled: {reason}"),
+        format!("see what {host} says; it is tried again"),
+    )
+}
+
+fn not_alive(check: &str, saw: &str) -> Diagnosis {
+    Diagnosis::new(
+        "not-alive",
+        format!("its liveness probe failed, so it was killed and started again: {check} -> {saw}"),
+        "see its logs for what it hangs on; if it is merely slow, raise `timeout_secs` or `failure_threshold`",
+    )
+}
+
+fn removed() -> Diagnosis {
+    Diagnosis::new(
+        "removed-outside",
+        "somebody removed its container, so it was made again",
+        "find who runs `docker rm` or a clean-up on the node; to stop it for good: orca stop",
+    )
+}
+
+/// How it ended, and why, as far as that is known.
+pub fn exited(name: &ServiceName, spec: &Service, id: ReplicaId, report: &ReplicaReport, exit: &Exit) -> Diagnosis {
+    let mut diagnosis = match &exit.ending {
+        Ending::Removed => removed(),
+        Ending::NotAlive { check, saw } => not_alive(check, &saw_words(saw)),
+        Ending::Own => ended(name, spec, report, exit),
+    };
+    let loops = report.failures >= CRASH_LOOP_AFTER;
+    if loops {
+        let _ = write!(diagnosis.cause, ", {} times in a row (crash-looping)", report.failures);
+    }
+    if exit.ending != Ending::Removed {
+        quote(&mut diagnosis.evidence, exit);
+    }
+    diagnosis.replica = Some(id);
+    diagnosis
+}
+
+fn ended(name: &ServiceName, spec: &Service, report: &ReplicaReport, exit: &Exit) -> Diagnosis {
+    if exit.out_of_memory {
+        let limit = match spec.resources.memory {
+            Some(limit) => format!("its limit of {limit} of memory"),
+            None => "the memory there is on its node".to_owned(),
+        };
+        return Diagnosis::new(
+            "out-of-memory",
+            format!("the kernel killed it for using more than {limit}"),
+            "raise `memory` in [service.resources], or make it use less",
+        );
+    }
+    let loops = report.failures >= CRASH_LOOP_AFTER;
+    let code = if loops { "crash-looping" } else { "exited" };
+    let how = format!(
+        "it {} {} after {:.1} s",
+        if loops { "exits" } else { "exited" },
+        exit_words(exit.code),
+        exit.after_ms as f64 / 1000.0
+    );
+    if exit.code == 0 {
+        let fix = "a service must go on running: let its command stay in the foreground; for a job that ends, use a \
+                   module with a schedule";
+        return Diagnosis::new(code, format!("{how}, which is success, but a service must go on running"), fix);
+    }
+    if let Some(telling) = telling(&exit.last_lines) {
+        return Diagnosis::new(telling.code, format!("{how}: {}", telling.what), telling.fix);
+    }
+    let fix = match exit.code {
+        126 => "the command is not executable: check its mode and the image's architecture".to_owned(),
+        127 => "a command it ran was not found: see its last lines, and what the image has".to_owned(),
+        137 => "something on the node kills it, and not for its memory: look for who (`docker events`, `journalctl -k`)"
+            .to_owned(),
+        132 | 134..=136 | 139 => {
+            format!("the program has crashed, which is a fault in it: see its last lines, or `orca logs {name}`")
+        }
+        143 => "something on the node tells it to end: look for who (`docker events`)".to_owned(),
+        _ => format!("the reason is in its last lines; more with `orca logs {name}`"),
+    };
+    Diagnosis::new(code, how, fix)
+}
+
+fn quote(evidence: &mut Vec<String>, exit: &Exit) {
+    let skipped = exit.last_lines.len().saturating_sub(LINES_QUOTED);
+    evidence.extend(exit.last_lines.iter().skip(skipped).map(|line| format!("log: {line}")));
+    if exit.last_lines.is_empty() {
+        evidence.push("it wrote nothing".to_owned());
+    }
+}
+
+fn exit_words(code: i64) -> String {
+    match code {
+        129..=192 => format!("by signal {} (code {code})", signal_name(code - 128)),
+        code => format!("with code {code}"),
+    }
+}
+
+fn signal_name(signal: i64) -> String {
+    match signal {
+        1 => "SIGHUP".to_owned(),
+        2 => "SIGINT".to_owned(),
+        3 => "SIGQUIT".to_owned(),
+        4 => "SIGILL".to_owned(),
+        5 => "SIGTRAP".to_owned(),
+        6 => "SIGABRT".to_owned(),
+        7 => "SIGBUS".to_owned(),
+        8 => "SIGFPE".to_owned(),
+        9 => "SIGKILL".to_owned(),
+        11 => "SIGSEGV".to_owned(),
+        13 => "SIGPIPE".to_owned(),
+        15 => "SIGTERM".to_owned(),
+        other => other.to_string(),
+    }
+}
