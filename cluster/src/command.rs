@@ -146,6 +146,8 @@ pub enum Refusal {
     SecretMoved { name: SecretName },
     #[error("the data key of {0:?} is not known")]
     NoDataKey(DataKeyId),
+    #[error("data key {0} was made by someone else meanwhile; try again")]
+    DataKeyTaken(DataKeyId),
     #[error("the cluster has been founded already")]
     Founded,
     #[error("the last administrator's token cannot be revoked; create another one first")]
@@ -435,6 +437,10 @@ impl Change<'_> {
         key: SealedDataKey,
         values: BTreeMap<SecretName, SealedValue>,
     ) -> Result<Option<Detail>, Refusal> {
+        // Two keys under one id, and what the first one sealed could not be opened any more.
+        if self.state.data_keys.contains_key(&key.id) {
+            return Err(Refusal::DataKeyTaken(key.id));
+        }
         let scope = key.id.scope.clone();
         for (name, record) in self.state.secrets.iter().filter(|(name, _)| name.scope() == scope) {
             if values.get(name).is_none_or(|value| value.version != record.version) {
@@ -564,4 +570,32 @@ fn previous_template(deployed: &Deployed) -> Option<Revision> {
         .rev()
         .find(|(revision, record)| record.template != template && !given_up(**revision))
         .map(|(revision, _)| *revision)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::{Ciphertext, Opaque, Scope};
+
+    #[test]
+    fn a_data_key_is_never_replaced_by_another_of_its_id() {
+        let mut state = State::default();
+        let mut index = 0;
+        let mut apply = |command| {
+            index += 1;
+            let applied = state.apply(index, Entry { at: Timestamp(1), actor: Actor::Orca, source: None, command });
+            (applied, state.data_keys.values().next().map(|kept| kept.key.clone()))
+        };
+        let key = |byte| SealedDataKey {
+            id: DataKeyId { scope: Scope::Global, version: 1 },
+            root: 1,
+            created: Timestamp(1),
+            key: Ciphertext { nonce: Opaque(vec![byte]), bytes: Opaque(vec![byte]) },
+        };
+        apply(Command::AddDataKey(key(1)));
+        let (second, kept) = apply(Command::AddDataKey(key(2)));
+        assert!(matches!(second, Applied::Unchanged { .. }) && kept == Some(key(1)), "{second:?}");
+        let (rotated, kept) = apply(Command::RotateDataKey { key: key(3), values: BTreeMap::new() });
+        assert_eq!((rotated, kept), (Applied::Refused(Refusal::DataKeyTaken(key(3).id)), Some(key(1))));
+    }
 }

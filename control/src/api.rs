@@ -357,6 +357,7 @@ pub fn refused(refusal: Refusal) -> Refused {
         Refusal::Busy { .. }
         | Refusal::Removing(_)
         | Refusal::SecretMoved { .. }
+        | Refusal::DataKeyTaken(_)
         | Refusal::Founded
         | Refusal::LastAdmin => (Reason::Conflict, None),
         Refusal::RouteTaken { .. } | Refusal::SecretsMissing { .. } | Refusal::CannotScale { .. } => {

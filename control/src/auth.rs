@@ -347,7 +347,8 @@ impl Refusals {
     fn with<T>(&self, now: Timestamp, act: impl FnOnce(&mut Window) -> T) -> T {
         // Counts only: whatever a panic elsewhere has left is good enough.
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.since(window.began) >= WINDOW {
+        // A clock that was set back would keep a window, and those it shuts out, for as long as it went back.
+        if now.since(window.began) >= WINDOW || now < window.began {
             *window = Window { began: now, ..Window::default() };
         }
         act(&mut window)

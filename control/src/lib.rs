@@ -81,6 +81,12 @@ const CONNECTIONS_MAX: usize = 1_000;
 pub enum StartError {
     #[error("the cluster could not be founded")]
     Found(#[from] FoundError),
+    #[error("whether there is a store at {} cannot be told", path.display())]
+    Store {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{} has a control node's store, but not the identity that goes with it", path.display())]
     Identity {
         path: PathBuf,
@@ -173,7 +179,9 @@ impl Control {
         let (http_address, http) = http.map_err(|source| StartError::Http { address: config.listen_http, source })?;
 
         let layout = Layout::new(&config.data_dir);
-        let founded = match layout.raft().exists() {
+        // One that cannot be looked at is not absent: founding anew would write over its node's identity.
+        let exists = layout.raft().try_exists();
+        let founded = match exists.map_err(|source| StartError::Store { path: layout.raft(), source })? {
             true => None,
             false => {
                 let advertise = config.advertise.clone().unwrap_or_else(|| config.listen_quic.to_string());
@@ -410,10 +418,11 @@ impl Door {
             // The certificate is proof enough, and cannot be tried out.
             (Peer::User { token }, _) => auth::identify(state, token, dialer.address, now),
             (Peer::Anonymous, Some((token, secret))) => {
-                if self.refusals.is_shut_out(dialer.address.ip(), now) {
+                let found = auth::identify_by_secret(state, token, secret, dialer.address, now);
+                if found.is_err() && self.refusals.is_shut_out(dialer.address.ip(), now) {
                     return Err(http::SHUT_OUT.to_owned());
                 }
-                auth::identify_by_secret(state, token, secret, dialer.address, now)
+                found
             }
             (Peer::Anonymous, None) | (Peer::Node { .. }, _) => Err(auth::Unauthenticated),
         };

@@ -223,7 +223,7 @@ async fn a_node_that_is_no_voter_cannot_stand_in_for_a_control_node() {
     let token = Access::Token(Token::create(authority.fingerprint()));
     for (access, plane) in [(agent, Plane::Agent), (token, Plane::Client)] {
         let client = Client::new(Endpoint::client(access).unwrap(), plane, vec![address]);
-        let error = client.connection(Duration::from_millis(50)).await.unwrap_err();
+        let error = client.connection(Duration::from_secs(2)).await.unwrap_err();
         let ClientError::Dial(DialError::Stranger { stranger: Stranger::Other { wanted, .. }, .. }) = error else {
             panic!("{error:?}");
         };

@@ -133,7 +133,7 @@ pub async fn rotate(core: &Core, caller: &Caller, project: Option<Label>) -> Ans
         }
         match core.apply(caller, Command::RotateDataKey { key, values }).await? {
             Ok(changed) => return Ok(changed.response()),
-            Err(moved @ Refusal::SecretMoved { .. }) => last = Some(moved),
+            Err(moved @ (Refusal::SecretMoved { .. } | Refusal::DataKeyTaken(_))) => last = Some(moved),
             Err(other) => return Err(refused(other)),
         }
     }

@@ -1,5 +1,6 @@
 //! Errors as `application/problem+json` (RFC 9457), and what is taken out of requests before a verb sees them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -7,6 +8,7 @@ use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use orca_cluster::spec::toml::Problem as SpecProblem;
 use orca_wire::identity::Token;
@@ -89,6 +91,26 @@ impl IntoResponse for Problem {
     }
 }
 
+/// Refuses what was not addressed to this machine by itself. Somebody's browser may be led here by a name of anyone's
+/// (DNS rebinding), or by a page of anyone's; neither has a token, and neither should learn even what is open.
+pub async fn only_local(request: Request, next: Next) -> Result<Response, Problem> {
+    let named = request.uri().host().or_else(|| request.headers().get(header::HOST)?.to_str().ok());
+    if named.is_some_and(is_local) && !request.headers().contains_key(header::ORIGIN) {
+        return Ok(next.run(request).await);
+    }
+    let hint = "use 127.0.0.1 or localhost, through an SSH tunnel from elsewhere, and no browser".to_owned();
+    let message = "the HTTP API is for programs of this machine".to_owned();
+    let refused = Refused { reason: Reason::Invalid, message, hint: Some(hint) };
+    Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, refused))
+}
+
+/// Whether a `Host` names the loopback interface, with a port or without.
+fn is_local(host: &str) -> bool {
+    let bracketed = host.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(address, _)| address);
+    let name = bracketed.unwrap_or_else(|| host.split_once(':').map_or(host, |(name, _)| name));
+    name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
 pub async fn no_route() -> Problem {
     let hint = "GET /api/v1/openapi.json lists what there is".to_owned();
     let message = "there is nothing at this path".to_owned();
@@ -106,14 +128,14 @@ impl FromRequestParts<Arc<Core>> for Authenticated {
             return Err(crate::api::failed("the request came from nowhere; this is a defect in orca".to_owned()).into());
         };
         let now = now();
-        if core.refusals.is_shut_out(source.ip(), now) {
-            let refused = Refused { reason: Reason::Unauthorised, message: SHUT_OUT.to_owned(), hint: None };
-            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, refused));
-        }
         let shown = parts.headers.get(header::AUTHORIZATION);
         let found = bearer(shown)
             .and_then(|token| auth::identify_by_secret(&core.raft.state(), &token.id, &token.secret, source, now));
         found.map(Authenticated).map_err(|nobody| {
+            if core.refusals.is_shut_out(source.ip(), now) {
+                let refused = Refused { reason: Reason::Unauthorised, message: SHUT_OUT.to_owned(), hint: None };
+                return Problem::new(StatusCode::TOO_MANY_REQUESTS, refused);
+            }
             // A request without any token is no try.
             if shown.is_some() {
                 core.refusals.unauthenticated(source, now);
@@ -189,4 +211,19 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Sent<T> {
 pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(bytes)
         .map_err(|error| invalid(format!("the body is not what is expected: {error}"), None).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_local() {
+        for local in ["127.0.0.1", "127.0.0.1:6880", "127.9.9.9:1", "localhost", "LocalHost:6880", "[::1]", "[::1]:6880"] {
+            assert!(is_local(local), "{local}");
+        }
+        for other in ["", ":6880", "evil.example", "127.0.0.1.evil.example:6880", "localhost.evil", "10.0.0.1", "[::2]"] {
+            assert!(!is_local(other), "{other}");
+        }
+    }
 }
