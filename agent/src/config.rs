@@ -39,7 +39,8 @@ pub struct Config {
     pub docker_socket: PathBuf,
     /// Where control nodes are.
     pub control: Vec<SocketAddr>,
-    pub identity: Identity,
+    /// Who the node is; whoever renews its certificate puts the new one here.
+    pub identity: watch::Receiver<Identity>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -86,11 +87,12 @@ impl Agent {
     }
 
     pub async fn start(config: Config, modules: Modules, dataplane: DataPlane) -> Result<Agent, StartError> {
-        let Config { directory, keys, state_directories, runtime_directory, docker_socket, control, identity } = config;
-        let Peer::Node { node, .. } = *identity.peer() else {
+        let Config { directory, keys, state_directories, runtime_directory, docker_socket, control, mut identity } = config;
+        let present = identity.borrow_and_update().clone();
+        let Peer::Node { node, .. } = *present.peer() else {
             return Err(StartError::NotANode(directory));
         };
-        let cluster = identity.cluster();
+        let cluster = present.cluster();
         let sealing_key = SealingKey::load_or_create(&keys)?;
         let logs = Logs::open(directory.join("logs"))
             .map_err(|source| StartError::Directory { path: directory.join("logs"), source })?;
@@ -105,8 +107,8 @@ impl Agent {
             runtime_directory,
             state_directories,
         });
-        let endpoint = Endpoint::client(Access::Certificate(identity))?;
-        let session = Session::new(Client::new(endpoint, Plane::Agent, control));
+        let endpoint = Endpoint::client(Access::Certificate(present))?;
+        let session = Session::new(Client::new(endpoint.clone(), Plane::Agent, control));
         let (hands, finished) = Hands::new(Tools {
             docker: docker.clone(),
             wasm: modules.engine,
@@ -136,6 +138,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let mut tasks = JoinSet::new();
+        tasks.spawn(keep_certified(endpoint, identity));
         tasks.spawn(driver.run());
         tasks.spawn(session.run(reports_sent, goals, errands));
         Ok(Agent { tasks })
@@ -148,4 +151,16 @@ impl Agent {
             Some(Ok(()) | Err(_)) | None => AgentEnded::Untold,
         }
     }
+}
+
+/// A certificate lasts for days and a connection may be lost at any time: the next one takes the newest.
+async fn keep_certified(endpoint: Endpoint, mut identity: watch::Receiver<Identity>) {
+    while identity.changed().await.is_ok() {
+        let newest = identity.borrow_and_update().clone();
+        if let Err(fault) = endpoint.renew(newest) {
+            error!(error = chain(&fault), "the node's new certificate cannot be used");
+        }
+    }
+    // Nobody renews it any more. That the rest goes on as long as it can is none of this task's business.
+    std::future::pending().await
 }

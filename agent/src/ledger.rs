@@ -9,10 +9,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use orca_cluster::goal::Goal;
+use orca_wire::codec::MESSAGE_LENGTH_MAX;
 use orca_wire::identity::file;
 
 const FILE: &str = "ledger";
 const FORMAT: &str = "orca-ledger 1";
+
+/// A goal that came in one message, and the header.
+const LENGTH_MAX: u64 = MESSAGE_LENGTH_MAX as u64 + 1024;
 
 #[derive(Debug, Clone)]
 pub struct Ledger {
@@ -36,7 +40,7 @@ impl Ledger {
 
     /// The goal that was written last; nothing if none ever was.
     pub fn read(&self) -> Result<Option<Goal>, LedgerError> {
-        let bytes = match file::read(&self.path) {
+        let bytes = match file::read_within(&self.path, LENGTH_MAX) {
             Ok(bytes) => bytes,
             Err(file::PrivateFileError::Missing { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -81,6 +85,7 @@ fn decode(bytes: &[u8]) -> Result<Goal, &'static str> {
 mod tests {
     use super::*;
     use orca_cluster::id::GoalNumber;
+    use orca_cluster::secret::{Opaque, Sealed};
 
     fn goal() -> Goal {
         Goal { number: GoalNumber { term: 3, count: 7 }, ..Goal::default() }
@@ -94,6 +99,16 @@ mod tests {
         ledger.write(&goal()).unwrap();
         ledger.write(&goal()).unwrap();
         assert_eq!(ledger.read().unwrap(), Some(goal()));
+    }
+
+    #[test]
+    fn the_goal_of_a_full_node_is_read_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = Ledger::in_directory(directory.path());
+        let sealed = |number: usize| (format!("A{number}").parse().unwrap(), Sealed(Opaque(vec![7; 64 << 10])));
+        let full = Goal { secrets: (0..100).map(sealed).collect(), ..goal() };
+        ledger.write(&full).unwrap();
+        assert_eq!(ledger.read().unwrap(), Some(full));
     }
 
     #[test]

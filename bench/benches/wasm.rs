@@ -1,22 +1,27 @@
 //! How long a module takes to be there, and what a request costs on top of what the module does itself.
 //!
-//! `cargo bench -p orca-bench --bench wasm`. Prints; asserts nothing, as machines differ.
+//! `cargo bench -p orca-bench --bench wasm`. Prints rows of the table of `bench/figures.sh`; asserts nothing, as
+//! machines differ.
 
 #![expect(clippy::print_stdout, reason = "printing figures is what it does")]
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Request;
+use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use orca_agent::module_log::Logs;
-use orca_agent::wasm::{Component, Engine, Module, Start, runtime};
-use orca_cluster::id::ReplicaId;
+use orca_agent::wasm::{Component, Engine, Module, Replicas, Start, runtime};
+use orca_cluster::id::{NodeId, ReplicaId, Revision, ServiceName};
 use orca_cluster::resource::Memory;
+use orca_cluster::route::{Absence, Backend, RouteKey, Tables, Upstream};
 use orca_cluster::spec::ModuleLimits;
-use orca_dataplane::Body;
+use orca_dataplane::{AccessLog, Body, Config, DataPlane, Limits, ModuleResponse, Modules};
 
 const COLD_STARTS: usize = 50;
 const REQUESTS: usize = 2_000;
@@ -55,10 +60,10 @@ fn main() {
 
     // The threads of a proxy run nothing else either.
     let proxy = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    proxy.block_on(async {
+    let module = proxy.block_on(async {
         let compiling = Instant::now();
         let component = engine().load(&digest, bytes.clone()).await.expect("it compiles");
-        println!("compile, {} KB: {:?}", bytes.len() / 1000, compiling.elapsed());
+        row(&format!("compile a module of {} KB", bytes.len() / 1000), compiling.elapsed(), "–");
         drop(component);
 
         let mut cold = Vec::new();
@@ -73,7 +78,8 @@ fn main() {
         }
         cold.sort();
         let (total, loaded) = cold[COLD_STARTS / 2];
-        println!("cold start from the disk cache to the first whole answer: {total:?} (of it loading: {loaded:?})");
+        row("cold start of a module from the disk cache, to its first whole answer", total, "< 1 ms");
+        row("of it loading", loaded, "–");
 
         let warm = engine();
         let component = warm.load(&digest, bytes.clone()).await.expect("it is in the cache");
@@ -84,8 +90,7 @@ fn main() {
             request(&module).await;
             times.push(begin.elapsed());
         }
-        times.sort();
-        println!("a request: p50 {:?}, p99 {:?}", times[REQUESTS / 2], times[REQUESTS * 99 / 100]);
+        row("a call of a module in this process, one at a time", median(times), "–");
 
         let begin = Instant::now();
         let mut callers = tokio::task::JoinSet::new();
@@ -98,13 +103,113 @@ fn main() {
             });
         }
         callers.join_all().await;
-        println!("{AT_ONCE} at once: {:?} each", begin.elapsed() / REQUESTS as u32);
+        row(&format!("the same, {AT_ONCE} at once, each"), begin.elapsed() / REQUESTS as u32, "–");
+        module
     });
+
+    // What a client sees: the same request through the same proxy, answered by the module and by a line of Rust.
+    let replicas = Replicas::default();
+    replicas.insert(module);
+    let mut of_module = Client::new(serve(&proxy, Arc::new(replicas)));
+    let mut of_native = Client::new(serve(&proxy, Arc::new(Native)));
+    let (mut module_times, mut native_times) = (Vec::new(), Vec::new());
+    for _ in 0..REQUESTS {
+        native_times.push(of_native.time_request());
+        module_times.push(of_module.time_request());
+    }
+    let (module_time, native_time) = (median(module_times), median(native_times));
+    row("a request through the proxy to a native handler", native_time, "–");
+    row("a request through the proxy to a module", module_time, "–");
+    row("a module's overhead for a request", module_time.saturating_sub(native_time), "< 50 µs");
     modules.shutdown_background();
+}
+
+fn row(what: &str, time: Duration, goal: &str) {
+    println!("| {what} | {time:.1?} | {goal} |");
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
 }
 
 async fn request(module: &Module) {
     let request = Request::builder().uri("/").header("host", "bench").body(Body::empty()).expect("a request");
     let response = module.call(request).await.expect("an answer");
     response.into_body().collect().await.expect("a whole answer");
+}
+
+/// What a module is compared with.
+struct Native;
+
+impl Modules for Native {
+    fn call(&self, _: ReplicaId, _: Request<Body>) -> ModuleResponse {
+        Box::pin(async { Ok(Response::new(Body::whole("Hello, /\n"))) })
+    }
+}
+
+/// A proxy that leads everything to one replica of these.
+fn serve(runtime: &tokio::runtime::Runtime, modules: Arc<dyn Modules>) -> (DataPlane, SocketAddr) {
+    let config = Config {
+        http: vec!["127.0.0.1:0".parse().expect("an address")],
+        workers: 1,
+        access_log: AccessLog::Off,
+        limits: Limits::default(),
+    };
+    let plane = DataPlane::start(config, modules).expect("a proxy");
+    let name: ServiceName = "hello/web".parse().expect("a name");
+    let backend =
+        Backend { replica: ReplicaId(1), revision: Revision(1), node: NodeId(1), address: None, weight: 1 };
+    let upstream = Upstream {
+        backends: vec![backend],
+        absence: Absence::Starting,
+        response_timeout: Duration::from_secs(30),
+        module: true,
+    };
+    let tables = Tables {
+        routes: BTreeMap::from([(RouteKey::try_from("*/".to_owned()).expect("a route"), name.clone())]),
+        services: BTreeMap::from([(name, upstream)]),
+        ..Tables::default()
+    };
+    runtime.block_on(plane.apply(Arc::new(tables)));
+    let address = plane.addresses()[0];
+    (plane, address)
+}
+
+/// A connection that is kept.
+struct Client {
+    stream: TcpStream,
+    _plane: DataPlane,
+}
+
+impl Client {
+    fn new((plane, address): (DataPlane, SocketAddr)) -> Client {
+        let stream = TcpStream::connect(address).expect("the proxy listens");
+        stream.set_nodelay(true).expect("a socket");
+        Client { stream, _plane: plane }
+    }
+
+    fn time_request(&mut self) -> Duration {
+        let begin = Instant::now();
+        self.stream.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n").expect("the proxy reads");
+        let mut answer = [0; 4096];
+        let mut filled = 0;
+        loop {
+            let read = self.stream.read(&mut answer[filled..]).expect("the proxy answers");
+            assert!(read > 0, "the proxy closed the connection");
+            filled += read;
+            // Both answer with a line, in chunks or not.
+            if answer[..filled].ends_with(b"\n0\r\n\r\n") || is_whole_with_length(&answer[..filled]) {
+                assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer[..filled]));
+                return begin.elapsed();
+            }
+        }
+    }
+}
+
+fn is_whole_with_length(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    length == Some(body.len())
 }

@@ -143,6 +143,8 @@ pub struct Reconciler {
     has_goal: bool,
     found: bool,
     oriented_by: Timestamp,
+    /// It has once been so; a replica that is being fetched later does not silence the node again.
+    oriented: bool,
     schedules: Schedules,
     changed: bool,
 }
@@ -162,6 +164,7 @@ impl Reconciler {
             has_goal: false,
             found: false,
             oriented_by: now + ORIENTATION_MAX,
+            oriented: false,
             schedules: Schedules::default(),
             changed: false,
         };
@@ -241,7 +244,7 @@ impl Reconciler {
 
     /// When [`handle_timeout`](Reconciler::handle_timeout) should be called next, and why.
     pub fn poll_timeout(&self) -> Option<(Timestamp, &'static str)> {
-        let orientation = (!self.is_settled()).then_some((self.oriented_by, "the first report is due anyway"));
+        let orientation = (!self.oriented).then_some((self.oriented_by, "the first report is due anyway"));
         self.replicas
             .values()
             .filter_map(Replica::deadline)
@@ -257,7 +260,7 @@ impl Reconciler {
 
     /// Whether there is something to report: the node knows what it runs, or has waited long enough to.
     pub fn is_oriented(&self, now: Timestamp) -> bool {
-        now >= self.oriented_by || self.is_settled()
+        self.oriented || now >= self.oriented_by || self.is_settled()
     }
 
     /// What it says about its replicas, and the tables that are in use.
@@ -271,7 +274,8 @@ impl Reconciler {
     pub fn report_interval(&self) -> Duration {
         let serving: BTreeSet<ReplicaId> =
             self.goal.tables.services.values().flat_map(|upstream| &upstream.backends).map(|b| b.replica).collect();
-        let drains = self.replicas.values().any(|r| r.phase() == Phase::Ready && !serving.contains(&r.id));
+        let drains = |r: &Replica| r.phase() == Phase::Ready && r.gets_requests() && !serving.contains(&r.id);
+        let drains = self.replicas.values().any(drains);
         if drains { DRAIN_REPORT_INTERVAL } else { REPORT_INTERVAL }
     }
 
@@ -363,6 +367,9 @@ impl Reconciler {
 
     fn exited(&mut self, id: ReplicaId, code: i64, out_of_memory: bool, last_lines: Vec<String>, now: Timestamp) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
+        if replica.takes_due_exit(code, &last_lines) {
+            return;
+        }
         match &replica.stage {
             Stage::Running(_) | Stage::Unknown if replica.duty() == Duty::Run => {
                 replica.exited(code, out_of_memory, last_lines, now);
@@ -391,6 +398,7 @@ impl Reconciler {
 
     /// Whatever is wanted now and not under way.
     fn work(&mut self, now: Timestamp) {
+        self.oriented = self.is_oriented(now);
         if !self.has_goal {
             return;
         }

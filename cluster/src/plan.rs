@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, Revision, ServiceName};
-use crate::inventory::Inventory;
+use crate::inventory::{DEAD_AFTER, Inventory};
 use crate::state::{Baseline, Failure, Receipt, State, Window};
 use crate::time::Timestamp;
 use crate::traffic::Counters;
@@ -40,6 +40,8 @@ pub enum Step {
     Complete { service: ServiceName, revision: Revision, after: Window },
     /// A first deploy that had failed works after all.
     Recover { service: ServiceName },
+    /// Its volumes are on this node, without a replica whose removal would take them along.
+    Erase { service: ServiceName, node: NodeId },
     /// Its last replica is gone and `orca rm` was asked.
     Delete { service: ServiceName },
     /// Silent for too long: its replicas are placed elsewhere.
@@ -88,12 +90,20 @@ pub fn plan(view: View<'_>) -> Plan {
 
 impl Plan {
     fn nodes(&mut self, view: View<'_>) {
-        for (id, node) in &view.state.nodes {
-            let dead = view.inventory.is_dead(*id, view.now);
-            match (node.dead, dead) {
-                (false, true) => self.steps.push(Step::Bury { node: *id }),
-                (true, false) if view.inventory.heard(*id).is_some() => self.steps.push(Step::Revive { node: *id }),
-                (true, _) | (false, false) => {}
+        let silent = |id: NodeId| {
+            let last = view.inventory.heard(id).unwrap_or_default().max(view.inventory.began());
+            view.now.since(last) >= DEAD_AFTER
+        };
+        let all = &view.state.nodes;
+        // When more than half of the nodes are silent, the fault is probably ours, and then nobody is called dead.
+        let ours = all.keys().filter(|id| silent(**id)).count() * 2 > all.len();
+        for (id, node) in all {
+            let is_heard = view.inventory.heard(*id).is_some() && !view.inventory.is_suspect(*id, view.now);
+            if node.dead && is_heard {
+                self.steps.push(Step::Revive { node: *id });
+            }
+            if !node.dead && silent(*id) && !ours {
+                self.steps.push(Step::Bury { node: *id });
             }
         }
     }

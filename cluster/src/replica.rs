@@ -71,6 +71,10 @@ pub struct ReplicaReport {
     pub pulled: Option<Pulled>,
     /// How long the start that led to the present phase took until ready.
     pub ready_after_ms: Option<u64>,
+    /// A probe was changed under it and has not passed yet: until it does, it takes nothing from a replica that was
+    /// ready by the old one.
+    #[serde(default)]
+    pub on_trial: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

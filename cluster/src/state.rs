@@ -72,6 +72,9 @@ pub struct Deployed {
     /// It goes as soon as its replicas are gone.
     pub removal: Option<Removal>,
     pub receipts: VecDeque<Receipt>,
+    /// Where its named volumes are, once a replica that writes to them was placed: no other node has what is in them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<NodeId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -247,7 +250,7 @@ impl State {
         self.services
             .iter()
             .find(|(name, deployed)| {
-                *name != except && deployed.removal.is_none() && deployed.spec().routes.contains(route)
+                *name != except && deployed.removal.is_none() && deployed.claims(route)
             })
             .map(|(name, _)| name)
     }
@@ -289,6 +292,12 @@ impl Deployed {
         self.revisions.get(&self.target).expect("the target is kept as long as it is the target")
     }
 
+    /// Whether requests of this route are its own: now, or again if the rollout that gives it away fails.
+    fn claims(&self, route: &Route) -> bool {
+        let before = self.settled.filter(|_| self.rollout.is_some()).and_then(|settled| self.revisions.get(&settled));
+        self.spec().routes.contains(route) || before.is_some_and(|record| record.spec.routes.contains(route))
+    }
+
     /// The template that replicas should be made from.
     pub fn template(&self) -> Revision {
         self.target_record().template
@@ -297,6 +306,12 @@ impl Deployed {
     /// How many replicas are wanted now.
     pub fn wanted(&self) -> u32 {
         if self.stopped || self.removal.is_some() { 0 } else { self.spec().replicas }
+    }
+
+    /// Whether what is wanted now would run as replicas of the settled revision, which are known to get ready.
+    pub fn is_proven(&self) -> bool {
+        let settled = self.settled.and_then(|settled| self.revisions.get(&settled));
+        settled.is_some_and(|record| record.template == self.template())
     }
 
     pub fn named_volumes(&self) -> impl Iterator<Item = &Volume> {

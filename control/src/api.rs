@@ -337,6 +337,7 @@ pub fn blob(error: BlobError) -> Refused {
         BlobError::Digest(_) | BlobError::TooLarge(_) | BlobError::Short { .. } | BlobError::Other { .. } => {
             invalid(error.to_string(), None)
         }
+        BlobError::Full(_) => Refused { reason: Reason::Conflict, message: error.to_string(), hint: None },
         BlobError::Write { .. } | BlobError::Read { .. } => {
             warn!(%error, "the module store fails");
             failed(error.to_string())

@@ -19,6 +19,10 @@ use tokio::io::AsyncWriteExt as _;
 /// Largest module. A component with an interpreter in it has some 30 MiB.
 pub const MODULE_BYTES_MAX: u64 = 64 << 20;
 
+/// Most bytes of modules that nothing refers to, those on their way in included: whoever may upload could fill the
+/// disk otherwise.
+const UNUSED_BYTES_MAX: u64 = 1 << 30;
+
 /// A module that nothing refers to is kept this long: it was uploaded for a deploy that is about to come.
 const UNUSED_KEPT: Duration = Duration::from_secs(60 * 60);
 
@@ -28,6 +32,11 @@ pub enum BlobError {
     Digest(String),
     #[error("the module has {0} bytes; at most {MODULE_BYTES_MAX} are accepted")]
     TooLarge(u64),
+    #[error(
+        "{0} bytes of modules wait here for a deploy that names them, and at most {UNUSED_BYTES_MAX} may; deploy them, \
+         or try again when they have been dropped, an hour after they came"
+    )]
+    Full(u64),
     #[error("the module ended after {got} of {size} bytes; send it again")]
     Short { got: u64, size: u64 },
     #[error("the module's bytes have the digest {found}, not {wanted}; send it again")]
@@ -51,13 +60,15 @@ pub enum BlobError {
 pub struct Blobs {
     directory: PathBuf,
     uploads: Arc<AtomicU64>,
+    /// Bytes that uploads under way will have.
+    incoming: Arc<AtomicU64>,
 }
 
 impl Blobs {
     pub fn open(directory: PathBuf) -> Result<Blobs, BlobError> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(|source| BlobError::Write { path: directory.clone(), source })?;
-        let blobs = Blobs { directory, uploads: Arc::default() };
+        let blobs = Blobs { directory, uploads: Arc::default(), incoming: Arc::default() };
         blobs.remove(|name| name.ends_with(PARTIAL))?;
         Ok(blobs)
     }
@@ -83,11 +94,20 @@ impl Blobs {
         }
     }
 
-    /// Begins to take a module in.
-    pub async fn receive(&self, digest: &str, size: u64) -> Result<Upload, BlobError> {
+    /// Begins to take a module in, if there is room beside those that nothing refers to.
+    pub async fn receive(&self, digest: &str, size: u64, referenced: &BTreeSet<&str>) -> Result<Upload, BlobError> {
         let place = self.path(digest)?;
         if size > MODULE_BYTES_MAX {
             return Err(BlobError::TooLarge(size));
+        }
+        let incoming = Incoming::new(self.incoming.clone(), size);
+        let waiting = || Ok(self.unused(referenced)?.saturating_add(self.incoming.load(Ordering::Relaxed)));
+        if waiting()? > UNUSED_BYTES_MAX {
+            self.sweep(referenced)?;
+            let waiting = waiting()?;
+            if waiting > UNUSED_BYTES_MAX {
+                return Err(BlobError::Full(waiting));
+            }
         }
         // Two may send the same module at the same time.
         let serial = self.uploads.fetch_add(1, Ordering::Relaxed);
@@ -97,7 +117,22 @@ impl Blobs {
         let file = tokio::fs::OpenOptions::from(options).open(&temporary).await;
         let file = file.map_err(|source| BlobError::Write { path: temporary.clone(), source })?;
         let hash = Context::new(&SHA256);
-        Ok(Upload { file, temporary, place, digest: digest.to_owned(), size, got: 0, hash, done: false })
+        Ok(Upload { file, temporary, place, digest: digest.to_owned(), size, got: 0, hash, done: false, _incoming: incoming })
+    }
+
+    /// Bytes of whole modules that nothing refers to.
+    fn unused(&self, referenced: &BTreeSet<&str>) -> Result<u64, BlobError> {
+        let failed = |source| BlobError::Read { path: self.directory.clone(), source };
+        let mut bytes = 0u64;
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let is_used = name.to_str().is_some_and(|name| referenced.contains(name) || name.ends_with(PARTIAL));
+            // One that is gone by now takes no room.
+            let length = if is_used { 0 } else { entry.metadata().map_or(0, |data| data.len()) };
+            bytes = bytes.saturating_add(length);
+        }
+        Ok(bytes)
     }
 
     /// Removes what nothing refers to any more.
@@ -142,6 +177,26 @@ pub struct Upload {
     got: u64,
     hash: Context,
     done: bool,
+    _incoming: Incoming,
+}
+
+/// An upload's part of [`Blobs::incoming`], as long as it is under way.
+struct Incoming {
+    total: Arc<AtomicU64>,
+    size: u64,
+}
+
+impl Incoming {
+    fn new(total: Arc<AtomicU64>, size: u64) -> Incoming {
+        total.fetch_add(size, Ordering::Relaxed);
+        Incoming { total, size }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.size, Ordering::Relaxed);
+    }
 }
 
 impl std::fmt::Debug for Upload {
@@ -199,4 +254,31 @@ fn hexadecimal(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn modules_that_nothing_refers_to_cannot_fill_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(directory.path().join("modules")).unwrap();
+        let (none, wanted) = (BTreeSet::new(), "a".repeat(64));
+        let mut under_way = Vec::new();
+        for _ in 0..UNUSED_BYTES_MAX / MODULE_BYTES_MAX {
+            under_way.push(blobs.receive(&wanted, MODULE_BYTES_MAX, &none).await.unwrap());
+        }
+        assert!(matches!(blobs.receive(&wanted, 1, &none).await, Err(BlobError::Full(_))));
+        drop(under_way);
+
+        let left = fs::File::create(directory.path().join("modules").join("b".repeat(64))).unwrap();
+        left.set_len(UNUSED_BYTES_MAX).unwrap();
+        assert!(matches!(blobs.receive(&wanted, 1, &none).await, Err(BlobError::Full(_))));
+        let used = "b".repeat(64);
+        blobs.receive(&wanted, 1, &BTreeSet::from([used.as_str()])).await.unwrap();
+        left.set_modified(SystemTime::now() - UNUSED_KEPT).unwrap();
+        blobs.receive(&wanted, 1, &none).await.unwrap();
+        assert!(!blobs.has(&used).unwrap(), "what has waited for too long makes room");
+    }
 }

@@ -13,7 +13,7 @@ use orca_wire::stream::StreamError;
 use orca_wire::{Connection, Peer, Stream};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::watch;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::blob::Blobs;
 use crate::driver::Inbox;
@@ -151,8 +151,13 @@ impl AgentPlane {
         let down = async {
             while goals.changed().await.is_ok() {
                 let goal = goals.borrow_and_update().clone();
-                if let Some(goal) = goal {
-                    sender.send(&ToAgent::Goal(Box::new(Goal::clone(&goal)))).await?;
+                let Some(goal) = goal else { continue };
+                match sender.send(&ToAgent::Goal(Box::new(Goal::clone(&goal)))).await {
+                    // Ending the session would bring the agent back for the same goal at once, for ever.
+                    Err(StreamError::Encode(fault)) => {
+                        error!(%node, number = ?goal.number, %fault, "a goal is too large and is not sent");
+                    }
+                    sent => sent?,
                 }
             }
             sender.finish().await

@@ -22,4 +22,5 @@ pub mod pool;
 pub mod route;
 pub mod table;
 pub mod upgrade;
+pub mod websocket;
 pub mod worker;

@@ -77,7 +77,8 @@ impl Default for Limits {
             idle_time_max: Duration::from_secs(75),
             body_idle_time_max: Duration::from_secs(60),
             connections_max: 16_384,
-            connections_per_source_max: 256,
+            // A network behind one address, or another proxy, is one source.
+            connections_per_source_max: 4096,
             connect_time_max: Duration::from_secs(1),
             retries_max: 1,
             hold_time_max: Duration::from_secs(2),

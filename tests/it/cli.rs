@@ -1,1 +1,387 @@
-//! (being written)
+//! The command line and the HTTP API against a real server, as a person and a script see them.
+
+use std::collections::BTreeSet;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::{
+    Node, PATIENCE, Ran, Setup, container, module, orca_binary, probe, request, requires_docker, signal, wait_for,
+    wait_until,
+};
+
+/// An answer that there is no server must not take a person's patience.
+const UNREACHABLE_MAX: Duration = Duration::from_secs(5);
+/// From `orca up` to the first answer, compiling the component included.
+const UP_MAX: Duration = Duration::from_secs(40);
+
+#[test]
+fn bad_files_are_refused_with_every_mistake_and_nothing_is_sent() {
+    let mut node = Node::start();
+    node.deploy(&probe("web", "")).succeeded();
+    let before = node.json(&["status"])["generation"].clone();
+    let bad = "[[service]]\nname = \"web\"\nimage = \"a:1\"\nreplcas = 3\n\n[[service]]\nname = \"Web\"\nimage = \"b\"\nmodule = \"c\"\n";
+    let refused = node.deploy(bad).exited(2);
+    eprintln!("{refused}");
+    let refused = refused.says(&["nothing was sent", "replcas", "did you mean `replicas`", "^^^^", "service.toml:5", "`Web`"]);
+    let json = node.deploy_with(bad, &["--json"]).exited(2);
+    let error: Value = serde_json::from_str(json.stderr.trim()).unwrap_or_else(|error| panic!("{error}: {json}"));
+    assert_eq!((&error["schema"], &error["type"]), (&1.into(), &"error".into()));
+    assert!(error["error"]["problems"].as_array().is_some_and(|problems| problems.len() >= 3), "{error}");
+    assert_eq!(node.json(&["status"])["generation"], before);
+    // Nor is a server needed to be told.
+    node.terminate();
+    let alone = node.deploy(bad).exited(2);
+    assert_eq!(alone.stderr.lines().count(), refused.stderr.lines().count());
+}
+
+#[test]
+fn every_way_to_fail_has_its_exit_code() {
+    let mut node = Node::start();
+    let web = node.name("web");
+    node.deploy(&probe("web", "[service.env]\nVERSION = \"1\"\n")).succeeded();
+    let changed = node.write(&probe("web", "[service.env]\nVERSION = \"2\"\n"));
+    let changed = changed.to_str().unwrap();
+
+    node.orca(&["no-such-command"]).exited(2);
+    node.orca(&["scale", &web, "many"]).exited(2);
+    node.orca(&["plan", "--exit-code", "-f", changed]).exited(3);
+    node.orca(&["plan", "-f", changed]).succeeded();
+    assert_eq!(node.text("web", "/version"), "1", "a plan changes nothing");
+    for arguments in [
+        &["logs", "nothere"][..], &["why", "nothere"], &["exec", "nothere", "--", "x"], &["scale", "nothere", "2"],
+        &["rm", "-y", "nothere"], &["history", "nothere"], &["deploy", "nothere", "-f", changed],
+    ] {
+        node.orca(arguments).exited(5).says(&["nothere"]);
+    }
+    node.orca(&["deploy", "-f", changed, "--if-index", "1"]).exited(6).says(&["1"]);
+    node.orca(&["promote", &web]).exited(6);
+    let index = node.json(&["plan", "-f", changed])["index"].to_string();
+    node.orca(&["deploy", "-f", changed, "--if-index", &index]).succeeded();
+    node.orca(&["plan", "--exit-code", "-f", changed]).succeeded();
+
+    // Somebody else's token, one that was revoked, one that may only look, one of another project.
+    let as_token = |token: &str, arguments: &[&str]| {
+        let mut command = node.command();
+        command.env("ORCA_TOKEN", token).env("ORCA_ADDRESS", node.control().to_string()).args(arguments);
+        crate::support::Running::start(command, b"").end()
+    };
+    as_token("orca1.nonsense", &["status"]).exited(4);
+    let create = |arguments: &[&str]| {
+        let created = node.json(&[&["token", "create"], arguments].concat());
+        (created["id"].as_str().unwrap().to_owned(), created["token"].as_str().unwrap().to_owned())
+    };
+    let (_, viewer) = create(&["eyes", "--role", "viewer"]);
+    as_token(&viewer, &["status"]).succeeded();
+    as_token(&viewer, &["deploy", "-f", changed]).succeeded();
+    let other = node.write(&probe("web", "[service.env]\nVERSION = \"3\"\n"));
+    as_token(&viewer, &["deploy", "-f", other.to_str().unwrap()]).exited(4);
+    as_token(&viewer, &["scale", &web, "2"]).exited(4);
+    as_token(&viewer, &["token", "create", "x", "--role", "admin"]).exited(4);
+    let (_, stranger) = create(&["elsewhere", "--role", "deployer", "--project", "elsewhere"]);
+    as_token(&stranger, &["scale", &web, "2"]).exited(4);
+    let (id, revoked) = create(&["gone", "--role", "admin"]);
+    as_token(&revoked, &["status"]).succeeded();
+    node.orca(&["token", "revoke", &id]).succeeded();
+    as_token(&revoked, &["status"]).exited(4);
+    assert_eq!(node.text("web", "/version"), "2");
+    assert_eq!(node.status("web")["wanted"], 1);
+
+    node.terminate();
+    let down = node.orca(&["status"]).exited(10);
+    eprintln!("{down}");
+    assert!(down.took < UNREACHABLE_MAX, "{down}");
+    down.says(&[&node.control().to_string(), "orca server"]);
+    node.orca(&["deploy", "-f", changed]).exited(10);
+    node.orca(&["--context", "nowhere", "status"]).exited(5);
+    node.orca(&["version"]).succeeded();
+}
+
+#[test]
+fn whoever_stops_waiting_is_told_that_it_goes_on() {
+    requires_docker!();
+    let node = Node::start();
+    let slow = "[service.env]\nSTART_DELAY_MS = \"3000\"\n";
+    node.deploy_with(&container("web", "1", slow), &["--timeout", "500ms"]).exited(9).says(&["goes on"]);
+    let deploy = node.start_deploy(&container("web", "1", slow), &[]);
+    wait_until("it to attach", PATIENCE, || deploy.stderr().contains("web"));
+    signal(deploy.id(), "INT");
+    deploy.end().exited(9).says(&["goes on", "orca rollback"]);
+    wait_until("it to have gone on", PATIENCE, || node.status("web")["state"] == "running");
+    assert_eq!(node.history("web")["revisions"].as_array().unwrap().len(), 1);
+    let follow = node.start_orca(&["logs", "-f", &node.name("web")]);
+    wait_until("a line", PATIENCE, || follow.stdout().contains("listening"));
+    signal(follow.id(), "INT");
+    follow.end().exited(130);
+}
+
+/// Commands without data of their own to print, and why they are not asked for JSON here.
+const WITHOUT_JSON: [&str; 4] = ["completions", "exec", "server", "up"];
+
+#[test]
+fn every_command_speaks_json() {
+    let node = Node::start();
+    let web = node.name("web");
+    let project = node.project();
+    let first = node.write(&probe("web", "[service.env]\nVERSION = \"1\"\n"));
+    let second = node.write(&probe("web", "[service.deploy]\nstrategy = \"canary\"\n[service.env]\nVERSION = \"2\"\n"));
+    let (first, second) = (first.to_str().unwrap(), second.to_str().unwrap());
+    let env = node.directory().join("secrets.env");
+    std::fs::write(&env, "A=1\nB=2\n").unwrap();
+    let mut covered = BTreeSet::new();
+    let mut run = |arguments: &[&str], input: &str| -> Vec<Value> {
+        covered.insert(arguments[0].to_owned());
+        let ran = node.orca_with_input(&[arguments, &["--json"]].concat(), input).succeeded();
+        let lines = ran.json_lines();
+        assert!(!lines.is_empty(), "it says something: {ran}");
+        for line in &lines {
+            assert_eq!(line["schema"], 1, "{ran}");
+            assert!(line["type"].as_str().is_some_and(|kind| !kind.is_empty()), "{ran}");
+        }
+        assert!(ran.stderr.is_empty(), "nothing beside the JSON: {ran}");
+        lines
+    };
+    let result = |lines: &[Value]| lines.last().unwrap().clone();
+
+    let planned = result(&run(&["plan", "-f", first], ""));
+    assert_eq!((&planned["type"], &planned["changes"]), (&"plan".into(), &true.into()));
+    for (arguments, outcome) in [
+        (&["deploy", "-f", first][..], "done"), (&["deploy", "-f", first], "unchanged"), (&["deploy", "-f", second], "done"),
+        (&["promote", &web], "done"), (&["deploy", "-f", first], "done"), (&["rollback", &web], "done"),
+        (&["scale", &web, "2"], "done"), (&["restart", &web], "done"), (&["promote", &web], "done"), (&["redeploy", &web, "--detach"], "started"),
+    ] {
+        let last = result(&run(arguments, ""));
+        assert_eq!((&last["type"], &last["outcome"], &last["exit_code"]), (&"result".into(), &outcome.into(), &0.into()), "{arguments:?}: {last}");
+    }
+    wait_until("the redeploy's canary", PATIENCE, || node.status("web")["state"] == "canary");
+    run(&["promote", &web], "");
+    for arguments in [&["stop", &web][..], &["start", &web]] {
+        assert_eq!(result(&run(arguments, ""))["type"], "result");
+    }
+    node.text("web", "/log?hello");
+    for (arguments, kind) in [
+        (&["status"][..], "status"), (&["status", &web], "status"), (&["ps"], "replicas"), (&["nodes"], "nodes"),
+        (&["why", &web], "why"), (&["history", &web], "history"), (&["events"], "result"), (&["logs", &web], "result"),
+        (&["top", "--once"], "status"), (&["doctor"], "doctor"), (&["version"], "version"), (&["context", "list"], "contexts"),
+        (&["context", "use", "n1"], "context"), (&["secrets", "import", env.to_str().unwrap(), "-p", project], "change"),
+        (&["secrets", "list", "-p", project], "secrets"), (&["secrets", "rotate", "-p", project], "change"),
+        (&["secrets", "rm", "-y", "B", "-p", project], "change"), (&["token", "list"], "tokens"), (&["init"], "templates"),
+        (&["init", "wasm"], "file"),
+    ] {
+        assert_eq!(result(&run(arguments, ""))["type"], kind, "{arguments:?}");
+    }
+    assert_eq!(result(&run(&["secrets", "set", "C", "-p", project], "value"))["type"], "change");
+    let token = result(&run(&["token", "create", "ci", "--role", "deployer"], ""));
+    assert_eq!(token["type"], "token");
+    assert_eq!(result(&run(&["token", "revoke", token["id"].as_str().unwrap()], ""))["type"], "change");
+    assert_eq!(result(&run(&["rm", "-y", &web], ""))["outcome"], "done");
+
+    let help = node.orca(&["--help"]).succeeded().stdout;
+    let commands = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let commands = commands.lines().map(|line| line.split_whitespace().next().unwrap());
+    let missing: Vec<&str> = commands.filter(|name| !covered.contains(*name) && !WITHOUT_JSON.contains(name)).collect();
+    assert!(missing.is_empty(), "this test does not know {missing:?}");
+    node.orca(&["completions", "bash", "--json"]).exited(2);
+    assert!(node.orca(&["completions", "bash"]).succeeded().stdout.contains("orca"));
+}
+
+#[test]
+fn logs_are_read_filtered_and_followed() {
+    requires_docker!();
+    let node = Node::start();
+    let web = node.name("web");
+    node.deploy(&format!("{}{}", probe("web", "replicas = 2\n"), container("box", "1", ""))).succeeded();
+    node.text("web", "/log?early-one");
+    let read = |arguments: &[&str]| node.orca(&[&["logs", &web], arguments].concat()).succeeded().stdout;
+    wait_until("the line in the log", PATIENCE, || read(&[]).contains("early-one") && read(&[]).contains("EARLY-ONE"));
+    // A second boundary between the two, so that a date says which is meant.
+    let early = node.json_lines(&["logs", &web]).iter().filter_map(|line| line["at"].as_u64()).max().unwrap();
+    let (since, _) = wait_for("a second to pass", PATIENCE, || {
+        let date = Command::new("date").args(["-u", "+%s %Y-%m-%dT%H:%M:%SZ"]).output().unwrap().stdout;
+        let text = String::from_utf8(date).unwrap();
+        let (seconds, date) = text.trim().split_once(' ').unwrap();
+        (seconds.parse::<u64>().unwrap() * 1000 > early).then(|| date.to_owned())
+    });
+    node.text("web", "/log?late-one");
+    wait_until("the later line", PATIENCE, || read(&[]).contains("late-one"));
+    let late = read(&["--since", &since]);
+    assert!(late.contains("late-one") && !late.contains("early-one"), "since {since}: {late}");
+    assert!(read(&["--since", "10m"]).contains("early-one"));
+    let found = read(&["--grep", "EARLY"]);
+    assert!(found.contains("EARLY-ONE") && !found.contains("early-one") && !found.contains("late"), "{found}");
+    assert_eq!(read(&["--tail", "1"]).lines().count(), 1);
+    let lines = node.json_lines(&["logs", &web]);
+    let said = |text: &str| lines.iter().find(|line| line["text"] == text).unwrap_or_else(|| panic!("no {text}")).clone();
+    assert_eq!((&said("early-one")["stream"], &said("EARLY-ONE")["stream"]), (&"stdout".into(), &"stderr".into()));
+    let one = format!("r{}", said("early-one")["replica"].as_u64().unwrap());
+    assert!(read(&["--replica", &one]).contains("early-one"));
+    assert!(node.orca(&["logs", &format!("{web}/{one}")]).succeeded().stdout.contains("early-one"));
+
+    let mut follow = node.start_orca(&["logs", "-f", "--grep", "live", &web]);
+    wait_until("a followed line", PATIENCE, || {
+        node.text("web", "/log?live-line");
+        follow.stdout().contains("live-line")
+    });
+    assert!(follow.is_running());
+    let replicas: BTreeSet<String> = wait_for("lines of both replicas", PATIENCE, || {
+        node.text("web", "/log?live-line");
+        let text = follow.stdout();
+        let replicas = text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned);
+        let replicas: BTreeSet<String> = replicas.collect();
+        (replicas.len() == 2).then_some(replicas)
+    }).0;
+    eprintln!("both of {replicas:?} interleaved");
+    follow.kill();
+    assert!(!follow.end().stdout.contains("late-one"));
+
+    let container = node.orca(&["logs", "-t", &node.name("box")]).succeeded().stdout;
+    assert!(container.contains("version 1 listening on http://"), "{container}");
+    node.orca(&["restart", &node.name("box")]).succeeded();
+    let mut gone = node.start_orca(&["logs", "-f", &node.name("box")]);
+    wait_until("the log of the new container", PATIENCE, || gone.stdout().contains("listening"));
+    gone.kill();
+}
+
+/// A command with a terminal of its own of 91 by 33.
+fn in_terminal(node: &Node, arguments: &str) -> Ran {
+    let mut command = node.command();
+    let mut script = Command::new("script");
+    script.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))));
+    script.current_dir(node.directory()).env("TERM", "xterm").args(["--quiet", "--return", "--command"]);
+    script.arg(format!("stty cols 91 rows 33; {} {arguments}", orca_binary().display())).arg("/dev/null");
+    drop(command.stdin(Stdio::null()));
+    crate::support::Running::start(script, b"").end()
+}
+
+#[test]
+fn a_command_runs_in_a_replica_as_if_it_ran_here() {
+    requires_docker!();
+    let node = Node::start();
+    node.deploy(&format!("{}{}", container("web", "1", "[service.env]\nA = \"b c\"\n"), probe("wasm", ""))).succeeded();
+    let web = node.name("web");
+    let exec = |command: &[&str], input: &str| {
+        let all = [&["exec", &web, "--", "/orca-test-app"], command].concat();
+        node.orca_with_input(&all, input)
+    };
+    assert_eq!(exec(&["echo", "a", "b"], "").succeeded().stdout, "a b\n");
+    assert_eq!(exec(&["env", "A"], "").succeeded().stdout, "b c\n");
+    assert_eq!(exec(&["cat"], "through and back\n").succeeded().stdout, "through and back\n");
+    let complained = exec(&["complain", "oh"], "").succeeded();
+    assert_eq!((complained.stdout.as_str(), complained.stderr.as_str()), ("", "oh\n"));
+    for code in [1, 7, 42, 255] {
+        exec(&["exit", &code.to_string()], "").exited(code);
+    }
+    assert_eq!(exec(&["size"], "").succeeded().stdout, "no terminal\n");
+    let absent = node.orca(&["exec", &web, "--", "/no/such/program"]);
+    eprintln!("{absent}");
+    assert_ne!(absent.code, 0);
+    absent.says(&["/no/such/program"]);
+    let module = node.orca(&["exec", &node.name("wasm"), "--", "sh"]);
+    eprintln!("{module}");
+    assert_ne!(module.code, 0);
+    module.says(&["module"]);
+
+    let shown = in_terminal(&node, &format!("exec {web} -- /orca-test-app exit 5"));
+    assert_eq!(shown.code, 5, "{shown}");
+    let size = in_terminal(&node, &format!("exec {web} -- /orca-test-app size"));
+    assert!(size.stdout.contains("91x33"), "{size}");
+    let without = in_terminal(&node, &format!("exec -T {web} -- /orca-test-app size"));
+    assert!(without.stdout.contains("no terminal"), "{without}");
+    let events = node.json_lines(&["events", &web]);
+    assert!(events.iter().any(|event| event["kind"] == "executed" && event["actor"].to_string().contains("admin")), "{events:?}");
+}
+
+#[test]
+fn every_change_is_told_with_who_did_it() {
+    let node = Node::start();
+    let mut follow = node.start_orca(&["events", "-f", "--json"]);
+    node.deploy(&probe("web", "")).succeeded();
+    node.orca(&["scale", &node.name("web"), "2"]).succeeded();
+    node.set_secret("A", "1");
+    let created = node.json(&["token", "create", "robot", "--role", "deployer"]);
+    let robot = created["token"].as_str().unwrap();
+    let path = format!("/api/v1/services/{}/web/scale", node.project());
+    assert_eq!(node.api_as(robot, "POST", &path, "{\"replicas\": 3}").status, 200);
+    node.orca(&["rm", "-y", &node.name("web")]).succeeded();
+    let wanted = ["deployed", "scaled", "secret_set", "token_created", "rollout_done", "service_removed"];
+    let kinds = |lines: &[Value]| lines.iter().filter_map(|line| line["kind"].as_str().map(str::to_owned)).collect::<BTreeSet<_>>();
+    let parse = |text: &str| text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<Value>>();
+    wait_until("all followed", PATIENCE, || {
+        let seen = kinds(&parse(&follow.stdout()));
+        wanted.iter().all(|kind| seen.contains(*kind))
+    });
+    follow.kill();
+    let all = node.json_lines(&["events", "-n", "1000"]);
+    let by = |actor: &str, kind: &str| all.iter().any(|event| event["kind"] == kind && event["actor"].to_string().contains(actor));
+    assert!(by("admin", "scaled") && by("robot", "scaled") && by("orca", "rollout_done"), "{all:?}");
+    assert!(all.iter().filter(|event| event["kind"] == "scaled").all(|event| event["source"].is_string()), "{all:?}");
+    let only = node.json_lines(&["events", "-p", "nowhere"]);
+    assert_eq!(only.iter().filter(|line| line["type"] == "event").count(), 0);
+    assert_eq!(node.json_lines(&["events", "-n", "2"]).iter().filter(|line| line["type"] == "event").count(), 2);
+}
+
+#[test]
+fn the_http_api_does_what_the_command_line_does() {
+    let node = Node::start();
+    let plain = |method, path, fields: &[(&str, &str)]| request(node.control(), method, path, fields, b"").unwrap();
+    assert_eq!(plain("GET", "/api/v1/health", &[]).status, 200);
+    assert_eq!(plain("GET", "/api/v1/openapi.json", &[]).status, 200);
+    for path in ["/api/v1/status", "/metrics", "/api/v1/secrets", "/api/v1/tokens"] {
+        let answer = plain("GET", path, &[]);
+        assert_eq!(answer.status, 401, "{path}: {answer:?}");
+        assert!(answer.head.to_lowercase().contains("application/problem+json"), "{answer:?}");
+    }
+    assert_eq!(plain("GET", "/api/v1/status", &[("authorization", "Bearer orca1.a.b.c")]).status, 401);
+
+    // A module goes up first; then the project is put as the file a person would write.
+    let module_path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/probe.wasm");
+    let file = format!("project = \"{}\"\n{}", node.project(), module("web", &module_path, ""));
+    let project = format!("/api/v1/projects/{}", node.project());
+    let refused = node.api("PUT", &project, &file);
+    assert!((400..500).contains(&refused.status), "a module is not a path on the server: {refused:?}");
+    node.deploy(&probe("web", "")).succeeded();
+    let service = format!("/api/v1/services/{}/web", node.project());
+    assert_eq!(node.api("GET", &service, "").json()["state"], "running");
+    assert_eq!(node.api("POST", &format!("{service}/scale"), "{\"replicas\": 2}").status, 200);
+    wait_until("two replicas", PATIENCE, || node.api("GET", &service, "").json()["ready"] == 2);
+    assert_eq!(node.api("POST", &format!("{service}/scale"), "{\"replicas\": 2, \"x\": 1}").status, 400);
+    assert_eq!(node.api("GET", "/api/v1/services/no/where", "").status, 404);
+    assert_eq!(node.api("POST", &format!("{service}/promote"), "").status, 409);
+    let bad = node.api("PUT", &project, "[[service]]\nname = \"web\"\nimge = \"a\"\n");
+    assert_eq!(bad.status, 400, "{bad:?}");
+    assert!(bad.json()["errors"].as_array().is_some_and(|errors| !errors.is_empty()), "{bad:?}");
+
+    let viewer = node.json(&["token", "create", "eyes", "--role", "viewer"])["token"].as_str().unwrap().to_owned();
+    assert_eq!(node.api_as(&viewer, "GET", &service, "").status, 200);
+    assert_eq!(node.api_as(&viewer, "POST", &format!("{service}/stop"), "").status, 403);
+    assert_eq!(node.api_as(&viewer, "GET", "/metrics", "").status, 200);
+    assert_eq!(node.api("DELETE", &service, "").status, 200);
+    wait_until("it to go", PATIENCE, || node.api("GET", &service, "").status == 404);
+}
+
+#[test]
+fn up_is_all_a_newcomer_needs() {
+    let node = Node::prepare(Setup::default());
+    let hello = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/hello");
+    let (data, proxy, control) = (node.data_dir(), node.proxy().to_string(), node.control().to_string());
+    let (hello, data) = (hello.to_str().unwrap(), data.to_str().unwrap());
+    let mut up = node.start_orca(&["up", hello, "--data-dir", data, "--http", &proxy, "--listen", &control]);
+    let took = wait_until("the example to answer", UP_MAX, || {
+        assert!(up.is_running(), "it ended: {}", up.stderr());
+        let answer = TcpStream::connect(node.proxy()).ok().and_then(|_| node.get("any", "/").ok());
+        answer.is_some_and(|answer| answer.status == 200)
+    });
+    eprintln!("answered {took:.2?} after its start");
+    wait_until("the URL", PATIENCE, || up.stderr().contains(&format!(":{}/", node.proxy().port())));
+    wait_until("the status", PATIENCE, || up.stdout().contains("hello/web"));
+    assert!(node.get("any", "/").unwrap().body.contains("Hello from Orca"));
+    // A second one, elsewhere on this machine, deploys to the first.
+    let again = node.orca(&["up", hello, "--no-follow"]).succeeded();
+    assert!(again.stderr.contains("a server runs on this machine already"), "{again}");
+    signal(up.id(), "INT");
+    let ended = up.end().succeeded();
+    eprintln!("{ended}");
+}

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Load, Node, Outcome, PATIENCE, Rates, Running, Setup, container, container_ids, docker, probe, requires_docker,
+    Load, Node, PATIENCE, Rates, Running, Setup, container, container_ids, docker, probe, requires_docker,
     signal, started_at, wait_for, wait_until,
 };
 
@@ -92,7 +92,7 @@ fn restart_under_load(end: impl FnOnce(&mut Node)) {
         first_answer.status,
         last_bad.saturating_duration_since(gone),
     );
-    assert!(tally.failures().any(|record| record.outcome == Outcome::Refused), "it was away: {tally}");
+    assert!(tally.failures().any(|record| record.is_refused()), "it was away: {tally}");
     assert_eq!(first_answer.status, 200, "the first request that finds the listener is served: {first_answer:?}");
     let after = tally.records.iter().filter(|record| record.begun > back);
     let bad: Vec<_> = after.filter(|record| !record.is_good()).collect();
@@ -138,7 +138,7 @@ fn a_server_that_is_stopped_lets_requests_end() {
     wait_until("requests under way", PATIENCE, || slow.answered() > 5);
     node.terminate();
     let tally = slow.stop();
-    let cut: Vec<_> = tally.failures().filter(|record| record.outcome != Outcome::Refused).collect();
+    let cut: Vec<_> = tally.failures().filter(|record| !record.is_refused()).collect();
     assert!(cut.is_empty(), "{cut:?}");
 }
 
@@ -437,7 +437,7 @@ fn without_an_engine_modules_run_and_containers_say_what_is_missing() {
     let nowhere = ("DOCKER_HOST".to_owned(), "unix:///nonexistent/docker.sock".to_owned());
     let node = Node::with(Setup { env: vec![nowhere], ..Setup::default() });
     node.deploy(&probe("wasm", "")).succeeded();
-    let refused = node.deploy(&container("web", "1", "[service.deploy]\nready_timeout_secs = 3\n"));
+    let refused = node.deploy(&container("web", "1", "[service.deploy]\nready_timeout_secs = 6\n"));
     eprintln!("{refused}");
     let said = refused.exited(8).says(&["Docker", "/nonexistent/docker.sock", "apt-get install docker.io"]);
     assert!(said.took < PATIENCE);

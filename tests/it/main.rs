@@ -9,3 +9,4 @@ mod scenarios;
 mod secrets;
 mod simulation;
 mod support;
+mod why;

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use orca_cluster::command::{Applied, Command};
 
+use orca_cluster::id::NodeId;
+
 use crate::sim::workload::{project, put};
 use crate::sim::{Faults, Setup, World};
 
@@ -81,9 +83,64 @@ fn step(world: &mut World, command: &str) -> Option<String> {
             return None;
         }
         "kill-agent" => {
-            let id = world.nodes.values().find(|node| node.name == rest).map(|node| node.id).expect("a node's name");
-            world.kill_agent(id);
+            world.kill_agent(node(world, rest));
             return None;
+        }
+        "cut-off" => {
+            world.cut_off(node(world, rest));
+            return None;
+        }
+        "heal" => {
+            world.heal(node(world, rest));
+            return None;
+        }
+        "engine-fails" => {
+            world.engine_fails(node(world, rest));
+            return None;
+        }
+        "engine-back" => {
+            world.engine_back(node(world, rest));
+            return None;
+        }
+        "change-leader" => {
+            world.change_leader();
+            return None;
+        }
+        // Which replicas get requests, and which share of them.
+        "tables" => {
+            let name = service(rest, world);
+            let goals = world.leader.as_ref().map(|leader| leader.goals().values()).expect("somebody leads");
+            let backends = goals.last().and_then(|goal| goal.tables.services.get(&name)).map_or(&[][..], |up| &up.backends);
+            let shares: Vec<String> = backends.iter().map(|b| format!("{} ({}) x{}", b.replica, b.revision, b.weight)).collect();
+            return Some(if shares.is_empty() { "nobody".to_owned() } else { shares.join(", ") });
+        }
+        "volumes" => {
+            let kept = world.nodes.values().flat_map(|node| node.runtime.volumes.iter().map(|volume| format!("{volume} on {}", node.name)));
+            let kept: Vec<String> = kept.collect();
+            return Some(if kept.is_empty() { "none".to_owned() } else { kept.join(", ") });
+        }
+        // What happened, of one kind.
+        "events" => {
+            let texts = world.state.events.iter().filter(|event| event.kind.to_string() == rest).map(|event| event.text.clone());
+            return Some(texts.collect::<Vec<_>>().join("; "));
+        }
+        // How often something was done to a replica, beside probing it.
+        "touched" => {
+            let replica = rest.parse().expect("touched r1");
+            let times: u64 = world.nodes.values().filter_map(|node| node.runtime.touched.get(&replica)).sum();
+            return Some(format!("{times} times"));
+        }
+        "reports" => {
+            let id = node(world, rest);
+            let interval = world.nodes[&id].brain.as_ref().expect("it runs").report_interval();
+            return Some(format!("every {} ms", interval.as_millis()));
+        }
+        "schedules" => {
+            let goals = world.leader.as_ref().map(|leader| leader.goals().values()).expect("somebody leads");
+            let crons = goals.flat_map(|goal| &goal.replicas).map(|(id, replica)| {
+                format!("{id} {:?}", replica.schedules.iter().map(|schedule| schedule.cron.as_str()).collect::<Vec<_>>())
+            });
+            return Some(crons.collect::<Vec<_>>().join(", "));
         }
         "receipt" => {
             let deployed = &world.state.services[&service(rest, world)];
@@ -92,6 +149,7 @@ fn step(world: &mut World, command: &str) -> Option<String> {
             return Some(format!("{} {:?}, {} replaced{failure}", receipt.revision, receipt.outcome, receipt.replaced));
         }
         "deploy" => put(project(&rest.split(" ; ").map(spec).collect::<String>()), false, false),
+        "replace" => put(project(&rest.split(" ; ").map(spec).collect::<String>()), false, true),
         "scale" => {
             let (name, replicas) = rest.split_once(' ').expect("scale web 3");
             Command::Scale { service: service(name, world), replicas: replicas.parse().expect("a number") }
@@ -101,7 +159,11 @@ fn step(world: &mut World, command: &str) -> Option<String> {
         "restart" => Command::Restart { service: service(rest, world), pull: false },
         "rm" => Command::Remove { service: service(rest, world), volumes: true },
         "promote" => Command::Promote { service: service(rest, world) },
-        "rollback" => Command::Rollback { service: service(rest, world), to: None },
+        "rollback" => {
+            let (name, to) = rest.split_once(' ').map_or((rest, None), |(name, to)| (name, Some(to)));
+            let to = to.map(|to| to.parse().expect("rollback web v2"));
+            Command::Rollback { service: service(name, world), to }
+        }
         other => panic!("`{other}` is no command of a story"),
     };
     match world.command(command) {
@@ -111,22 +173,42 @@ fn step(world: &mut World, command: &str) -> Option<String> {
     }
 }
 
+fn node(world: &World, name: &str) -> NodeId {
+    world.nodes.values().find(|node| node.name == name).map(|node| node.id).expect("a node's name")
+}
+
 /// `web image=ok:1 replicas=2 strategy=rolling volume=data` as a file would say it; ` ; ` parts services.
 fn spec(words: &str) -> String {
     let mut words = words.split(' ');
     let name = words.next().unwrap_or_default();
-    let (mut top, mut deploy, mut volume) = (format!("[[service]]\nname = \"{name}\"\nport = 80\n"), String::new(), String::new());
+    let mut top = format!("[[service]]\nname = \"{name}\"\n");
+    let (mut deploy, mut tables, mut port) = (String::new(), String::new(), true);
     for word in words {
         let (key, value) = word.split_once('=').expect("key=value");
         let _ = match key {
             "image" | "domain" => writeln!(top, "{key} = \"{value}\""),
+            "module" => {
+                port = false;
+                writeln!(top, "{key} = \"{value}\"")
+            }
+            "cron" => writeln!(top, "triggers = [\"cron:{}\"]", value.replace('_', " ")),
+            "port" => {
+                port = value != "none";
+                Ok(())
+            }
             "replicas" => writeln!(top, "{key} = {value}"),
             "needs" => writeln!(top, "depends_on = [\"{value}\"]"),
             "strategy" => writeln!(deploy, "{key} = \"{value}\""),
-            "max_surge" | "max_unavailable" | "canary_weight" | "ready_timeout_secs" => writeln!(deploy, "{key} = {value}"),
-            "volume" => writeln!(volume, "[[service.volume]]\nname = \"{value}\"\npath = \"/data\""),
+            "max_surge" | "max_unavailable" | "canary_weight" | "ready_timeout_secs"
+            | "drain_timeout_secs" => writeln!(deploy, "{key} = {value}"),
+            "volume" => writeln!(tables, "[[service.volume]]\nname = \"{value}\"\npath = \"/data\""),
+            "readiness" | "liveness" => writeln!(tables, "[service.{key}]\npath = \"{value}\"\ninterval_secs = 1"),
+            "memory" => writeln!(tables, "[service.resources]\nmemory = \"{value}\""),
             other => panic!("`{other}` is no word of a deploy"),
         };
     }
-    format!("{top}[service.deploy]\n{deploy}{volume}")
+    if port {
+        top.push_str("port = 80\n");
+    }
+    format!("{top}[service.deploy]\n{deploy}{tables}")
 }

@@ -42,8 +42,10 @@ pub struct Faults {
     pub hosts: bool,
     /// Someone kills or removes containers.
     pub containers: bool,
-    /// Nodes are cut off from the leader for a while.
+    /// Nodes are cut off from the leader for a while, sometimes for so long that they are given up.
     pub network: bool,
+    /// Docker does not answer for a while.
+    pub engines: bool,
 }
 
 /// One world.
@@ -102,6 +104,7 @@ enum Happening {
     Seen { node: NodeId, life: u64, seen: Seen },
     Runtime { node: NodeId, event: runtime::Event },
     Heal { node: NodeId },
+    EngineBack { node: NodeId },
     Requests,
     Workload,
     Fault,
@@ -162,6 +165,8 @@ impl World {
             world.nodes.insert(id, node);
             world.at(0, Happening::AgentStarts { node: id });
         }
+        world.commit(workload::data_key(&world), Actor::Orca);
+        world.commit(workload::set_secret(&world), Actor::Orca);
         world.at(0, Happening::Elect);
         world.at(50, Happening::Requests);
         world
@@ -291,10 +296,15 @@ impl World {
                     return;
                 };
                 due.wakes = None;
+                let mut overdue = None;
                 self.with_brain(node, life, |brain, now| {
                     brain.handle_timeout(now);
+                    overdue = brain.poll_timeout().filter(|(at, _)| *at <= now);
                     false
                 });
+                if let Some((_, why)) = overdue {
+                    self.broken(&format!("{node} wants to be woken again for what is past: {why}"));
+                }
             }
             Happening::AgentReports { node, life } => self.report(node, life),
             Happening::Finished { node, life, id, finished } => {
@@ -318,14 +328,8 @@ impl World {
                 });
             }
             Happening::Runtime { node, event } => self.runtime_event(node, event),
-            Happening::Heal { node } => {
-                if let Some(node) = self.nodes.get_mut(&node) {
-                    node.cut_off = false;
-                    // Its session broke, and what was sent meanwhile is lost: it attaches anew.
-                    node.attached = 0;
-                }
-                self.tell(format!("{node} is reached again"));
-            }
+            Happening::Heal { node } => self.heal(node),
+            Happening::EngineBack { node } => self.engine_back(node),
             Happening::Requests => self.requests(),
             Happening::Workload => {
                 if let Some(pause) = workload::act(self) {
@@ -366,6 +370,7 @@ impl World {
             orders.push(order);
         }
         let wake = leader.poll_timeout(self.now);
+        invariant::first_judgement::check(self, orders.len());
         for order in orders {
             match order {
                 Order::Propose(command) => {
@@ -401,9 +406,11 @@ impl World {
         node.brain = Some(Reconciler::new(ledger, now));
         node.wakes = None;
         let life = node.life;
-        let found = node.runtime.list(now);
+        let found = (!node.runtime.engine_down).then(|| node.runtime.list(now));
         self.tell(format!("agent of {id} starts"));
-        self.at(20, Happening::Seen { node: id, life, seen: Seen::All(found) });
+        if let Some(found) = found {
+            self.at(20, Happening::Seen { node: id, life, seen: Seen::All(found) });
+        }
         self.at(5, Happening::AgentReports { node: id, life });
         self.run_brain(id);
     }
@@ -438,6 +445,7 @@ impl World {
         let rearmed = wake != node.wakes;
         node.wakes = wake;
         let changed = brain.take_changed();
+        invariant::busy::check(self, id, actions.len());
         for action in actions {
             invariant::drained::check(self, id, &action.task);
             let Some(node) = self.nodes.get_mut(&id) else { return };
@@ -479,7 +487,10 @@ impl World {
         let facts = Facts {
             memory: Memory(8 << 30),
             cpu: Cpu(8_000),
-            containers: Engine::Ready { version: "sim".to_owned() },
+            containers: match node.runtime.engine_down {
+                false => Engine::Ready { version: "sim".to_owned() },
+                true => Engine::Unreachable { reason: "connection refused".to_owned() },
+            },
             ..Facts::default()
         };
         // The first report of a session, to a leader it did not know before, makes it send its goal again.
@@ -539,7 +550,7 @@ impl World {
     fn fault(&mut self) {
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         let id = ids[self.rng.random_range(0..ids.len())];
-        match self.rng.random_range(0..5) {
+        match self.rng.random_range(0..6) {
             0 if self.faults.leaders => {
                 self.tell("the leader is lost".to_owned());
                 self.leader = None;
@@ -555,7 +566,8 @@ impl World {
                     node.brain = None;
                     node.life += 1;
                 }
-                let delay = self.rng.random_range(1_000..8_000);
+                let longest = if self.rng.random_bool(0.2) { 60_000 } else { 8_000 };
+                let delay = self.rng.random_range(1_000..longest);
                 self.at(delay, Happening::AgentStarts { node: id });
             }
             3 if self.faults.containers => {
@@ -566,12 +578,15 @@ impl World {
                 }
             }
             4 if self.faults.network => {
-                self.tell(format!("{id} is cut off"));
-                if let Some(node) = self.nodes.get_mut(&id) {
-                    node.cut_off = true;
-                }
-                let delay = self.rng.random_range(500..12_000);
+                self.cut_off(id);
+                let longest = if self.rng.random_bool(0.2) { 60_000 } else { 12_000 };
+                let delay = self.rng.random_range(500..longest);
                 self.at(delay, Happening::Heal { node: id });
+            }
+            5 if self.faults.engines => {
+                self.engine_fails(id);
+                let delay = self.rng.random_range(500..8_000);
+                self.at(delay, Happening::EngineBack { node: id });
             }
             _ => {}
         }
@@ -579,6 +594,44 @@ impl World {
             let pause = self.rng.random_range(500..10_000);
             self.at(pause, Happening::Fault);
         }
+    }
+
+    /// Nothing it says arrives, and nothing is said to it.
+    pub fn cut_off(&mut self, id: NodeId) {
+        self.tell(format!("{id} is cut off"));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.cut_off = true;
+        }
+    }
+
+    pub fn heal(&mut self, id: NodeId) {
+        self.tell(format!("{id} is reached again"));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.cut_off = false;
+            // Its session broke, and what was sent meanwhile is lost: it attaches anew.
+            node.attached = 0;
+        }
+    }
+
+    pub fn engine_fails(&mut self, id: NodeId) {
+        self.tell(format!("the engine of {id} fails"));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.runtime.engine_down = true;
+        }
+    }
+
+    pub fn engine_back(&mut self, id: NodeId) {
+        self.tell(format!("the engine of {id} answers again"));
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.runtime.engine_down = false;
+        let (life, found) = (node.life, node.runtime.list(now));
+        self.at(10, Happening::Seen { node: id, life, seen: Seen::All(found) });
+    }
+
+    /// The leader is lost and another one begins at once.
+    pub fn change_leader(&mut self) {
+        self.elect();
     }
 
     pub fn kill_agent(&mut self, id: NodeId) {
@@ -665,6 +718,7 @@ pub fn run_seed(seed: u64) -> World {
         hosts: dice.random_bool(0.3),
         containers: dice.random_bool(0.5),
         network: dice.random_bool(0.4),
+        engines: dice.random_bool(0.3),
     };
     let nodes = dice.random_range(1..4);
     let mut world = World::new(Setup { seed, nodes, faults });
@@ -677,6 +731,7 @@ pub fn run_seed(seed: u64) -> World {
         world.broken(&format!("it does not settle:\n{}", world.describe()));
     }
     world.check_settled();
+    invariant::unchanged::check(&mut world);
     world
 }
 

@@ -176,6 +176,7 @@ impl Change<'_> {
             stopped: false,
             removal: None,
             receipts: Default::default(),
+            home: None,
         };
         self.state.services.insert(name.clone(), deployed);
         self.begin(name, revision);

@@ -17,6 +17,9 @@ pub struct Health {
     pub probe: Probe,
     started: Timestamp,
     pub passed_once: bool,
+    /// It took the place of another probe while the replica was ready, and has not passed yet: a question that
+    /// nobody has ever answered well costs nothing that serves.
+    pub on_trial: bool,
     passing: u32,
     failing: u32,
     /// Failures in a row, and since when.
@@ -44,6 +47,7 @@ impl Health {
             probe,
             started: now,
             passed_once: false,
+            on_trial: false,
             passing: 0,
             failing: 0,
             tries: 0,
@@ -67,6 +71,7 @@ impl Health {
                     return Verdict::Open;
                 }
                 self.passed_once = true;
+                self.on_trial = false;
                 Verdict::Passed
             }
             Err(saw) => {
@@ -88,9 +93,14 @@ impl Health {
         }
     }
 
-    /// Failed often enough in a row.
+    /// Another question to a replica that is up: ready by the one before, or not.
+    pub fn changed(probe: Probe, ready: bool, now: Timestamp) -> Health {
+        Health { passed_once: ready, on_trial: ready, ..Health::new(probe, now) }
+    }
+
+    /// Failed often enough in a row for something to be done about it.
     pub fn has_failed(&self) -> bool {
-        self.failing >= self.probe.failure_threshold
+        self.failing >= self.probe.failure_threshold && !self.on_trial
     }
 
     /// What is checked, for people: `GET /healthz`.

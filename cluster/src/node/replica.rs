@@ -44,6 +44,8 @@ pub struct Replica {
     begun: Timestamp,
     /// Code, out of memory, last lines: it ended before its start was reported.
     early_exit: Option<(i64, bool, Vec<String>)>,
+    /// Our own stop before another start has ended it, and its exit is yet to be reported: not of the next start.
+    exit_due: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -76,6 +78,9 @@ pub enum Doing {
 pub enum Again {
     Fetch,
     Start,
+    /// It may be running still.
+    Stop,
+    Remove,
 }
 
 #[derive(Debug, Clone)]
@@ -126,6 +131,7 @@ impl Replica {
             ready_after_ms: None,
             begun: now,
             early_exit: None,
+            exit_due: false,
         }
     }
 
@@ -146,8 +152,14 @@ impl Replica {
                 Doing::Starting | Doing::Restarting | Doing::Stopping => true,
                 Doing::Fetching | Doing::Creating | Doing::Removing => false,
             },
-            Stage::Pending | Stage::BackOff { .. } | Stage::Stopped | Stage::Gone => false,
+            Stage::BackOff { again, .. } => *again == Again::Stop,
+            Stage::Pending | Stage::Stopped | Stage::Gone => false,
         }
+    }
+
+    /// Whether tables can name it at all, so that one they do not name has been taken out of them.
+    pub fn gets_requests(&self) -> bool {
+        self.goal.as_ref().is_some_and(|goal| goal.port.is_some()) || !self.is_container()
     }
 
     /// Writable named volumes, as the runtime knows them.
@@ -175,7 +187,11 @@ impl Replica {
             (Stage::BackOff { until, again }, Duty::Run) => (now >= *until).then_some(match again {
                 Again::Fetch => Want::Fetch,
                 Again::Start => Want::Start,
+                Again::Stop => Want::Stop,
+                Again::Remove => Want::Remove { erase },
             }),
+            (Stage::BackOff { until, again: Again::Stop }, _) => (now >= *until).then_some(Want::Stop),
+            (Stage::BackOff { until, again: Again::Remove }, _) => (now >= *until).then_some(Want::Remove { erase }),
             (Stage::Stopped, Duty::Run) => Some(Want::Start),
             (Stage::Running(running), Duty::Run) => running.want(now),
             (Stage::Running(_), Duty::Stop | Duty::StopAndErase) => Some(Want::Stop),
@@ -263,14 +279,16 @@ impl Replica {
         let Stage::Running(running) = &mut self.stage else { return };
         let wanted = readiness.cloned().or_else(|| default.then(default_readiness));
         if running.readiness.as_ref().map(|health| &health.probe) != wanted.as_ref() {
-            running.readiness = wanted.map(|probe| {
-                let mut health = Health::new(probe, now);
-                health.passed_once = running.ready;
-                health
-            });
+            running.readiness = wanted.map(|probe| Health::changed(probe, running.ready, now));
+            running.forget_probe(Purpose::Readiness);
         }
         if running.liveness.as_ref().map(|health| &health.probe) != liveness {
-            running.liveness = liveness.map(|probe| Health::new(probe.clone(), now));
+            running.liveness = liveness.map(|probe| Health::changed(probe.clone(), running.ready, now));
+            running.forget_probe(Purpose::Liveness);
+        }
+        // What an earlier probe found wrong with a replica that is ready is nothing any more.
+        if running.ready && !running.is_on_trial() {
+            self.trouble = None;
         }
     }
 
@@ -284,8 +302,18 @@ impl Replica {
             Purpose::Liveness => &mut running.liveness,
         };
         let Some(health) = health else { return false };
+        let on_trial = health.on_trial;
         let verdict = health.handle_result(result, now);
         let check = health.check_text(port);
+        if on_trial {
+            return self.tried(check, verdict, purpose, now);
+        }
+        let Stage::Running(running) = &mut self.stage else { return false };
+        let health = match purpose {
+            Purpose::Readiness => &mut running.readiness,
+            Purpose::Liveness => &mut running.liveness,
+        };
+        let Some(health) = health else { return false };
         match (purpose, verdict) {
             (Purpose::Readiness, Verdict::Passed) => {
                 running.ready = true;
@@ -320,6 +348,25 @@ impl Replica {
             }
             (Purpose::Liveness, Verdict::Passed | Verdict::Open) => false,
         }
+    }
+
+    /// A probe that took the place of another was asked: only that it passes, or does not, is news.
+    fn tried(&mut self, check: String, verdict: Verdict, purpose: Purpose, now: Timestamp) -> bool {
+        let Stage::Running(running) = &self.stage else { return false };
+        let health = match purpose {
+            Purpose::Readiness => running.readiness.as_ref(),
+            Purpose::Liveness => running.liveness.as_ref(),
+        };
+        match (verdict, health) {
+            (Verdict::Passed, _) if !running.is_on_trial() => self.trouble = None,
+            (Verdict::Failed, Some(Health { last: Some(saw), failing_since: Some(since), tries, .. })) => {
+                let for_ms = u64::try_from(now.since(*since).as_millis()).unwrap_or(u64::MAX);
+                let cause = Cause::ProbeFailing { check, saw: saw.clone(), tries: *tries, for_ms, listening: None };
+                self.trouble = Some(Trouble { at: now, cause, retry_at: None });
+            }
+            (Verdict::Passed | Verdict::Failed | Verdict::Open, _) => {}
+        }
+        true
     }
 
     fn became_ready(&mut self, now: Timestamp) {
@@ -357,6 +404,7 @@ impl Replica {
 
     /// A runtime has it, in this condition.
     pub fn found(&mut self, digest: Option<String>, condition: Condition, now: Timestamp) {
+        self.exit_due = false;
         if digest.is_some() {
             self.digest = digest;
         }
@@ -382,6 +430,7 @@ impl Replica {
 
     /// No runtime has anything of it.
     pub fn vanished(&mut self, now: Timestamp) {
+        self.exit_due = false;
         if matches!(self.stage, Stage::Running(_)) && self.duty() == Duty::Run {
             // Its end was not seen: whoever removed it killed it.
             self.exited(SIGKILLED, false, Vec::new(), now);
@@ -451,9 +500,6 @@ impl Replica {
     pub fn begin(&mut self, action: ActionId, want: Want, doing: Option<Doing>, now: Timestamp) {
         match want {
             Want::Start => {
-                if self.last_exit.is_some() {
-                    self.restarts = self.restarts.saturating_add(1);
-                }
                 self.begun = now;
                 self.early_exit = None;
             }
@@ -535,12 +581,26 @@ impl Replica {
         if self.trouble.as_ref().map(|trouble| &trouble.cause) != Some(&cause) {
             self.trouble = Some(Trouble { at: now, cause, retry_at: None });
         }
+        // Its time has come: it waits for the volume now and for no clock.
+        if matches!(self.stage, Stage::BackOff { .. }) {
+            self.enter(Stage::Stopped, now);
+        }
         false
     }
 
     /// Its process ended while its start was under way.
     pub fn exited_early(&mut self, code: i64, out_of_memory: bool, last_lines: Vec<String>) {
         self.early_exit = Some((code, out_of_memory, last_lines));
+    }
+
+    /// Whether this is the exit that our own stop led to; then it only completes what is known of it.
+    pub fn takes_due_exit(&mut self, code: i64, last_lines: &[String]) -> bool {
+        let due = std::mem::take(&mut self.exit_due);
+        if due && let Some(exit) = &mut self.last_exit {
+            exit.code = code;
+            exit.last_lines = last_lines.to_vec();
+        }
+        due
     }
 
     /// The end of fetching, creating, starting, stopping or removing.
@@ -555,6 +615,9 @@ impl Replica {
             }
             (Doing::Creating, Finished::Created) => self.enter(Stage::Stopped, now),
             (Doing::Starting, Finished::Started { address }) => {
+                if self.last_exit.is_some() {
+                    self.restarts = self.restarts.saturating_add(1);
+                }
                 self.running(address, now, now);
                 if let Some((code, out_of_memory, last_lines)) = self.early_exit.take() {
                     match self.duty() {
@@ -565,6 +628,7 @@ impl Replica {
             }
             (Doing::Restarting, Finished::Stopped) => {
                 let why = self.trouble.take();
+                self.exit_due = self.early_exit.is_none();
                 let (code, _, lines) = self.early_exit.take().unwrap_or((SIGTERMED, false, Vec::new()));
                 self.exited(code, false, lines, now);
                 if let (Some(Trouble { cause: Cause::NotAlive { check, saw }, .. }), Some(exit)) =
@@ -582,8 +646,9 @@ impl Replica {
                 }
                 self.failed(cause, Again::Fetch, now);
             }
-            (Doing::Removing, Finished::Failed(cause)) => self.failed(cause, Again::Start, now),
-            (Doing::Restarting | Doing::Stopping, Finished::Failed(cause)) => {
+            (Doing::Removing, Finished::Failed(cause)) => self.failed(cause, Again::Remove, now),
+            (Doing::Stopping, Finished::Failed(cause)) => self.failed(cause, Again::Stop, now),
+            (Doing::Restarting, Finished::Failed(cause)) => {
                 // It may be running still: that is asked again, and nothing else is done about it before.
                 self.running(None, self.begun, now);
                 self.trouble = Some(Trouble { at: now, cause, retry_at: None });
@@ -605,6 +670,7 @@ impl Replica {
                 Phase::Unready
             }
             Stage::Running(_) => Phase::Starting,
+            Stage::BackOff { again: Again::Stop | Again::Remove, .. } => Phase::Stopping,
             Stage::BackOff { .. } => Phase::BackOff,
             // To be started: it waits for a volume, or for nothing but its turn.
             Stage::Stopped if self.duty() == Duty::Run => Phase::Creating,
@@ -632,6 +698,7 @@ impl Replica {
             usage: self.usage,
             pulled: self.pulled,
             ready_after_ms: self.ready_after_ms,
+            on_trial: matches!(&self.stage, Stage::Running(running) if running.is_on_trial()),
         }
     }
 }
@@ -640,6 +707,16 @@ impl Running {
     /// Not ready, and no probe will say that it is.
     fn is_unprobed(&self) -> bool {
         !self.ready && self.readiness.is_none()
+    }
+
+    /// A probe was changed and has not passed yet.
+    fn is_on_trial(&self) -> bool {
+        [&self.readiness, &self.liveness].into_iter().flatten().any(|health| health.on_trial)
+    }
+
+    /// The answer to a question that is not asked any more does not count.
+    fn forget_probe(&mut self, purpose: Purpose) {
+        self.probing = self.probing.take().filter(|(_, probing)| *probing != purpose);
     }
 
     fn want(&self, now: Timestamp) -> Option<Want> {

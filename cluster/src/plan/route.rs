@@ -8,7 +8,7 @@ use super::View;
 use crate::id::{Generation, GoalNumber, ServiceName};
 use crate::replica::Phase;
 use crate::route::{Absence, Backend, RouteKey, Tables, Upstream};
-use crate::spec::Strategy;
+use crate::spec::{Service, Strategy};
 use crate::state::{Deployed, Direction, PlacementState};
 
 /// How long a request may wait for its response to begin: what nginx and HAProxy allow by default.
@@ -58,15 +58,26 @@ fn upstream(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Upstream
         };
         if placement.revision == template { new.push(backend) } else { old.push(backend) }
     }
-    match (spec.deploy.strategy, &deployed.rollout) {
-        // All traffic moves at once: not before the old ones are told to go.
-        (Strategy::BlueGreen, Some(rollout)) if old_wanted && rollout.direction == Direction::Forward => new.clear(),
-        (Strategy::Canary { weight }, Some(rollout)) if !rollout.promoted && !old.is_empty() && !new.is_empty() => {
+    let Some(rollout) = &deployed.rollout else { return finish(spec, deployed, placed, old, new) };
+    // On the way back, what was tried is old: its strategy says whether it is there beside all that served before.
+    let forward = rollout.direction == Direction::Forward;
+    let tried = if forward { Some(spec) } else { deployed.revisions.get(&rollout.to).map(|record| &record.spec) };
+    let complete = new.len() >= deployed.wanted() as usize;
+    match tried.map(|spec| spec.deploy.strategy) {
+        // All traffic moves at once: not before the old ones are told to go, if they can take it.
+        Some(Strategy::BlueGreen) if forward && old_wanted && !old.is_empty() => new.clear(),
+        Some(Strategy::Canary { weight }) if forward && !rollout.promoted && !old.is_empty() && !new.is_empty() => {
             share(&mut new, u32::from(weight));
             share(&mut old, 100 - u32::from(weight));
         }
+        // Given up: not one request more, as soon as there are enough without it.
+        Some(_) if !forward && complete => old.clear(),
         _ => {}
     }
+    finish(spec, deployed, placed, old, new)
+}
+
+fn finish(spec: &Service, deployed: &Deployed, placed: bool, mut old: Vec<Backend>, mut new: Vec<Backend>) -> Upstream {
     old.append(&mut new);
     let absence = match (deployed.stopped || deployed.removal.is_some(), placed && deployed.settled.is_some()) {
         (true, _) => Absence::Stopped,

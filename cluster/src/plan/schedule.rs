@@ -47,7 +47,7 @@ impl<'a> Room<'a> {
         let mut refused = BTreeMap::new();
         let mut best: Option<(NodeId, (bool, u32, u64))> = None;
         for (node, used) in &self.nodes {
-            if let Some(reason) = self.refusal(*node, used, spec) {
+            if let Some(reason) = self.refusal(*node, used, name, spec) {
                 refused.insert(*node, reason);
                 continue;
             }
@@ -71,7 +71,7 @@ impl<'a> Room<'a> {
         Ok(node)
     }
 
-    fn refusal(&self, id: NodeId, used: &Used, spec: &Service) -> Option<NoRoom> {
+    fn refusal(&self, id: NodeId, used: &Used, name: &ServiceName, spec: &Service) -> Option<NoRoom> {
         let node = self.view.state.nodes.get(&id)?;
         if node.dead || self.view.inventory.is_suspect(id, self.view.now) {
             return Some(NoRoom::NotHeard);
@@ -83,6 +83,12 @@ impl<'a> Room<'a> {
             && *pin != node.name
         {
             return Some(NoRoom::Pinned { to: pin.clone() });
+        }
+        // What is in its volumes is on one node and nowhere else.
+        let home = self.view.state.services.get(name).and_then(|deployed| deployed.home);
+        if let Some(home) = home.filter(|home| spec.is_exclusive() && *home != id) {
+            let to = self.view.state.nodes.get(&home).map_or_else(|| home.to_string(), |node| node.name.clone());
+            return Some(NoRoom::Pinned { to });
         }
         for (key, wanted) in &spec.placement.labels {
             let has = node.labels.get(key);

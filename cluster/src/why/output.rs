@@ -20,17 +20,16 @@ fn init(line: &str) -> Option<Telling> {
     let (_, rest) = line.strip_prefix("[FATAL tini (")?.split_once("exec ")?;
     let (command, reason) = rest.split_once(" failed: ")?;
     let (code, what, fix) = match reason {
-        // That the file itself is there was seen before the start.
-        "No such file or directory" => (
-            "no-interpreter",
-            format!("`{command}` needs an interpreter or loader that is not in the image"),
-            "put it into the image (a script: what its first line names; a binary: the C library it was linked with), \
-             or link statically",
-        ),
-        "Exec format error" => (
-            "exec-format",
-            format!("`{command}` is no program that this machine can run"),
-            "build it for the node's architecture; a script begins with `#!` and its interpreter",
+        // That the file itself is there was seen before the start. What has no known form is tried as a script, so that
+        // it is the shell which is missing then.
+        "No such file or directory" | "Exec format error" => (
+            "exec-failed",
+            format!(
+                "`{command}` is in the image and cannot be started: its interpreter or loader is missing, or it is no \
+                 program for this machine"
+            ),
+            "a script needs what its first line names, a dynamic binary its C library, in the image; a binary must be \
+             built for the node's architecture",
         ),
         "Permission denied" => (
             "no-such-command",
@@ -102,8 +101,8 @@ mod tests {
 
     #[test]
     fn errors_that_every_program_has_are_known() {
-        check("[FATAL tini (7)] exec /ls failed: No such file or directory", "no-interpreter", "`/ls` needs");
-        check("[FATAL tini (7)] exec /app failed: Exec format error", "exec-format", "`/app` is no program");
+        check("[FATAL tini (7)] exec /ls failed: No such file or directory", "exec-failed", "`/ls` is in the image");
+        check("[FATAL tini (7)] exec /app failed: Exec format error", "exec-failed", "`/app` is in the image");
         let glibc = "/x: error while loading shared libraries: libpq.so.5: cannot open shared object file: No such file";
         check(glibc, "missing-library", "libpq.so.5");
         let musl = "Error loading shared library libz.so.1: No such file or directory (needed by /app)";

@@ -31,7 +31,7 @@ pub fn failing(spec: &Service, seen: Seen<'_>) -> Diagnosis {
         Some(Probe { check: Check::Tcp, .. }) | None => socket(spec, seen).unwrap_or_else(|| tcp(seen)),
     };
     if seen.unready {
-        diagnosis.cause = format!("it was ready, and has not been for {span}: {}", diagnosis.cause);
+        diagnosis.cause = format!("it was ready, and is not any more: {}", diagnosis.cause);
     }
     let times = if tries == 1 { "1 try".to_owned() } else { format!("{tries} tries") };
     diagnosis.evidence.insert(0, format!("{check} -> {}, {times} in {span}", saw_words(saw)));

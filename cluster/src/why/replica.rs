@@ -22,6 +22,14 @@ pub fn replica(
     id: ReplicaId,
     report: &ReplicaReport,
 ) -> Option<Diagnosis> {
+    if report.phase == Phase::Ready && report.on_trial {
+        // By the probe it had before it is ready.
+        let trouble = report.trouble.as_ref()?;
+        let mut diagnosis = caused(view, name, spec, report, &trouble.cause);
+        diagnosis.cause = format!("it serves, but does not pass a probe that was changed: {}", diagnosis.cause);
+        diagnosis.replica = Some(id);
+        return Some(diagnosis);
+    }
     if matches!(report.phase, Phase::Ready | Phase::Stopping | Phase::Gone) {
         return None;
     }
@@ -129,7 +137,10 @@ fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaRe
                 reason,
                 "build a component that exports wasi:http/incoming-handler (or wasi:cli/run for schedules)",
             ));
+            // What it consists of comes after; names of interfaces have a colon without a space.
+            let (what, details) = what.split_once(": ").map_or((what, None), |(what, more)| (what, Some(more)));
             Diagnosis::new("module-invalid", format!("its module cannot be run: {what}"), fix)
+                .seen(details.map(str::to_owned))
         }
         Cause::ModuleMissing { digest } => Diagnosis::new(
             "module-missing",

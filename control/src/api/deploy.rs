@@ -190,7 +190,8 @@ pub fn missing_modules(core: &Core, caller: &Caller, digests: Vec<String>) -> An
 /// Begins to take a module in.
 pub async fn receive_module(core: &Core, caller: &Caller, digest: &str, size: u64) -> Result<Upload, Refused> {
     core.authorise(caller, Verb::UploadModule, Object::Cluster)?;
-    core.blobs.receive(digest, size).await.map_err(blob)
+    let state = core.raft.state();
+    core.blobs.receive(digest, size, &modules(&state)).await.map_err(blob)
 }
 
 /// Keeps a module that has been taken in, and lets go of those that nothing refers to.

@@ -34,6 +34,9 @@ async fn open(core: &Arc<Core>, caller: &Caller, exec: Exec) -> Result<Stream, R
     }
     let overview = core.overview().await?;
     let deployed = overview.state.services.get(&service).ok_or_else(|| no_service(&service))?;
+    // Inside what reaches into the host one is as good as on it. The replica may be of an earlier revision than the
+    // service is now, so all that are kept are looked at.
+    deploy::reaches_host(core, caller, deployed)?;
     if deployed.spec().is_module() {
         let message = format!("{service} is a module: there is no process to run a command beside");
         return Err(invalid(message, None));
@@ -61,9 +64,6 @@ async fn open(core: &Arc<Core>, caller: &Caller, exec: Exec) -> Result<Stream, R
             },
         });
     };
-    // What reaches into the host is as good as the host to whoever gets inside. The replica may be of an earlier
-    // revision than the service is now, and only the demands of all that is kept are sure to contain its own.
-    deploy::reaches_host(core, caller, deployed)?;
     let text: String = command.join(" ").chars().take(QUOTED_MAX).collect();
     let announcement = Announcement { kind: Kind::Executed, service: Some(service), text: format!("in {id}: {text}") };
     core.propose(caller, Command::Announce(vec![announcement])).await?;

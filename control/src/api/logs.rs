@@ -28,6 +28,9 @@ const HELD_MAX: usize = 10_000;
 /// Most lines `tail` may ask for: they are held in memory until the last is known.
 const TAIL_MAX: u32 = 100_000;
 
+/// And most bytes of them: a line may have 256 KiB, and everybody who may read may ask.
+const TAIL_BYTES_MAX: usize = 64 << 20;
+
 /// A followed replica whose log ended is asked again after this: its container may not be there yet.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -122,7 +125,7 @@ impl Job {
             heads.push(queue.recv().await);
         }
         let last = self.query.tail.map(|tail| usize::try_from(tail).unwrap_or(usize::MAX));
-        let mut kept: VecDeque<LogLine> = VecDeque::new();
+        let (mut kept, mut bytes) = (VecDeque::<LogLine>::new(), 0);
         loop {
             let earliest = heads.iter().enumerate().filter_map(|(at, head)| Some((head.as_ref()?.at, at))).min();
             let Some((_, at)) = earliest else { break };
@@ -137,12 +140,14 @@ impl Job {
                         return;
                     }
                 }
-                Some(0) => {}
                 Some(last) => {
-                    if kept.len() == last {
-                        kept.pop_front();
-                    }
+                    bytes += line.text.len();
                     kept.push_back(line);
+                    while (kept.len() > last || bytes > TAIL_BYTES_MAX)
+                        && let Some(oldest) = kept.pop_front()
+                    {
+                        bytes -= oldest.text.len();
+                    }
                 }
             }
         }

@@ -7,7 +7,7 @@ use orca_cluster::spec::Settings;
 use orca_cluster::state::Role;
 use orca_wire::Access;
 use orca_wire::identity::Token;
-use orca_wire::message::client::{CreateToken, Reason, Request, Response, SetSecret};
+use orca_wire::message::client::{CreateToken, Exec, Reason, Request, Response, SetSecret};
 
 use crate::support::{Asker, Node, http, web, written};
 
@@ -156,6 +156,15 @@ async fn nobody_reaches_into_the_host_but_an_admin_where_it_is_allowed() {
     // What is there already, and does not change, may be among what a deployer deploys.
     let answer = deployer.deploy(host).await;
     assert!(matches!(answer, Response::Deployed { .. }), "{answer:?}");
+    // But nobody else gets inside it, or chooses anew what its image's name means.
+    let command = vec!["sh".to_owned()];
+    let exec = Exec { service: service(), replica: None, command, terminal: None, stdin: false };
+    for request in [Request::Exec(exec), Request::Redeploy { service: service() }] {
+        refused(deployer.ask(request.clone()).await);
+        let answer = admin.ask(request).await;
+        let allowed = matches!(&answer, Response::Refused(refused) if refused.reason == Reason::Conflict);
+        assert!(allowed, "nothing runs there yet: {answer:?}");
+    }
     node.stop().await;
 }
 
@@ -190,6 +199,7 @@ async fn a_wrong_token_learns_nothing_and_is_soon_not_listened_to() {
         last = http(&node, Some(&wrong), "GET", "/api/v1/status", "").await.status;
     }
     assert_eq!(last, 429);
+    assert_eq!(http(&node, Some(&good), "GET", "/api/v1/status", "").await.status, 200, "a good token is, from anywhere");
     // A certificate cannot be guessed, so that its holder is not shut out with those at the same address.
     assert!(matches!(node.admin().await.ask(Request::Whoami).await, Response::Whoami { .. }));
     let state = node.until("it was announced", |state| state.events.iter().any(|event| event.kind == Kind::Refused));

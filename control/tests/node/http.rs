@@ -3,7 +3,11 @@
 use orca_cluster::state::Role;
 use orca_wire::message::client::Request;
 
-use crate::support::{Node, http, http_with, web};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::support::{Node, PATIENCE, http, http_with, web};
 
 #[tokio::test]
 async fn the_document_and_the_router_have_the_same_routes() {
@@ -83,6 +87,24 @@ async fn every_mistake_of_a_file_is_in_the_answer() {
     assert_eq!(http(&node, Some(&token), "PUT", "/api/v1/projects/shop", &large).await.status, 413);
     let other = format!("project = \"blog\"\n{}", web("web:1"));
     assert_eq!(http(&node, Some(&token), "PUT", "/api/v1/projects/shop", &other).await.status, 400);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_browser_that_was_led_here_learns_nothing() {
+    let node = Node::found().await;
+    let status = async |headers: &str| {
+        let mut socket = TcpStream::connect(node.handle.http_address()).await.unwrap();
+        let request = format!("GET /api/v1/health HTTP/1.1\r\n{headers}connection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, socket.read_to_string(&mut answer)).await.unwrap().unwrap();
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    assert_eq!(status("host: 127.0.0.1:6880\r\n").await, "200");
+    for headers in ["host: rebound.example:6880\r\n", "host: localhost\r\norigin: http://page.example\r\n", ""] {
+        assert_eq!(status(headers).await, "421", "{headers}");
+    }
     node.stop().await;
 }
 

@@ -249,6 +249,7 @@ fn observed(goal: &Goal, last: &Observed) -> Observed {
             usage: Usage::default(),
             pulled: None,
             ready_after_ms: Some(1),
+            on_trial: false,
         };
         (*id, report)
     });

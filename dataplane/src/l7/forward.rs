@@ -54,7 +54,9 @@ pub async fn serve(client: Rc<Client>, request: Request<Incoming>) -> Response<C
             exchange.answered(parts.status);
             exchange.upgraded();
             client.pulse.upgraded();
-            tokio::task::spawn_local(upgrade::run(ours, theirs, exchange));
+            let protocol = parts.headers.get(header::UPGRADE);
+            let is_websocket = protocol.is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(b"websocket"));
+            tokio::task::spawn_local(upgrade::run(ours, theirs, is_websocket, exchange));
             Response::from_parts(parts, Counted::uncounted())
         }
         Err(refusal) => {

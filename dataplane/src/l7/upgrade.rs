@@ -2,6 +2,7 @@
 //! both ways through one buffer that the whole worker shares, so an idle one costs two sockets and no memory. It
 //! lives until one side ends it; a new table does not concern it.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
@@ -12,6 +13,7 @@ use tokio::net::TcpStream;
 
 use super::connection::Gate;
 use super::exchange::Exchange;
+use super::websocket::Frames;
 use super::worker::Worker;
 
 /// Which side ended the connection.
@@ -21,8 +23,8 @@ enum Side {
     Replica,
 }
 
-/// Carries an upgraded connection to its end.
-pub async fn run(client: OnUpgrade, replica: OnUpgrade, exchange: Exchange) {
+/// Carries an upgraded connection to its end. Of a WebSocket it is known whether the client asked for the end.
+pub async fn run(client: OnUpgrade, replica: OnUpgrade, is_websocket: bool, exchange: Exchange) {
     let worker = Rc::clone(&exchange.client.worker);
     let _open = worker.open();
     let ends = tokio::try_join!(client, replica);
@@ -40,13 +42,13 @@ pub async fn run(client: OnUpgrade, replica: OnUpgrade, exchange: Exchange) {
     let ended = tokio::select! {
         biased;
         () = worker.cut() => None,
-        ended = copy(&worker, client, replica) => Some(ended),
+        ended = copy(&worker, client, replica, is_websocket) => Some(ended),
     };
     let is_cut = match ended {
         None => true,
-        Some(Ended { first: Side::Client, .. }) => false,
+        Some(Ended { first: Side::Client, .. } | Ended { asked: true, .. }) => false,
         // It may end a connection in good order like anyone; one that is being stopped does so before its time.
-        Some(Ended { first: Side::Replica, clean }) => !clean || exchange.is_draining(),
+        Some(Ended { first: Side::Replica, clean, asked: false }) => !clean || exchange.is_draining(),
     };
     if is_cut { exchange.cut() } else { exchange.done() }
 }
@@ -60,6 +62,8 @@ struct End {
 struct Ended {
     first: Side,
     clean: bool,
+    /// The client had sent a Close frame.
+    asked: bool,
 }
 
 fn client_socket(upgraded: Upgraded) -> Option<End> {
@@ -72,11 +76,19 @@ fn replica_socket(upgraded: Upgraded) -> Option<End> {
     Some(End { stream: parts.io.into_inner(), early: parts.read_buf })
 }
 
-async fn copy(worker: &Worker, mut client: End, mut replica: End) -> Ended {
+async fn copy(worker: &Worker, mut client: End, mut replica: End, is_websocket: bool) -> Ended {
     let (from_client, to_client) = client.stream.split();
     let (from_replica, to_replica) = replica.stream.split();
-    let up = pump(worker, from_client, to_replica, &client.early);
-    let down = pump(worker, from_replica, to_client, &replica.early);
+    let asked = Cell::new(false);
+    let mut frames = Frames::default();
+    let see = |bytes: &[u8]| {
+        if is_websocket {
+            frames.read(bytes);
+            asked.set(frames.is_closed());
+        }
+    };
+    let up = pump(worker, from_client, to_replica, &client.early, see);
+    let down = pump(worker, from_replica, to_client, &replica.early, |_| {});
     tokio::pin!(up, down);
     // When one direction has ended well the other goes on: that side may still have something to say.
     let (first, result) = tokio::select! {
@@ -89,7 +101,7 @@ async fn copy(worker: &Worker, mut client: End, mut replica: End) -> Ended {
                 Side::Client => down.await,
                 Side::Replica => up.await,
             };
-            return Ended { first, clean: true };
+            return Ended { first, clean: true, asked: asked.get() };
         }
         Err(broken) => broken,
     };
@@ -98,7 +110,7 @@ async fn copy(worker: &Worker, mut client: End, mut replica: End) -> Ended {
         (Side::Replica, Broken::Reading(error)) | (Side::Client, Broken::Writing(error)) => (Side::Replica, error),
     };
     tracing::debug!(?at, %error, "an upgraded connection broke");
-    Ended { first: at, clean: false }
+    Ended { first: at, clean: false, asked: asked.get() }
 }
 
 /// Where a direction broke.
@@ -113,7 +125,9 @@ async fn pump(
     from: tokio::net::tcp::ReadHalf<'_>,
     mut to: tokio::net::tcp::WriteHalf<'_>,
     early: &[u8],
+    mut see: impl FnMut(&[u8]),
 ) -> Result<(), Broken> {
+    see(early);
     to.write_all(early).await.map_err(Broken::Writing)?;
     loop {
         from.readable().await.map_err(Broken::Reading)?;
@@ -125,6 +139,7 @@ async fn pump(
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(Broken::Reading(error)),
             };
+            see(&scratch[..read]);
             let written = match to.try_write(&scratch[..read]) {
                 Ok(written) => written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,

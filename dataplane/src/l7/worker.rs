@@ -41,6 +41,8 @@ const LIBRARY_FIELDS: usize = 100;
 const LIBRARY_BUFFER_MIN: usize = 8 << 10;
 /// Bytes moved at once on an upgraded connection.
 const SCRATCH_BYTES: usize = 64 << 10;
+/// Between two lines in the log about connections that are refused.
+const REFUSALS_SAID_MS: u64 = 60_000;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -87,6 +89,9 @@ pub struct Worker {
     /// Connections and upgraded connections, so that the last one out ends a shutdown.
     open: Cell<usize>,
     closed_one: Notify,
+    /// Connections refused for their number, and when that was last said.
+    refused: Cell<u64>,
+    refused_said: Cell<Option<u64>>,
     scratch: RefCell<Vec<u8>>,
 }
 
@@ -256,6 +261,7 @@ impl Worker {
 
     fn admit(self: &Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
         let Some(permit) = Sources::admit(&self.sources, peer.ip().to_canonical(), &self.limits) else {
+            self.say_refused(peer);
             // Reset instead of closed: it costs us no state, and the newest goes first.
             let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             return;
@@ -270,6 +276,17 @@ impl Worker {
             connection::serve(worker, stream, peer, permit).await;
             drop(open);
         });
+    }
+
+    /// Once a minute at most: an attack must not fill the log too.
+    fn say_refused(&self, peer: SocketAddr) {
+        let refused = self.refused.get() + 1;
+        self.refused.set(refused);
+        let now = self.now();
+        if self.refused_said.get().is_none_or(|said| now.saturating_sub(said) >= REFUSALS_SAID_MS) {
+            self.refused_said.set(Some(now));
+            tracing::warn!(%peer, refused, "connections are refused: there are too many, in all or from one address");
+        }
     }
 
     async fn accept(self: Rc<Worker>, listener: std::net::TcpListener) {
@@ -344,6 +361,8 @@ pub async fn run(parts: Parts, mut orders: mpsc::UnboundedReceiver<Order>) {
         random: Cell::new(rand::random()),
         phase: Cell::new(Phase::Serving),
         closing_since: Cell::new(None),
+        refused: Cell::new(0),
+        refused_said: Cell::new(None),
         phase_changed: Notify::new(),
         open: Cell::new(0),
         closed_one: Notify::new(),

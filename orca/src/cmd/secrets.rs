@@ -48,10 +48,10 @@ pub async fn run(command: Secrets, global: &Global, output: &Output) -> Result<E
         }
         Secrets::Rotate(ProjectArgs { project }) => {
             let session = session(global).await?;
-            let scope =
-                project.as_ref().map_or_else(|| "all projects".to_owned(), |project| format!("project {project}"));
+            let which = project.as_ref();
+            let which = which.map_or_else(|| "Global secrets".to_owned(), |project| format!("Secrets of {project}"));
             let response = session.ask(&Request::RotateSecrets { project }).await?;
-            changed(output, response, &format!("Secrets of {scope} are sealed under a new key"))
+            changed(output, response, &format!("{which} are sealed under a new key"))
         }
     }
 }
@@ -140,10 +140,16 @@ fn import(path: &Path, project: Option<&Label>) -> Result<Vec<(SecretName, Zeroi
     let failed = |error: io::Error| Failure::input(format!("{place} cannot be read")).why(error.to_string());
     let mut text = Zeroizing::new(String::new());
     match path == Path::new("-") {
-        true => io::stdin().lock().take(FILE_BYTES_MAX).read_to_string(&mut text),
-        false => fs::File::open(path).map_err(failed)?.take(FILE_BYTES_MAX).read_to_string(&mut text),
+        true => io::stdin().lock().take(FILE_BYTES_MAX + 1).read_to_string(&mut text),
+        false => fs::File::open(path).map_err(failed)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text),
     }
     .map_err(failed)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        // What was read may end in the middle of a value.
+        return Err(Failure::input(format!("{place} has more than {} KiB", FILE_BYTES_MAX >> 10))
+            .why("nothing was set")
+            .fix("split it into several files"));
+    }
     let pairs = assignments(&text).map_err(|line| {
         // Never the line itself: it may hold the secret.
         Failure::new(Exit::Input, format!("{place}:{line}: this is not NAME=value")).why("nothing was set")
@@ -208,5 +214,16 @@ mod tests {
         assert_eq!(pairs, expect.map(|(name, value)| (name, value.to_owned())));
         assert_eq!(assignments("A=1\nnonsense\n").unwrap_err(), 2);
         assert_eq!(assignments("A=\"open\nB=1").unwrap_err(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_sets_nothing_instead_of_half_a_value() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let longest = format!("A={}", "x".repeat(usize::try_from(FILE_BYTES_MAX).unwrap() - 2));
+        fs::write(file.path(), &longest).unwrap();
+        assert_eq!(import(file.path(), None).unwrap()[0].1.len(), longest.len() - 2);
+        fs::write(file.path(), longest + "x").unwrap();
+        let failure = import(file.path(), None).unwrap_err();
+        assert!(failure.message.contains("more than 1024 KiB"), "{}", failure.message);
     }
 }

@@ -8,14 +8,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use orca_agent::docker::socket_from_environment;
+use orca_agent::hands::chain;
 use orca_agent::{Agent, wasm};
 use orca_cluster::id::Label;
 use orca_control::vault::UNSEAL_KEY_VARIABLE;
-use orca_control::{Control, Founded, Handle, UnsealSource};
+use orca_control::{Control, Founded, Handle, StartError, UnsealSource};
+use orca_wire::identity::Identity;
 use orca_dataplane::{AccessLog, DataPlane, Limits};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
@@ -33,6 +37,9 @@ const FILES_PER_CONNECTION: u64 = 2;
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// And when it has handed over: nobody waits for the process to end.
 const HANDOVER_GRACE: Duration = Duration::from_secs(60);
+/// Before a control plane that has failed is opened again; doubles up to the second.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(30);
 const PORT_PUBLIC: u16 = 80;
 const PORT_UNPRIVILEGED: u16 = 8080;
 
@@ -45,7 +52,9 @@ pub struct Server {
     pub founded: Option<Founded>,
     dataplane: DataPlane,
     agent: Agent,
-    control: JoinHandle<Result<(), orca_control::RunError>>,
+    control: JoinHandle<()>,
+    /// Ends the control plane.
+    ending: CancellationToken,
     /// Modules run here; it must outlive the agent.
     _modules: Background,
 }
@@ -72,7 +81,7 @@ pub fn run(args: &ServerArgs, output: &Output) -> Result<ExitCode, Failure> {
     runtime()?.block_on(async {
         let mut server = Server::start(args).await?;
         if let Some(founded) = server.founded.take() {
-            introduce(&server, &founded, output)?;
+            introduce(&server, &founded, output);
         }
         for address in &server.proxy {
             info!(%address, "proxy listens");
@@ -121,15 +130,21 @@ pub fn log(format: LogFormat, level: &str) {
 impl Server {
     pub async fn start(args: &ServerArgs) -> Result<Server, Failure> {
         let failed = |error: &dyn std::error::Error| Failure::from_error(Exit::General, error);
+        forbid_core();
         let data = args.data_dir.clone().map_or_else(default_data_dir, Ok)?;
         let name = args.name.clone().unwrap_or_else(host_name);
+        let unseal = unseal_source(args, &data)?;
+        let unseal_file = match &unseal {
+            UnsealSource::File(path) => Some(path.clone()),
+            UnsealSource::Variable(_) => None,
+        };
         let config = orca_control::Config {
             data_dir: data.clone(),
             listen_quic: args.listen,
             listen_http: args.listen,
             node_name: name.clone(),
             cluster_name: Label::new(&name.to_lowercase()).unwrap_or_else(|_| Label::new("orca").expect("a label")),
-            unseal: unseal_source(args, &data)?,
+            unseal,
             advertise: args.advertise.clone(),
             labels: Default::default(),
         };
@@ -144,19 +159,28 @@ impl Server {
         let (listeners, predecessor) = inheritance.map(Inheritance::take_apart).unzip();
         let dataplane = start_proxy(args, listeners, &modules)?;
 
-        let (mut control, handle) = Control::start(config).await.map_err(|error| failed(&error))?;
+        let (mut control, handle) = Control::start(config.clone()).await.map_err(|error| {
+            let failure = Failure::from_error(Exit::General, &error);
+            match error {
+                StartError::Http { .. } | StartError::Quic { .. } => {
+                    failure.fix("stop what uses it, or choose another with --listen ADDR:PORT")
+                }
+                _ => failure,
+            }
+        })?;
         let founded = control.founded();
-        let identity = handle.identity().borrow().clone();
-        let control = tokio::spawn(control.run());
+        let (ending, identity) = (CancellationToken::new(), watch::Sender::new(handle.identity().borrow().clone()));
+        let identities = identity.subscribe();
+        let control = tokio::spawn(keep_control(config, control, handle.clone(), identity, ending.clone()));
 
         let quic = handle.quic_address();
         let config = orca_agent::Config {
             keys: data.join("node"),
             runtime_directory: PathBuf::from("/run/orca"),
-            state_directories: vec![data.clone()],
+            state_directories: std::iter::once(data.clone()).chain(unseal_file).collect(),
             docker_socket: socket_from_environment(),
             control: vec![SocketAddr::new(reachable(quic.ip()), quic.port())],
-            identity,
+            identity: identities,
             directory: agent_directory,
         };
         let agent = Agent::start(config, modules, dataplane.clone()).await.map_err(|error| failed(&error))?;
@@ -166,7 +190,7 @@ impl Server {
             info!("taken over from the server that ran before");
         }
         let proxy = dataplane.addresses();
-        Ok(Server { handle, proxy, data, founded, dataplane, agent, control, _modules: modules_runtime })
+        Ok(Server { handle, proxy, data, founded, dataplane, agent, control, ending, _modules: modules_runtime })
     }
 
     /// Until somebody asks it to stop, or it cannot go on.
@@ -176,11 +200,8 @@ impl Server {
         tokio::select! {
             _ = terminate.recv() => Ok(()),
             interrupted = tokio::signal::ctrl_c() => interrupted.map_err(|error| failed(&error)),
-            ended = &mut self.control => match ended {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(fatal)) => Err(failed(&fatal)),
-                Err(panicked) => Err(failed(&panicked)),
-            },
+            ended = &mut self.control => ended.map_err(|panicked| failed(&panicked)),
+            ended = self.agent.ended() => Err(failed(&ended)),
         }
     }
 
@@ -188,7 +209,7 @@ impl Server {
     async fn hand_over(self, door: Door, mut successor: Successor) {
         info!("handing over to a successor");
         drop(self.agent);
-        self.handle.shutdown();
+        self.ending.cancel();
         if !self.control.is_finished() {
             // It has nothing more to say: it was told to stop.
             let _ = self.control.await;
@@ -221,7 +242,7 @@ impl Server {
     pub async fn stop(self) {
         self.dataplane.shutdown(STOP_GRACE).await;
         drop(self.agent);
-        self.handle.shutdown();
+        self.ending.cancel();
         if !self.control.is_finished() {
             // It has nothing more to say: it was told to stop.
             let _ = self.control.await;
@@ -234,19 +255,72 @@ impl Server {
     }
 }
 
+/// Runs the control plane, and opens it again when it could not go on: a disk that was full may have room again. What
+/// runs is not touched, and requests are served by the routes there are; nothing can be changed meanwhile.
+async fn keep_control(
+    config: orca_control::Config,
+    mut control: Control,
+    mut handle: Handle,
+    identity: watch::Sender<Identity>,
+    ending: CancellationToken,
+) {
+    loop {
+        let mut identities = handle.identity();
+        let running = control.run();
+        tokio::pin!(running);
+        let ended = loop {
+            tokio::select! {
+                ended = &mut running => break ended,
+                () = ending.cancelled() => {
+                    handle.shutdown();
+                    break running.await;
+                }
+                Ok(()) = identities.changed() => {
+                    identity.send_replace(identities.borrow_and_update().clone());
+                }
+            }
+        };
+        let Err(fault) = ended else { return };
+        error!(error = chain(&fault), "the control plane has stopped: what runs goes on, and nothing can be changed");
+        let mut pause = REOPEN_PAUSE;
+        (control, handle) = loop {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = ending.cancelled() => return,
+            }
+            match Control::start(config.clone()).await {
+                Ok(opened) => break opened,
+                Err(fault) => error!(error = chain(&fault), "the control plane cannot be opened again yet"),
+            }
+            pause = (pause * 2).min(REOPEN_PAUSE_MAX);
+        };
+        info!("the control plane is open again");
+    }
+}
+
 /// What whoever founded the cluster must know: the token, once, and what to keep safe.
-pub fn introduce(server: &Server, founded: &Founded, output: &Output) -> Result<(), Failure> {
+pub fn introduce(server: &Server, founded: &Founded, output: &Output) {
     let name =
         server.handle.state().borrow().cluster.as_ref().map(|cluster| cluster.name.to_string()).unwrap_or_default();
-    let contexts = write_founded(&name, vec![server.address()], Credential::Identity(&founded.user))?;
     output.complain(&format!("cluster `{name}` founded in {}\n", server.data.display()));
-    output.complain(&format!("  this user's access is in {}\n", contexts.display()));
+    match write_founded(&name, vec![server.address()], Credential::Identity(&founded.user)) {
+        Ok(contexts) => output.complain(&format!("  this user's access is in {}\n", contexts.display())),
+        // A service may have no home. The cluster is there all the same, and the token below opens it.
+        Err(failure) => output.complain(&format!("  this user's access could not be kept: {}\n", failure.message)),
+    }
     if let Some(key) = &founded.unseal_key {
         output
             .complain(&format!("  keep a copy of {}: without it a backup's secrets cannot be opened\n", key.display()));
     }
     output.complain(&format!("  administrator's token, shown this once: {}\n", *founded.token));
-    Ok(())
+}
+
+/// Keys that are open in memory would be in a core.
+fn forbid_core() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }) {
+        warn!(%error, "a crash of this process may leave a core with keys in it");
+    }
 }
 
 fn start_proxy(

@@ -36,25 +36,20 @@ pub fn run(args: UpArgs, global: &Global, output: &Output) -> Result<ExitCode, F
                 output.complain(&format!("server started; its data is in {}\n", server.data.display()));
                 let access = match server.founded.take() {
                     Some(founded) => {
-                        server::introduce(&server, &founded, output)?;
+                        server::introduce(&server, &founded, output);
                         Access::Certificate(founded.user)
                     }
                     None => choose(global.context.as_deref(), &Surroundings::read())?.access,
                 };
                 let chosen = Chosen { name: "local".to_owned(), addresses: vec![server.address()], access };
                 let session = Session::open(chosen, global.timeout).await?;
+                let proxy = server.proxy.clone();
                 let ended = tokio::select! {
-                    ended = bring_up(&session, Some(&server.proxy), written, &args, global, output) => match ended {
-                        Ok(code) if args.no_follow => {
-                            server.until_told().await?;
-                            Ok(code)
-                        }
+                    ended = bring_up(&session, Some(&proxy), written, &args, global, output) => match ended {
+                        Ok(code) if args.no_follow => server.until_told().await.map(|()| code),
                         ended => ended,
                     },
-                    interrupted = tokio::signal::ctrl_c() => {
-                        interrupted.map_err(|error| Failure::from_error(Exit::General, &error))?;
-                        Ok(Exit::Done.into())
-                    }
+                    told = server.until_told() => told.map(|()| Exit::Done.into()),
                 };
                 output.complain("stopping; containers go on, `orca up` finds them again\n");
                 server.stop().await;

@@ -28,16 +28,32 @@ pub fn run(name: &str, arguments: &[String]) -> ExitCode {
         "sleep" => {
             thread::sleep(Duration::from_millis(arguments.first().and_then(|ms| ms.parse().ok()).unwrap_or(1000)))
         }
+        "write" => return write(arguments),
+        "raise" => {
+            sys::raise(arguments.first().and_then(|number| number.parse().ok()).unwrap_or(11));
+        }
         "size" => size(),
         "fetch" => return fetch(arguments),
         other => {
             sys::print(
-                format!("no command `{other}`: echo, complain, cat, env, exit, sleep, size, fetch\n").as_bytes(),
+                format!("no command `{other}`: echo, complain, cat, env, exit, sleep, write, raise, size, fetch\n").as_bytes(),
             );
             return ExitCode::from(2);
         }
     }
     ExitCode::SUCCESS
+}
+
+/// `write PATH`: a line to that file; fails as most programs do, in the system's words.
+fn write(arguments: &[String]) -> ExitCode {
+    let [path] = arguments else { return ExitCode::from(2) };
+    match std::fs::write(path, "a line\n") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cannot write {path}: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// `fetch HOST:PORT PATH`: the body of that, over HTTP.

@@ -7,14 +7,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -25,6 +25,9 @@ use super::wait::{PATIENCE, wait_until};
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// Failures that a report shows.
 const SHOWN_MAX: usize = 8;
+/// Addresses that clients connect from, all of this machine: 127.1.1.1 and those that follow it.
+const SOURCES: u64 = 64;
+const SOURCE_FIRST: u32 = 0x7f01_0101;
 const CLOSE: u8 = 8;
 const TEXT: u8 = 1;
 
@@ -88,7 +91,7 @@ pub enum Outcome {
     /// Answered whole; a WebSocket: every message came back, and it was closed because we asked.
     Answered { status: u16 },
     /// No connection: the request was not sent.
-    Refused,
+    Refused { why: String },
     /// The connection ended, or was ended by the server, before all had come.
     Cut { why: String },
     /// No whole answer in time.
@@ -237,14 +240,23 @@ impl Clients {
         self.tally.lock().unwrap().records.push(record);
     }
 
+    /// From one of many addresses, as many clients have: a proxy bounds what each may take.
+    async fn connect(&self) -> Result<TcpStream, Outcome> {
+        let number = self.number.fetch_add(1, Ordering::Relaxed) % SOURCES;
+        let from = Ipv4Addr::from_bits(SOURCE_FIRST + u32::try_from(number).expect("there are few sources"));
+        let connected = async {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::new(from.into(), 0))?;
+            socket.connect(self.target.address).await
+        };
+        connected.await.map_err(|error| Outcome::Refused { why: error.to_string() })
+    }
+
     async fn request(&self, kind: Kind) -> Result<Response, Outcome> {
         let kept = if kind == Kind::KeepAlive { self.idle.lock().unwrap().pop_front() } else { None };
         let mut connection = match kept {
             Some(connection) => connection,
-            None => match TcpStream::connect(self.target.address).await {
-                Ok(stream) => BufReader::new(stream),
-                Err(_) => return Err(Outcome::Refused),
-            },
+            None => BufReader::new(self.connect().await?),
         };
         let Target { host, path, .. } = &self.target;
         let wish = if kind == Kind::Close { "close" } else { "keep-alive" };
@@ -264,7 +276,7 @@ impl Clients {
         while !*self.stopped.borrow() {
             let begun = Instant::now();
             let outcome = self.web_socket(life).await;
-            let refused = outcome == Outcome::Refused;
+            let refused = matches!(outcome, Outcome::Refused { .. });
             let kind = Kind::WebSocket;
             self.record(Record { kind, begun, ended: Instant::now(), outcome, body: None });
             if refused {
@@ -276,7 +288,10 @@ impl Clients {
     }
 
     async fn web_socket(&self, life: Duration) -> Outcome {
-        let Ok(stream) = TcpStream::connect(self.target.address).await else { return Outcome::Refused };
+        let stream = match self.connect().await {
+            Ok(stream) => stream,
+            Err(refused) => return refused,
+        };
         let mut connection = BufReader::new(stream);
         let head = format!(
             "GET /ws HTTP/1.1\r\nhost: {}\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
@@ -418,7 +433,7 @@ async fn receive_frame(connection: &mut Connection) -> Result<(u8, Vec<u8>), Str
 impl Tally {
     /// Requests that reached the server, handshakes of WebSockets among them.
     pub fn sent(&self) -> usize {
-        self.records.iter().filter(|record| record.outcome != Outcome::Refused).count()
+        self.records.iter().filter(|record| !record.is_refused()).count()
     }
 
     /// Those answered with 101 to 399.
@@ -480,6 +495,10 @@ impl Tally {
 impl Record {
     pub fn is_good(&self) -> bool {
         matches!(self.outcome, Outcome::Answered { status: 101..400 })
+    }
+
+    pub fn is_refused(&self) -> bool {
+        matches!(self.outcome, Outcome::Refused { .. })
     }
 }
 

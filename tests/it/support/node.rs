@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::load::Target;
 use super::ran::{Ran, Running};
-use super::wait::{PATIENCE, wait_for, wait_until};
+use super::wait::{wait_for, wait_until};
 
 /// A server says it is healthy, or says why not, within this.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -160,9 +160,8 @@ impl Node {
             self.is_healthy()
         });
         if self.token.is_none() {
-            let log = self.log();
-            let word = log.split_whitespace().find(|word| word.starts_with("orca1."));
-            self.token = Some(word.expect("the first start tells the administrator's token").to_owned());
+            let told = || self.log().split_whitespace().find(|word| word.starts_with("orca1.")).map(str::to_owned);
+            self.token = Some(wait_for("the administrator's token", START_MAX, told).0);
         }
         took
     }
@@ -265,6 +264,12 @@ impl Node {
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> Value {
         self.orca(&[arguments, &["--json"]].concat()).succeeded().json()
+    }
+
+    /// All that `orca … --json` prints; it must succeed.
+    #[track_caller]
+    pub fn json_lines(&self, arguments: &[&str]) -> Vec<Value> {
+        self.orca(&[arguments, &["--json"]].concat()).succeeded().json_lines()
     }
 
     /// Writes a service file. The project's, unless it names another.

@@ -1,6 +1,6 @@
 //! Runs the simulator: so many seeds, or one again.
 //!
-//! `sim --seeds 1000 [--from N]`, `sim --seed 0x2a [--story]`
+//! `sim --seeds 1000 [--from N]`, `sim --seed 0x2a [--story]`, `sim --tell scenarios/canary.txt`
 
 #![expect(clippy::print_stdout, reason = "a program that reports what it did")]
 
@@ -21,8 +21,17 @@ fn main() -> ExitCode {
             "--from" => from = number().unwrap_or(from),
             "--seed" => one = number(),
             "--story" => story = true,
+            "--tell" => {
+                let told = arguments.next().and_then(|file| std::fs::read_to_string(file).ok());
+                let Some(told) = told else {
+                    println!("--tell wants a story's file");
+                    return ExitCode::from(2);
+                };
+                print!("{}", orca_tests::script::run(&told));
+                return ExitCode::SUCCESS;
+            }
             other => {
-                println!("`{other}` is not known; --seeds N, --from N, --seed N, --story are");
+                println!("`{other}` is not known; --seeds N, --from N, --seed N, --story, --tell FILE are");
                 return ExitCode::from(2);
             }
         }

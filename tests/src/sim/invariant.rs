@@ -7,20 +7,26 @@
 //! | 3 a rollout never makes ready replicas fewer than promised | [`availability`] |
 //! | 4 two live replicas never hold one exclusive volume | [`exclusive_volume`] |
 //! | 5 tables name only replicas last reported ready, on nodes not suspect | [`tables`] |
+//! | 6 what is unchanged causes no action | [`unchanged`] |
+//! | 7 a term's first judgement comes when every node was heard or had the time to be | [`first_judgement`] |
 //! | 8 when faults stop, the world settles as asked, and nobody emits anything | [`settled`] |
 //! | 11 a replica is stopped only when its requests have ended or its drain time is over | [`drained`] |
+//! | nobody is woken for what is past or repeats at once what fails | [`busy`] |
 
 pub mod availability;
+pub mod busy;
 pub mod drained;
 pub mod exclusive_volume;
+pub mod first_judgement;
 pub mod generation;
 pub mod same_log;
 pub mod settled;
 pub mod tables;
+pub mod unchanged;
 
 use std::collections::BTreeMap;
 
-use orca_cluster::id::ReplicaId;
+use orca_cluster::id::{NodeId, ReplicaId};
 use orca_cluster::state::{PlacementState, State};
 use orca_cluster::time::Timestamp;
 
@@ -29,6 +35,8 @@ use orca_cluster::time::Timestamp;
 pub struct Ledger {
     /// When each replica was told to drain.
     pub drains: BTreeMap<ReplicaId, Timestamp>,
+    /// The second in which each node last did something, and how much.
+    pub actions: BTreeMap<NodeId, (u64, usize)>,
 }
 
 impl Ledger {

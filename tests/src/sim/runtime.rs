@@ -1,12 +1,13 @@
 //! A node's containers and its proxy's requests, as the world sees them: what is true, not what is believed. How a
 //! container behaves is in its image's name: `ok`, `slow`, `crash`, `deaf`, `missing`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use orca_cluster::goal::Workload;
+use orca_cluster::goal::{ReplicaGoal, Workload};
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
 use orca_cluster::node::{Condition, Finished, Found, Seen, Task};
 use orca_cluster::replica::{Cause, Saw};
+use orca_cluster::spec::{Check, Volume, VolumeSource};
 use orca_cluster::time::Timestamp;
 use orca_cluster::traffic::{InFlight, ServiceTraffic};
 use rand::Rng;
@@ -19,6 +20,12 @@ pub struct Runtime {
     requests: BTreeMap<u64, Request>,
     requests_begun: u64,
     counted: BTreeMap<ServiceName, ServiceTraffic>,
+    /// Named volumes: they stay when their container goes, unless it is told to take them along.
+    pub volumes: BTreeSet<String>,
+    /// Nothing that runs is harmed, and nothing can be asked of it.
+    pub engine_down: bool,
+    /// What was done to each replica, beside asking how it is.
+    pub touched: BTreeMap<ReplicaId, u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -27,6 +34,8 @@ pub struct Container {
     pub revision: Revision,
     pub image: String,
     pub volumes: Vec<String>,
+    /// It runs in the agent's process and ends with it.
+    pub module: bool,
     pub running: Option<Timestamp>,
     /// Counts starts, so that what was to happen to an earlier one does not happen to this.
     start: u64,
@@ -57,11 +66,19 @@ pub struct Done {
 impl Runtime {
     pub fn carry_out(&mut self, task: &Task, now: Timestamp, rng: &mut StdRng) -> Done {
         let mut events = Vec::new();
+        if let Some((replica, goal)) = touches(task) {
+            *self.touched.entry(replica).or_default() += 1;
+            let module = goal.is_some_and(|goal| matches!(goal.workload, Workload::Module(_)));
+            if self.engine_down && !module {
+                let cause = Cause::NoEngine { reason: "connection refused".to_owned() };
+                return Done { millis: 1, finished: Finished::Failed(cause), events };
+            }
+        }
         let (millis, finished) = match task {
             Task::Fetch { goal, .. } => {
                 let image = match &goal.workload {
                     Workload::Container(container) => container.image.clone(),
-                    Workload::Module(module) => module.digest.clone(),
+                    Workload::Module(_) => "ok:module".to_owned(),
                 };
                 let finished = match image.starts_with("missing") {
                     true => Finished::Failed(Cause::ImageMissing { image }),
@@ -74,15 +91,17 @@ impl Runtime {
                     Workload::Container(container) => container
                         .volumes
                         .iter()
-                        .map(|volume| format!("{}/{:?}", goal.service.project, volume.source))
+                        .map(|volume| volume_name(goal, volume))
                         .collect(),
                     Workload::Module(_) => Vec::new(),
                 };
+                self.volumes.extend(volumes.iter().cloned());
                 let container = Container {
                     service: goal.service.clone(),
                     revision: goal.revision,
                     image: image.clone(),
                     volumes,
+                    module: matches!(goal.workload, Workload::Module(_)),
                     running: None,
                     start: 0,
                     exit: 0,
@@ -99,12 +118,15 @@ impl Runtime {
                         events.push((150, Event::Exits { replica: *replica, start, code: 1 }));
                     }
                     let address = std::net::SocketAddr::from(([10, 1, (replica.0 >> 8) as u8, replica.0 as u8], 80));
-                    (rng.random_range(5..200), Finished::Started { address: Some(address) })
+                    let address = (!container.module).then_some(address);
+                    (rng.random_range(5..200), Finished::Started { address })
                 }
                 None => (5, Finished::Failed(Cause::Refused { reason: "no such container".to_owned() })),
             },
-            Task::Probe { replica, .. } => {
-                let passes = self.containers.get(replica).is_some_and(|container| container.is_ready(now));
+            Task::Probe { replica, check, .. } => {
+                // What `/broken` asks is answered by nobody.
+                let asked = !matches!(check, Check::Http(path) if path == "/broken");
+                let passes = asked && self.containers.get(replica).is_some_and(|container| container.is_ready(now));
                 (rng.random_range(1..5), Finished::Probed(if passes { Ok(()) } else { Err(Saw::Refused) }))
             }
             Task::Inspect { .. } => (5, Finished::Listening(Some(Vec::new()))),
@@ -116,8 +138,15 @@ impl Runtime {
                 self.requests.retain(|_, request| request.replica != *replica);
                 (rng.random_range(5..500), Finished::Stopped)
             }
-            Task::Remove { replica, .. } => {
+            Task::Remove { replica, goal, erase, .. } => {
                 self.containers.remove(replica);
+                if let (true, Some(goal)) = (erase, goal)
+                    && let Workload::Container(container) = &goal.workload
+                {
+                    for volume in &container.volumes {
+                        self.volumes.remove(&volume_name(goal, volume));
+                    }
+                }
                 (rng.random_range(5..100), Finished::Removed)
             }
             Task::Apply { tables, generation } => {
@@ -172,6 +201,7 @@ impl Runtime {
     pub fn list(&self, _now: Timestamp) -> Vec<Found> {
         self.containers
             .iter()
+            .filter(|(_, container)| !container.module)
             .map(|(replica, container)| Found {
                 replica: *replica,
                 service: container.service.clone(),
@@ -207,11 +237,12 @@ impl Runtime {
     pub fn proxy_lost(&mut self) {
         self.requests.clear();
         self.counted.clear();
+        self.containers.retain(|_, container| !container.module);
     }
 
     pub fn victim(&self, pick: u64) -> Option<(ReplicaId, Event)> {
         let running: Vec<ReplicaId> =
-            self.containers.iter().filter(|(_, c)| c.running.is_some()).map(|(id, _)| *id).collect();
+            self.containers.iter().filter(|(_, c)| c.running.is_some() && !c.module).map(|(id, _)| *id).collect();
         let replica = *running.get(usize::try_from(pick % running.len().max(1) as u64).ok()?)?;
         Some((replica, self.kill(replica)?))
     }
@@ -219,6 +250,25 @@ impl Runtime {
     pub fn kill(&self, replica: ReplicaId) -> Option<Event> {
         let container = self.containers.get(&replica)?;
         Some(Event::Exits { replica, start: container.start, code: 137 })
+    }
+}
+
+/// The replica that a task changes, if it changes one.
+fn touches(task: &Task) -> Option<(ReplicaId, Option<&ReplicaGoal>)> {
+    match task {
+        Task::Fetch { replica, goal, .. } | Task::Create { replica, goal, .. } | Task::Start { replica, goal, .. } => {
+            Some((*replica, Some(goal)))
+        }
+        Task::Remove { replica, goal, .. } => Some((*replica, goal.as_deref())),
+        Task::Stop { replica, .. } => Some((*replica, None)),
+        Task::Probe { .. } | Task::Inspect { .. } | Task::Apply { .. } | Task::Run { .. } => None,
+    }
+}
+
+fn volume_name(goal: &ReplicaGoal, volume: &Volume) -> String {
+    match &volume.source {
+        VolumeSource::Named(name) => format!("{}/{name}", goal.service.project),
+        VolumeSource::Host(path) => path.clone(),
     }
 }
 

@@ -6,7 +6,10 @@ use std::fmt::Write as _;
 use orca_cluster::command::Command;
 use orca_cluster::command::put::PutServices;
 use orca_cluster::id::{Label, ServiceName};
-use orca_cluster::spec::Project;
+use orca_cluster::secret::{
+    Ciphertext, DataKeyId, Opaque, Scope, SealedDataKey, SealedValue, SecretName,
+};
+use orca_cluster::spec::{Project, Service, Source};
 use orca_cluster::spec::toml::{self, SourceFile};
 use rand::Rng;
 
@@ -77,11 +80,45 @@ fn deploy(world: &mut World) -> Command {
     put(project(&text), world.rng.random_bool(0.1), world.rng.random_bool(0.3))
 }
 
+/// The only secret there is, set anew.
+pub fn set_secret(world: &World) -> Command {
+    let name = SecretName::new(None, "KEY").expect("a name");
+    let version = world.state.secrets.get(&name).map_or(0, |record| record.version) + 1;
+    let value = Ciphertext { nonce: Opaque(Vec::new()), bytes: Opaque(version.to_be_bytes().to_vec()) };
+    let key = data_key_id();
+    Command::SetSecret { name, version, value: SealedValue { key, version, value } }
+}
+
+/// What the secret is sealed with.
+pub fn data_key(world: &World) -> Command {
+    let key = Ciphertext { nonce: Opaque(Vec::new()), bytes: Opaque(Vec::new()) };
+    Command::AddDataKey(SealedDataKey { id: data_key_id(), root: 1, created: world.now, key })
+}
+
+fn data_key_id() -> DataKeyId {
+    DataKeyId { scope: Scope::Global, version: 1 }
+}
+
+/// One service of a project, and the others left as they are.
+pub fn put_one(name: &ServiceName, spec: Service) -> Command {
+    let services = BTreeMap::from([(name.service.clone(), spec)]);
+    let (prune, replace) = (false, false);
+    Command::PutServices(PutServices { project: name.project.clone(), services, prune, replace, if_generation: None })
+}
+
 /// What a person would have written, parsed as they would have it parsed.
 pub fn project(text: &str) -> Project {
     let file = SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };
     let name = Label::new("app").expect("a label");
-    toml::project(&file, &name).unwrap_or_else(|problems| panic!("{problems:#?}\n{text}"))
+    let mut project = toml::project(&file, &name).unwrap_or_else(|problems| panic!("{problems:#?}\n{text}"));
+    for service in project.services.values_mut() {
+        if let Source::Module(module) = &mut service.source {
+            // Other bytes under another name.
+            let content = module.path.bytes().fold(0_u64, |sum, byte| sum * 31 % 1_000_003 + u64::from(byte));
+            module.digest = Some(format!("{content:064x}"));
+        }
+    }
+    project
 }
 
 pub fn put(project: Project, prune: bool, replace: bool) -> Command {

@@ -18,8 +18,8 @@ pub enum PrivateFileError {
     Exists { path: PathBuf },
     #[error("{} holds a key and can be read by others (mode {mode:o}); run: chmod 600 {}", path.display(), path.display())]
     Open { path: PathBuf, mode: u32 },
-    #[error("{} is larger than {FILE_LENGTH_MAX} bytes and is no key file", path.display())]
-    TooLarge { path: PathBuf },
+    #[error("{} is larger than {max} bytes, which no file of its kind is", path.display())]
+    TooLarge { path: PathBuf, max: u64 },
     #[error("cannot read {}", path.display())]
     Read {
         path: PathBuf,
@@ -34,7 +34,13 @@ pub enum PrivateFileError {
     },
 }
 
+/// A file with a key.
 pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
+    read_within(path, FILE_LENGTH_MAX)
+}
+
+/// A file of which there may be more than of a key.
+pub fn read_within(path: &Path, max: u64) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => PrivateFileError::Missing { path: path.to_owned() },
         _ => PrivateFileError::Read { path: path.to_owned(), source },
@@ -46,9 +52,9 @@ pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
         return Err(PrivateFileError::Open { path: path.to_owned(), mode });
     }
     let mut bytes = Zeroizing::new(Vec::new());
-    file.take(FILE_LENGTH_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > FILE_LENGTH_MAX {
-        return Err(PrivateFileError::TooLarge { path: path.to_owned() });
+    file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > max {
+        return Err(PrivateFileError::TooLarge { path: path.to_owned(), max });
     }
     Ok(bytes)
 }

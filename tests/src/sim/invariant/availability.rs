@@ -30,13 +30,14 @@ pub fn check(world: &World, before: &State, command: &Command) {
     }
 }
 
-/// Replicas that serve and that the leader believes ready.
+/// Replicas that serve and that the leader believes ready, on nodes it hears.
 fn ready(world: &World, state: &State, name: &ServiceName) -> u32 {
     let Some(leader) = &world.leader else { return 0 };
     let count = state
         .placements_of(name)
         .filter(|(id, placement)| {
             placement.state == PlacementState::Serve
+                && !leader.inventory().is_suspect(placement.node, world.now)
                 && leader.inventory().replica(placement.node, *id).is_some_and(|report| report.phase == Phase::Ready)
         })
         .count();
