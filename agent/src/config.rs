@@ -48,7 +48,11 @@ pub enum StartError {
     #[error("the certificate in {} is not a node's", .0.display())]
     NotANode(PathBuf),
     #[error("the directory {} cannot be used", path.display())]
-    Directory { path: PathBuf, #[source] source: io::Error },
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("the node's sealing key cannot be used")]
     SealingKey(#[from] SealError),
     #[error(transparent)]
@@ -87,7 +91,8 @@ impl Agent {
     }
 
     pub async fn start(config: Config, modules: Modules, dataplane: DataPlane) -> Result<Agent, StartError> {
-        let Config { directory, keys, state_directories, runtime_directory, docker_socket, control, mut identity } = config;
+        let Config { directory, keys, state_directories, runtime_directory, docker_socket, control, mut identity } =
+            config;
         let present = identity.borrow_and_update().clone();
         let Peer::Node { node, .. } = *present.peer() else {
             return Err(StartError::NotANode(directory));
@@ -163,4 +168,46 @@ async fn keep_certified(endpoint: Endpoint, mut identity: watch::Receiver<Identi
     }
     // Nobody renews it any more. That the rest goes on as long as it can is none of this task's business.
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use orca_cluster::id::{ClusterId, NodeId};
+    use orca_cluster::time::Timestamp;
+    use orca_wire::Wanted;
+    use orca_wire::identity::{Authority, KeyRequest};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_renewed_certificate_is_shown_by_the_next_connection() {
+        let now = Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64);
+        let authority = Authority::create(ClusterId(7), now);
+        let node = |number, raft| {
+            let request = KeyRequest::generate();
+            let issued = authority.issue_node(&request.request(), NodeId(number), raft, now).unwrap();
+            request.into_identity(&issued).unwrap()
+        };
+        let (server, mut accepted) =
+            Endpoint::server("127.0.0.1:0".parse().unwrap(), node(1, Some(1)), |_: &_| Ok(())).unwrap();
+        let (renewed, identity) = watch::channel(node(2, None));
+        let endpoint = Endpoint::client(Access::Certificate(node(2, None))).unwrap();
+        tokio::spawn(keep_certified(endpoint.clone(), identity));
+        // Another node's, to be told from the first.
+        renewed.send_replace(node(3, None));
+        let shown = async {
+            loop {
+                let dialed =
+                    endpoint.dial(server.local_address().unwrap(), Plane::Agent, Wanted::Control).await.unwrap();
+                let peer = accepted.accept().await.unwrap().peer().clone();
+                drop(dialed);
+                if peer == (Peer::Node { node: NodeId(3), raft: None }) {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), shown).await.unwrap();
+    }
 }

@@ -149,7 +149,9 @@ impl Hands {
                 }
                 None => self.docker.stop(replica, grace).await,
             },
-            Task::Remove { replica, service, goal, erase } => self.remove(replica, &service, goal.as_deref(), erase).await,
+            Task::Remove { replica, service, goal, erase } => {
+                self.remove(replica, &service, goal.as_deref(), erase).await
+            }
             Task::Apply { tables, generation } => {
                 *self.tables.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&tables);
                 self.dataplane.apply(Arc::clone(&tables)).await;
@@ -228,9 +230,10 @@ impl Hands {
             .iter()
             .map(|(name, template)| Ok((name.clone(), resolve(template, goal, &open)?)))
             .collect::<Result<Vec<_>, Cause>>()?;
-        let log = self.logs.writer(replica).map_err(|error| Cause::Refused {
-            reason: format!("its log cannot be opened: {error}"),
-        })?;
+        let log = self
+            .logs
+            .writer(replica)
+            .map_err(|error| Cause::Refused { reason: format!("its log cannot be opened: {error}") })?;
         log.line(Source::Orca, &format!("{} {} starts", goal.service, goal.revision));
         let start = wasm::Start {
             replica,

@@ -30,7 +30,11 @@ pub enum LedgerError {
     #[error("the ledger {} is damaged ({reason}); it is kept as {}", path.display(), aside.display())]
     Damaged { path: PathBuf, reason: &'static str, aside: PathBuf },
     #[error("the damaged ledger {} cannot be set aside", path.display())]
-    Aside { path: PathBuf, #[source] source: io::Error },
+    Aside {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl Ledger {

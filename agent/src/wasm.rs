@@ -19,6 +19,7 @@ mod outbound;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -488,6 +489,9 @@ type End = Arc<OnceLock<CallError>>;
 impl Replica {
     async fn admit(&self) -> Result<OwnedSemaphorePermit, CallError> {
         let instances = Arc::clone(&self.instances);
+        if let Ok(permit) = Arc::clone(&instances).try_acquire_owned() {
+            return Ok(permit);
+        }
         match tokio::time::timeout(ADMISSION_WAIT_MAX, instances.acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(CallError::Stopped),
@@ -499,8 +503,10 @@ impl Replica {
         let _running = self.engine.running();
         let deadline = Deadline::after(self.limits.timeout);
         let mut store = self.store(deadline.clone());
+        // Dropped last: who waits for the beginning and learns that there is none looks at the end.
+        let mut begin = Some(begin);
         let result = {
-            let guest = self.handle(&mut store, request, begin, deadline.clone());
+            let guest = self.handle(&mut store, request, &mut begin, deadline.clone());
             self.within(guest, &deadline).await
         };
         if let Err(error) = result {
@@ -517,7 +523,7 @@ impl Replica {
         &self,
         store: &mut Store<Guest>,
         request: Request<Body>,
-        begin: Begin,
+        begin: &mut Option<Begin>,
         deadline: Deadline,
     ) -> wasmtime::Result<()> {
         let pre = self.component.0.serves.as_ref().expect("looked at before");
@@ -525,13 +531,33 @@ impl Replica {
         let timeout = self.limits.timeout;
         let mut http = store.data_mut().http();
         let request = http.new_incoming_request(scheme, request)?;
-        let response = http.new_response_outparam_from_callback(move |response| {
-            deadline.extend(timeout);
-            // Nobody waits any more: then the instance is about to be ended.
-            let _ = begin.send(response);
+        let given = Arc::new(Mutex::new(None));
+        let response = http.new_response_outparam_from_callback({
+            let given = Arc::clone(&given);
+            move |response| {
+                deadline.extend(timeout);
+                *given.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
+            }
         })?;
-        let instance = pre.instantiate_async(&mut *store).await?;
-        instance.wasi_http_incoming_handler().call_handle(store, request, response).await
+        let guest = async {
+            let instance = pre.instantiate_async(&mut *store).await?;
+            instance.wasi_http_incoming_handler().call_handle(store, request, response).await
+        };
+        // The response is passed on when the guest's turn is over, a tick later at most. Most are through by then, and
+        // whoever waits wakes up once for all of it instead of for the head, for the body and for its end.
+        let mut guest = std::pin::pin!(guest);
+        poll_fn(|context| {
+            let polled = guest.as_mut().poll(context);
+            let response = given.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(response) = response
+                && let Some(begin) = begin.take()
+            {
+                // Nobody waits any more: then the instance is about to be ended.
+                let _ = begin.send(response);
+            }
+            polled
+        })
+        .await
     }
 
     async fn run(self: Arc<Self>, _permit: OwnedSemaphorePermit) -> Result<(), CallError> {
@@ -569,6 +595,8 @@ impl Replica {
         let mut clock = std::pin::pin!(tokio::time::sleep_until(until()));
         loop {
             tokio::select! {
+                // The guest first: one that is through in its first turn costs no timer.
+                biased;
                 result = &mut guest => return result.map_err(Ending::Error),
                 () = &mut stopping => return Err(Ending::Stopped),
                 () = &mut clock => {

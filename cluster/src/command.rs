@@ -15,7 +15,7 @@ use crate::plan::Step;
 use crate::secret::{DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenId};
 use crate::spec::{Route, Settings, check};
 use crate::state::{
-    Cluster, DataKey, Deployed, Direction, Failure, Node, Removal, RevisionRecord, Role, Rollout, SecretRecord, State,
+    Cluster, DataKey, Deployed, Direction, Failure, Node, PlacementState, Removal, RevisionRecord, Role, Rollout, SecretRecord, State,
     Token,
 };
 use crate::time::Timestamp;
@@ -127,7 +127,7 @@ pub enum Refusal {
     #[error("the cluster's state has moved: it is at {now}, the plan was made at {planned}")]
     Moved { planned: Generation, now: Generation },
     #[error(
-        "{service} is being rolled out to {to}; wait for it, undo it with `orca rollback {service}`, or pass --replace"
+        "{service} is being rolled out to {to}; wait for it, or undo it with `orca rollback {service}`; `orca deploy --replace` takes its place"
     )]
     Busy { service: ServiceName, to: Revision, since: Timestamp },
     #[error("{service} cannot be scaled to {replicas}: {reason}")]
@@ -307,11 +307,19 @@ impl Change<'_> {
     }
 
     fn set_stopped(&mut self, name: &ServiceName, stopped: bool) -> Result<Option<Detail>, Refusal> {
+        let at = self.at;
         let deployed = self.present(name)?;
         if deployed.stopped == stopped {
             return Ok(None);
         }
         deployed.stopped = stopped;
+        let (target, proven) = (deployed.target, deployed.is_proven());
+        match &mut deployed.rollout {
+            Some(rollout) if !stopped && rollout.direction == Direction::Forward => rollout.started = at,
+            // Deployed while it was stopped: now it can be seen whether it gets ready.
+            None if !stopped && !proven => self.begin(name, target),
+            Some(_) | None => {}
+        }
         match stopped {
             true => self.say(Kind::Stopped, Some(name), "stopped".to_owned()),
             false => self.say(Kind::Started, Some(name), "started".to_owned()),
@@ -333,6 +341,7 @@ impl Change<'_> {
             ..record.clone()
         };
         let revision = self.revise(name, record);
+        self.promote_at_once(name);
         let what = if pull { "redeployed" } else { "restarted" };
         self.say(Kind::Restarted, Some(name), format!("{what} as {revision}"));
         Ok(Some(Detail::Revision(revision)))
@@ -396,8 +405,15 @@ impl Change<'_> {
         if deployed.target == to {
             return Ok(None);
         }
+        // Its replicas may be there still, and do: nothing is restarted then.
+        let next = next_revision(deployed);
+        let record = record.clone();
+        let there = self
+            .state
+            .placements_of(name)
+            .any(|(_, placement)| placement.revision == record.template && placement.state == PlacementState::Serve);
         let record = RevisionRecord {
-            template: next_revision(deployed),
+            template: if there { record.template } else { next },
             pull: false,
             note: format!("rollback to {to}"),
             ..record.clone()
@@ -411,6 +427,7 @@ impl Change<'_> {
             return Err(Refusal::RouteTaken { service: name.clone(), route, owner });
         }
         let revision = self.revise(name, record);
+        self.promote_at_once(name);
         self.say(Kind::RolledBack, Some(name), format!("back to {to}, as {revision}"));
         Ok(Some(Detail::Revision(revision)))
     }
@@ -474,6 +491,13 @@ impl Change<'_> {
         Ok(Some(Detail::None))
     }
 
+    /// No canary: what comes is known, and a person wants all of it now.
+    fn promote_at_once(&mut self, name: &ServiceName) {
+        if let Some(rollout) = self.state.services.get_mut(name).and_then(|deployed| deployed.rollout.as_mut()) {
+            rollout.promoted = true;
+        }
+    }
+
     /// A service that exists and is not going.
     fn present(&mut self, name: &ServiceName) -> Result<&mut Deployed, Refusal> {
         let deployed = self.state.services.get_mut(name).ok_or_else(|| Refusal::NoService(name.clone()))?;
@@ -488,14 +512,15 @@ impl Change<'_> {
         let record = RevisionRecord { at: self.at, by: self.actor.clone(), ..record };
         let deployed = self.state.services.get_mut(name).expect("the caller has looked it up");
         let revision = next_revision(deployed);
-        let template = record.template;
+        let same = record.template == deployed.template();
         deployed.revisions.insert(revision, record);
         deployed.target = revision;
         match &mut deployed.rollout {
             // The same replicas, on their way already: now it is the way to this revision.
-            Some(rollout) if template != revision && rollout.direction == Direction::Forward => rollout.to = revision,
+            Some(rollout) if same && rollout.direction == Direction::Forward => rollout.to = revision,
             Some(_) | None => self.begin(name, revision),
         }
+        self.forget_old_revisions(name);
         revision
     }
 
@@ -557,18 +582,22 @@ fn next_revision(deployed: &Deployed) -> Revision {
     Revision(last.0 + 1)
 }
 
-/// The newest revision before the target that other replicas than the target's were made from, and that settled
-/// (a receipt says so) or at least was not given up.
+/// The newest revision before the target that other replicas than the target's were made from, and that has served:
+/// one that was given up, or overtaken before it got ready, is nothing to go back to.
 fn previous_template(deployed: &Deployed) -> Option<Revision> {
     let template = deployed.template();
-    let given_up = |revision: Revision| {
-        deployed.receipts.iter().any(|receipt| receipt.revision == revision && !receipt.outcome.is_done())
+    let served = |revision: Revision| {
+        let last = deployed.receipts.iter().rev().find(|receipt| receipt.revision == revision);
+        // Every rollout begins from what had settled by then.
+        deployed.settled == Some(revision)
+            || deployed.receipts.iter().any(|receipt| receipt.from == Some(revision))
+            || last.is_some_and(|receipt| receipt.outcome.is_done())
     };
     deployed
         .revisions
         .range(..deployed.target)
         .rev()
-        .find(|(revision, record)| record.template != template && !given_up(**revision))
+        .find(|(revision, record)| record.template != template && served(**revision))
         .map(|(revision, _)| *revision)
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::command::{Announcement, Command};
-use crate::event::Kind;
+use crate::event::{EVENTS_MAX, Kind};
 use crate::goal::{Container, Duty, Goal, ModuleGoal, ReplicaGoal, Workload};
 use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, ServiceName};
 use crate::inventory::{Inventory, SUSPECT_AFTER};
@@ -27,6 +27,8 @@ use crate::why;
 const RECENT: Duration = Duration::from_secs(60);
 /// One sample of the counters for each of these.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+/// Newest events among which a proposal's own are found once it is applied: more than people cause meanwhile.
+const EVENTS_LOOKED_AT: usize = 200;
 /// Restarts of one replica after which its exits are announced once a minute only.
 const EXITS_ANNOUNCED: u32 = 10;
 
@@ -44,6 +46,8 @@ pub struct Leader {
     samples: VecDeque<(Timestamp, BTreeMap<ServiceName, Counters>)>,
     waiting: BTreeMap<ServiceName, Vec<Waiting>>,
     announced: BTreeMap<ReplicaId, Announced>,
+    /// What the proposal under way announces, and what had been announced before it.
+    announcing: Option<(Vec<Announcement>, BTreeMap<ReplicaId, Announced>)>,
     orders: VecDeque<Order>,
 }
 
@@ -74,6 +78,7 @@ impl Leader {
             samples: VecDeque::new(),
             waiting: BTreeMap::new(),
             announced: BTreeMap::new(),
+            announcing: None,
             orders: VecDeque::new(),
         }
     }
@@ -102,6 +107,12 @@ impl Leader {
     /// before.
     pub fn handle_proposed(&mut self, now: Timestamp) {
         self.proposing = false;
+        // What was refused or lost is still to be told.
+        if let Some((announcements, before)) = self.announcing.take()
+            && !announcements.iter().all(|announcement| self.is_told(announcement))
+        {
+            self.announced = before;
+        }
         self.decide(now);
     }
 
@@ -166,7 +177,11 @@ impl Leader {
         if self.proposing {
             return;
         }
+        let before = self.announced.clone();
         let announcements = self.announcements(now);
+        if !announcements.is_empty() {
+            self.announcing = Some((announcements.clone(), before));
+        }
         let command = match (made.steps.is_empty(), announcements.is_empty()) {
             (true, true) => return,
             (true, false) => Command::Announce(announcements),
@@ -225,8 +240,14 @@ impl Leader {
         here.filter_map(|(id, placement)| {
             let deployed = self.state.services.get(&placement.service)?;
             let template = deployed.revisions.get(&placement.revision)?;
-            // Probes and times may change without new replicas: the newest revision of the template has them.
-            let newest = deployed.revisions.values().rev().find(|record| record.template == placement.revision);
+            // Probes and times may change without new replicas. What holds is what is wanted, else what was settled;
+            // only for replicas of neither it is the newest revision of their template, which may have been given up.
+            let settled = deployed.settled.and_then(|settled| deployed.revisions.get(&settled));
+            let newest = [Some(deployed.target_record()), settled]
+                .into_iter()
+                .flatten()
+                .chain(deployed.revisions.values().rev())
+                .find(|record| record.template == placement.revision);
             Some((*id, self.replica_goal(placement, template, newest.unwrap_or(template))))
         })
         .collect()
@@ -258,7 +279,7 @@ impl Leader {
             resources: spec.resources,
             liveness: newest.spec.liveness.clone(),
             readiness: newest.spec.readiness.clone(),
-            schedules: spec.schedules.clone(),
+            schedules: newest.spec.schedules.clone(),
             deploy: newest.spec.deploy.clone(),
         }
     }
@@ -295,6 +316,25 @@ impl Leader {
             .collect()
     }
 
+    /// Whether this is among the newest events.
+    fn is_told(&self, announcement: &Announcement) -> bool {
+        let newest = self.state.events.iter().rev().take(EVENTS_LOOKED_AT);
+        newest.into_iter().any(|event| {
+            let Announcement { kind, service, text } = announcement;
+            event.kind == *kind && event.service == *service && event.text == *text
+        })
+    }
+
+    /// What an earlier leader has said about a replica.
+    fn told_before(&self, replica: ReplicaId) -> Announced {
+        let events = &self.state.events;
+        let about = format!("{replica} ");
+        let told = events.iter().rev().find(|e| e.kind == Kind::ReplicaExited && e.text.starts_with(&about));
+        // What is older than the oldest event was told, and has been forgotten.
+        let forgotten = events.front().filter(|_| events.len() == EVENTS_MAX);
+        Announced { exit: told.or(forgotten).map(|event| event.at), troubled: false }
+    }
+
     /// What happened to replicas since it was last told.
     fn announcements(&mut self, now: Timestamp) -> Vec<Announcement> {
         let mut announcements = Vec::new();
@@ -302,7 +342,7 @@ impl Leader {
         announced.retain(|replica, _| self.state.placements.contains_key(replica));
         for (id, placement) in &self.state.placements {
             let Some(report) = self.inventory.replica(placement.node, *id) else { continue };
-            let last = announced.entry(*id).or_default();
+            let last = announced.entry(*id).or_insert_with(|| self.told_before(*id));
             announce(*id, report, last, now, &mut announcements);
         }
         self.announced = announced;

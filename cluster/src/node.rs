@@ -431,6 +431,11 @@ impl Reconciler {
         {
             return self.replicas.get_mut(&id).is_some_and(|replica| replica.must_wait(volume, by, now));
         }
+        // Given up while this node was away, and in use here until the tables are those of now.
+        let in_use = !self.goal.replicas.contains_key(&id) && self.applied.0 < self.goal.tables.number;
+        if want == Want::Stop && in_use {
+            return false;
+        }
         let Some(replica) = self.replicas.get(&id) else { return false };
         let goal = replica.goal.clone();
         let secrets = Arc::clone(&self.secrets);

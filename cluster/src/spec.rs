@@ -257,9 +257,10 @@ impl Default for ModuleLimits {
 }
 
 impl Service {
-    /// Whether replicas may not run at the same time, because they would share a volume.
+    /// Whether replicas may not run at the same time, because they would share a volume, or a port of the host.
     pub fn is_exclusive(&self) -> bool {
-        self.volumes.iter().any(|v| matches!(v.source, VolumeSource::Named(_)) && !v.read_only)
+        let volume = self.volumes.iter().any(|v| matches!(v.source, VolumeSource::Named(_)) && !v.read_only);
+        volume || self.host.network && self.port.is_some()
     }
 
     pub fn is_module(&self) -> bool {

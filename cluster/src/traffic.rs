@@ -93,7 +93,7 @@ impl Histogram {
     }
 
     pub fn total(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.iter().fold(0u64, |total, count| total.saturating_add(*count))
     }
 
     /// The time below which this share (0 to 1) of them lies; nothing if there are none.
@@ -106,9 +106,9 @@ impl Histogram {
         let rank = ((share * total as f64).ceil() as u64).clamp(1, total);
         let mut seen = 0;
         for (bucket, count) in self.counts.iter().enumerate() {
-            seen += count;
+            seen = count.saturating_add(seen);
             if seen >= rank {
-                return Some(bucket_end(bucket));
+                return Some(bucket_end(bucket.min(HISTOGRAM_BUCKETS - 1)));
             }
         }
         None
@@ -119,7 +119,7 @@ impl Histogram {
             self.counts.resize(other.counts.len(), 0);
         }
         for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
-            *mine += theirs;
+            *mine = mine.saturating_add(*theirs);
         }
     }
 
@@ -131,11 +131,12 @@ impl Histogram {
 
 impl Counters {
     pub fn add(&mut self, other: &Counters) {
-        self.requests += other.requests;
+        // What a node says is only what it says: no number of its makes a leader fail.
+        self.requests = self.requests.saturating_add(other.requests);
         for (mine, theirs) in self.statuses.iter_mut().zip(other.statuses) {
-            *mine += theirs;
+            *mine = mine.saturating_add(theirs);
         }
-        self.cut += other.cut;
+        self.cut = self.cut.saturating_add(other.cut);
         self.latency.add(&other.latency);
     }
 
@@ -194,6 +195,17 @@ mod tests {
         }
         let p99 = Histogram::from_counts(counts).quantile(0.99).unwrap_or_default();
         assert!(p99 >= Duration::from_millis(990) && p99 <= Duration::from_millis(990 * 9 / 8), "{p99:?}");
+    }
+
+    #[test]
+    fn impossible_counts_are_only_wrong() {
+        let most = Histogram::from_counts(vec![u64::MAX; HISTOGRAM_BUCKETS + 1000]);
+        let mut counters = Counters { requests: u64::MAX, statuses: [u64::MAX; 5], cut: 1, latency: most };
+        counters.add(&counters.clone());
+        assert_eq!((counters.requests, counters.cut, counters.latency.total()), (u64::MAX, 2, u64::MAX));
+        assert!(counters.latency.quantile(0.5).is_some());
+        let late = Histogram::from_counts([vec![0; HISTOGRAM_BUCKETS + 1000], vec![1]].concat());
+        assert!(late.quantile(0.5).is_some());
     }
 
     #[test]

@@ -7,6 +7,8 @@
 mod output;
 mod probe;
 mod replica;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -117,7 +117,17 @@ impl Blobs {
         let file = tokio::fs::OpenOptions::from(options).open(&temporary).await;
         let file = file.map_err(|source| BlobError::Write { path: temporary.clone(), source })?;
         let hash = Context::new(&SHA256);
-        Ok(Upload { file, temporary, place, digest: digest.to_owned(), size, got: 0, hash, done: false, _incoming: incoming })
+        Ok(Upload {
+            file,
+            temporary,
+            place,
+            digest: digest.to_owned(),
+            size,
+            got: 0,
+            hash,
+            done: false,
+            _incoming: incoming,
+        })
     }
 
     /// Bytes of whole modules that nothing refers to.

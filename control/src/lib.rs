@@ -47,7 +47,7 @@ use orca_wire::identity::{Authority, AuthorityError, Identity, IdentityError, Ke
 use orca_wire::{Endpoint, Listener, Peer, Plane};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -74,8 +74,11 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// The longest sleep before a renewal: a clock that is set meanwhile is noticed within it.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60 * 60);
 
-/// Connections that are served at the same time; 20 nodes and their people need a tenth of it.
-const CONNECTIONS_MAX: usize = 1_000;
+/// Connections of people and programs that are served at the same time.
+const CLIENTS_MAX: usize = 800;
+
+/// And of nodes, so that no client can keep an agent or a peer out; 20 of them need a tenth of it.
+const NODES_MAX: usize = 200;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -465,7 +468,7 @@ async fn cluster_record(raft: &Raft, listener: &mut Listener) -> Result<Cluster,
 
 /// Serves every connection, each in its own task.
 async fn accept(core: Arc<Core>, plane: AgentPlane, mut listener: Listener) {
-    let mut serving = JoinSet::new();
+    let (mut clients, mut nodes) = (JoinSet::new(), JoinSet::new());
     loop {
         tokio::select! {
             connection = listener.accept() => {
@@ -473,24 +476,33 @@ async fn accept(core: Arc<Core>, plane: AgentPlane, mut listener: Listener) {
                     error!("the QUIC endpoint is closed");
                     return;
                 };
-                if serving.len() >= CONNECTIONS_MAX {
+                let full = match connection.plane() {
+                    Plane::Client => clients.len() >= CLIENTS_MAX,
+                    Plane::Peer | Plane::Agent => nodes.len() >= NODES_MAX,
+                };
+                if full {
                     warn!(source = %connection.remote_address(), "too many connections");
                     connection.close("too many connections; try again");
                     continue;
                 }
                 debug!(source = %connection.remote_address(), peer = %connection.peer(), plane = %connection.plane(), "connected");
                 match connection.plane() {
-                    Plane::Peer => serving.spawn(peer::serve(core.raft.clone(), connection)),
-                    Plane::Agent => serving.spawn(plane.clone().serve(connection)),
-                    Plane::Client => serving.spawn(api::serve(core.clone(), connection)),
+                    Plane::Peer => nodes.spawn(peer::serve(core.raft.clone(), connection)),
+                    Plane::Agent => nodes.spawn(plane.clone().serve(connection)),
+                    Plane::Client => clients.spawn(api::serve(core.clone(), connection)),
                 };
             }
-            Some(ended) = serving.join_next() => {
-                if let Err(failed) = ended && failed.is_panic() {
-                    error!(%failed, "serving a connection panicked");
-                }
-            }
+            Some(ended) = clients.join_next() => served(&ended),
+            Some(ended) = nodes.join_next() => served(&ended),
         }
+    }
+}
+
+fn served(ended: &Result<(), JoinError>) {
+    if let Err(failed) = ended
+        && failed.is_panic()
+    {
+        error!(%failed, "serving a connection panicked");
     }
 }
 

@@ -26,7 +26,7 @@ fn bad_files_are_refused_with_every_mistake_and_nothing_is_sent() {
     let bad = "[[service]]\nname = \"web\"\nimage = \"a:1\"\nreplcas = 3\n\n[[service]]\nname = \"Web\"\nimage = \"b\"\nmodule = \"c\"\n";
     let refused = node.deploy(bad).exited(2);
     eprintln!("{refused}");
-    let refused = refused.says(&["nothing was sent", "replcas", "did you mean `replicas`", "^^^^", "service.toml:5", "`Web`"]);
+    let refused = refused.says(&["nothing was sent", "replcas", "did you mean `replicas`", "^^^^", "service.toml:5", "`W`"]);
     let json = node.deploy_with(bad, &["--json"]).exited(2);
     let error: Value = serde_json::from_str(json.stderr.trim()).unwrap_or_else(|error| panic!("{error}: {json}"));
     assert_eq!((&error["schema"], &error["type"]), (&1.into(), &"error".into()));
@@ -127,8 +127,10 @@ fn every_command_speaks_json() {
     let web = node.name("web");
     let project = node.project();
     let first = node.write(&probe("web", "[service.env]\nVERSION = \"1\"\n"));
-    let second = node.write(&probe("web", "[service.deploy]\nstrategy = \"canary\"\n[service.env]\nVERSION = \"2\"\n"));
-    let (first, second) = (first.to_str().unwrap(), second.to_str().unwrap());
+    let second = node.write(&probe("web", "[service.env]\nVERSION = \"2\"\n"));
+    let canary = "[service.deploy]\nstrategy = \"canary\"\n[service.env]\nVERSION = \"3\"\n";
+    let canary = node.write(&probe("web", canary));
+    let [first, second, canary] = [&first, &second, &canary].map(|file| file.to_str().unwrap());
     let env = node.directory().join("secrets.env");
     std::fs::write(&env, "A=1\nB=2\n").unwrap();
     let mut covered = BTreeSet::new();
@@ -150,14 +152,14 @@ fn every_command_speaks_json() {
     assert_eq!((&planned["type"], &planned["changes"]), (&"plan".into(), &true.into()));
     for (arguments, outcome) in [
         (&["deploy", "-f", first][..], "done"), (&["deploy", "-f", first], "unchanged"), (&["deploy", "-f", second], "done"),
-        (&["promote", &web], "done"), (&["deploy", "-f", first], "done"), (&["rollback", &web], "done"),
-        (&["scale", &web, "2"], "done"), (&["restart", &web], "done"), (&["promote", &web], "done"), (&["redeploy", &web, "--detach"], "started"),
+        (&["rollback", &web], "done"), (&["scale", &web, "2"], "done"), (&["restart", &web], "done"),
+        (&["deploy", "-f", canary], "done"), (&["promote", &web], "done"), (&["deploy", "-f", first], "done"),
+        (&["redeploy", &web, "--detach"], "started"),
     ] {
         let last = result(&run(arguments, ""));
         assert_eq!((&last["type"], &last["outcome"], &last["exit_code"]), (&"result".into(), &outcome.into(), &0.into()), "{arguments:?}: {last}");
     }
-    wait_until("the redeploy's canary", PATIENCE, || node.status("web")["state"] == "canary");
-    run(&["promote", &web], "");
+    wait_until("the redeploy", PATIENCE, || node.status("web")["state"] == "running");
     for arguments in [&["stop", &web][..], &["start", &web]] {
         assert_eq!(result(&run(arguments, ""))["type"], "result");
     }
@@ -277,8 +279,8 @@ fn a_command_runs_in_a_replica_as_if_it_ran_here() {
     assert_eq!(exec(&["size"], "").succeeded().stdout, "no terminal\n");
     let absent = node.orca(&["exec", &web, "--", "/no/such/program"]);
     eprintln!("{absent}");
-    assert_ne!(absent.code, 0);
-    absent.says(&["/no/such/program"]);
+    assert!(matches!(absent.code, 126 | 127), "as a shell says it: {absent}");
+    assert!(format!("{}{}", absent.stdout, absent.stderr).contains("/no/such/program"), "{absent}");
     let module = node.orca(&["exec", &node.name("wasm"), "--", "sh"]);
     eprintln!("{module}");
     assert_ne!(module.code, 0);

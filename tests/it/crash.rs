@@ -131,6 +131,33 @@ fn containers_outlive_a_server_that_is_stopped_and_are_adopted() {
 }
 
 #[test]
+fn a_server_hands_over_to_its_successor_without_losing_a_request() {
+    requires_docker!();
+    let mut node = Node::start();
+    let web = container("web", "1", "replicas = 2");
+    node.deploy(&format!("{web}{}", probe("wasm", ""))).succeeded();
+    let ids = container_ids(&node, "web");
+    let started = started_at(&ids);
+    let loads = [Load::start(node.target("web"), Rates::default()), Load::start(node.target("wasm"), Rates::plain())];
+    for _ in 0..2 {
+        loads.iter().for_each(|load| load.go_on(200));
+        let pid = node.pid();
+        let took = node.hand_over();
+        assert_ne!(node.pid(), pid);
+        eprintln!("the predecessor ended {took:?} after its successor was started");
+    }
+    loads.iter().for_each(|load| load.go_on(200));
+    for tally in loads.map(Load::stop) {
+        eprintln!("{tally}");
+        assert_eq!(tally.failed(), 0, "{tally}");
+    }
+    wait_for_ready(&node, "web", 2);
+    assert_eq!((container_ids(&node, "web"), started_at(&ids)), (ids, started), "nothing was restarted");
+    node.deploy(&container("web", "2", "replicas = 2")).succeeded();
+    assert_eq!(node.text("web", "/version").trim(), "2");
+}
+
+#[test]
 fn a_server_that_is_stopped_lets_requests_end() {
     let mut node = Node::start();
     node.deploy(&probe("web", "")).succeeded();

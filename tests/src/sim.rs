@@ -232,6 +232,9 @@ impl World {
         let before = Arc::clone(&self.state);
         let mut state = State::clone(&before);
         self.log.push(entry.clone());
+        if let Command::Adopt { steps, .. } = &entry.command {
+            self.tell(format!("the leader: {steps:?}").chars().take(300).collect());
+        }
         let applied = state.apply(self.log.len() as u64, entry.clone());
         state.invariants();
         self.state = Arc::new(state);

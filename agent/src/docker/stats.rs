@@ -50,14 +50,16 @@ impl Meter {
             let replica = container.labels?.get(LABEL_REPLICA)?.parse().ok()?;
             Some((replica, container.id?))
         });
-        let readings = stream::iter(running).map(async |(replica, id): (ReplicaId, String)| {
+        let client = &client;
+        // No async closures: with them, rustc 1.95 panics when it compiles this incrementally.
+        let readings = stream::iter(running).map(|(replica, id): (ReplicaId, String)| async move {
             let options = StatsOptionsBuilder::default().stream(false).one_shot(true).build();
             let answer = std::pin::pin!(client.stats(&id, Some(options))).next().await;
             // One that has just ended has none.
             Some((replica, Reading::of(&answer?.ok()?)?))
         });
-        let readings: BTreeMap<ReplicaId, Reading> =
-            readings.buffer_unordered(AT_ONCE).filter_map(async |reading| reading).collect().await;
+        let readings: Vec<Option<(ReplicaId, Reading)>> = readings.buffer_unordered(AT_ONCE).collect().await;
+        let readings: BTreeMap<ReplicaId, Reading> = readings.into_iter().flatten().collect();
         let usage =
             readings.iter().map(|(replica, reading)| (*replica, reading.usage(self.before.get(replica)))).collect();
         self.before = readings;

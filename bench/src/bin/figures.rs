@@ -256,12 +256,13 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        for (kind, remove) in [("container", &["rm", "--force"][..]), ("network", &["rm"])] {
-            let filter = format!("name=orca-{}", self.prefix);
-            let listed = Command::new("docker").args([kind, "ls", "--quiet", "--filter", &filter]);
-            let listed = listed.args(if kind == "container" { &["--all"][..] } else { &[] }).output();
-            for id in listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default().lines() {
-                let _ = Command::new("docker").arg(kind).args(remove).arg(id).output();
+        let filter = format!("name=orca-{}", self.prefix);
+        // What cannot be removed stays; there is nobody to tell but the one who reads `docker ps`.
+        for (list, remove) in [(["ps", "--all"], &["rm", "--force"][..]), (["network", "ls"], &["network", "rm"])] {
+            let listed = Command::new("docker").args(list).args(["--quiet", "--filter", &filter]).output();
+            let listed = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+            for id in listed.lines() {
+                let _ = Command::new("docker").args(remove).arg(id).output();
             }
         }
         let _ = fs::remove_dir_all(&self.directory);

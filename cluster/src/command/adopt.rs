@@ -34,6 +34,7 @@ impl Change<'_> {
                 let replica = ReplicaId(self.state.replicas_made);
                 let Some(deployed) = self.state.services.get(&service) else { return };
                 let revision = deployed.template();
+                let exclusive = deployed.spec().is_exclusive();
                 let placement = Placement {
                     service: service.clone(),
                     revision,
@@ -42,13 +43,31 @@ impl Change<'_> {
                     state: PlacementState::Serve,
                 };
                 self.state.placements.insert(replica, placement);
+                if let Some(deployed) = self.deployed(&service).filter(|_| exclusive) {
+                    deployed.home = Some(node);
+                }
                 let name = self.state.nodes.get(&node).map_or_else(|| node.to_string(), |record| record.name.clone());
                 self.say(Kind::RolloutStep, Some(&service), format!("{replica} ({revision}) placed on {name}"));
             }
+            Step::Erase { service, node } => {
+                let Some(deployed) = self.deployed(&service) else { return };
+                deployed.home = None;
+                let revision = deployed.template();
+                let state = PlacementState::Stop { erase: true };
+                self.state.replicas_made += 1;
+                let replica = ReplicaId(self.state.replicas_made);
+                let placement = Placement { service: service.clone(), revision, node, since: self.at, state };
+                self.state.placements.insert(replica, placement);
+                let name = self.state.nodes.get(&node).map_or_else(|| node.to_string(), |record| record.name.clone());
+                self.say(Kind::RolloutStep, Some(&service), format!("its volumes on {name} are erased, as {replica}"));
+            }
             Step::Drain { replica } => self.drain(replica),
             Step::Stop { replica, erase } => {
-                if let Some(placement) = self.state.placements.get_mut(&replica) {
-                    placement.state = PlacementState::Stop { erase };
+                let Some(placement) = self.state.placements.get_mut(&replica) else { return };
+                placement.state = PlacementState::Stop { erase };
+                let (service, node) = (placement.service.clone(), placement.node);
+                if let Some(deployed) = self.deployed(&service).filter(|deployed| erase && deployed.home == Some(node)) {
+                    deployed.home = None;
                 }
             }
             Step::Forget { replica } => {
@@ -80,6 +99,7 @@ impl Change<'_> {
                     Some(receipt) => {
                         deployed.rollout = None;
                         keep_receipt(deployed, *receipt);
+                        self.forget_old_revisions(&service);
                         format!("{target} does not get ready: {}", failure.cause)
                     }
                     None => {
@@ -93,13 +113,20 @@ impl Change<'_> {
             Step::Settle { service, receipt } => {
                 let Some(deployed) = self.deployed(&service) else { return };
                 deployed.rollout = None;
+                let (revision, target) = (receipt.revision, deployed.target);
                 let (kind, text) = match receipt.outcome {
-                    Outcome::Done => {
-                        deployed.settled = Some(receipt.revision);
-                        (Kind::RolloutDone, format!("{} serves", receipt.revision))
+                    // What no replica has shown to get ready is nothing to return to: it is judged when it starts.
+                    Outcome::Done if deployed.wanted() == 0 && !deployed.is_proven() => {
+                        (Kind::RolloutDone, format!("{revision} is what starts next"))
                     }
-                    Outcome::RolledBack | Outcome::Failed => {
-                        (Kind::RolledBack, format!("{} serves again instead of {}", deployed.target, receipt.revision))
+                    Outcome::Done => {
+                        deployed.settled = Some(revision);
+                        (Kind::RolloutDone, format!("{revision} serves"))
+                    }
+                    Outcome::RolledBack => (Kind::RolledBack, format!("{target} serves again instead of {revision}")),
+                    Outcome::Failed => {
+                        let text = format!("{target} is wanted again instead of {revision}, and does not get ready");
+                        (Kind::RolloutFailed, text)
                     }
                 };
                 keep_receipt(deployed, *receipt);
@@ -155,11 +182,13 @@ impl Change<'_> {
         self.say(Kind::RolloutStep, Some(&service), format!("{replica} ({revision}) drains"));
     }
 
-    fn forget_old_revisions(&mut self, service: &ServiceName) {
+    pub(super) fn forget_old_revisions(&mut self, service: &ServiceName) {
         let in_use: Vec<_> = self.state.placements_of(service).map(|(_, placement)| placement.revision).collect();
         let Some(deployed) = self.deployed(service) else { return };
+        let rollout = deployed.rollout.as_ref();
+        let rolling: Vec<_> = rollout.iter().flat_map(|rollout| [Some(rollout.to), rollout.from]).flatten().collect();
         let newest: Vec<_> = deployed.revisions.keys().rev().take(REVISIONS_KEPT).copied().collect();
-        let roots = newest.iter().chain(&in_use).chain([&deployed.target]).chain(&deployed.settled);
+        let roots = newest.iter().chain(&in_use).chain(&rolling).chain([&deployed.target]).chain(&deployed.settled);
         let kept: std::collections::BTreeSet<_> = roots
             .filter_map(|revision| Some([*revision, deployed.revisions.get(revision)?.template]))
             .flatten()

@@ -9,8 +9,8 @@
 use super::report::{Outcome, Waiting};
 use super::schedule::Room;
 use super::{Step, View};
-use crate::id::{ReplicaId, Revision, ServiceName};
-use crate::replica::{Phase, ReplicaReport};
+use crate::id::{Label, ReplicaId, Revision, ServiceName};
+use crate::replica::{Cause, Phase, ReplicaReport};
 use crate::spec::{Service, Strategy};
 use crate::state::{Baseline, Deployed, Direction, Failure, Placement, PlacementState, Receipt, Rollout, Window};
 use crate::time::Timestamp;
@@ -37,11 +37,27 @@ struct Standing<'a> {
     report: Option<&'a ReplicaReport>,
     /// On a node that is given up.
     lost: bool,
+    /// On a node that is not heard now: what it said last is no ground to stop another for.
+    silent: bool,
 }
 
 impl Standing<'_> {
     fn is_ready(&self) -> bool {
-        !self.lost && self.report.is_some_and(|report| report.phase == Phase::Ready)
+        !self.lost && !self.silent && self.report.is_some_and(|report| report.phase == Phase::Ready)
+    }
+
+    /// The question it is asked now was changed under it, and it does not answer it.
+    fn refuses_new_probe(&self) -> bool {
+        self.report.is_some_and(|report| report.on_trial && report.trouble.is_some())
+    }
+
+    fn is_on_trial(&self) -> bool {
+        self.report.is_some_and(|report| report.on_trial)
+    }
+
+    /// Ready by the questions that are asked now.
+    fn is_settled(&self) -> bool {
+        self.is_ready() && !self.is_on_trial()
     }
 
     fn is_gone(&self) -> bool {
@@ -101,7 +117,8 @@ impl<'a> Pass<'a> {
         for (id, placement) in self.view.state.placements_of(self.name) {
             let report = self.view.inventory.replica(placement.node, id);
             let lost = self.view.state.nodes.get(&placement.node).is_none_or(|node| node.dead);
-            let standing = Standing { id, placement, report, lost };
+            let silent = self.view.inventory.is_suspect(placement.node, self.view.now);
+            let standing = Standing { id, placement, report, lost, silent };
             match placement.state {
                 PlacementState::Serve if lost && !self.spec.is_exclusive() => {
                     self.step(Step::Forget { replica: id });
@@ -167,12 +184,17 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn remove(&mut self, _volumes: bool) {
+    fn remove(&mut self, volumes: bool) {
         for standing in self.fresh.iter().chain(&self.stale).map(|s| s.id).collect::<Vec<_>>() {
             self.step(Step::Drain { replica: standing });
         }
-        if self.fresh.is_empty() && self.stale.is_empty() && self.leaving.is_empty() {
-            self.step(Step::Delete { service: self.name.clone() });
+        if !(self.fresh.is_empty() && self.stale.is_empty() && self.leaving.is_empty()) {
+            return;
+        }
+        let home = self.deployed.home.filter(|home| self.view.state.nodes.get(home).is_some_and(|node| !node.dead));
+        match home {
+            Some(node) if volumes => self.step(Step::Erase { service: self.name.clone(), node }),
+            Some(_) | None => self.step(Step::Delete { service: self.name.clone() }),
         }
     }
 
@@ -185,33 +207,78 @@ impl<'a> Pass<'a> {
 
     /// Why the new revision has to be given up, if it has to.
     fn failure(&self, rollout: &Rollout) -> Option<Failure> {
+        let failing = self.fresh.iter().find(|standing| match self.is_elder(standing, rollout) {
+            true => standing.refuses_new_probe(),
+            false => self.has_failed(standing),
+        })?;
+        Some(why::failure(self.view, self.name, self.spec, failing.id, failing.report))
+    }
+
+    /// Whether this replica was there before and is of the settled revision: how it is, is not the new one's doing.
+    fn is_elder(&self, standing: &Standing<'_>, rollout: &Rollout) -> bool {
+        self.is_settled_template(rollout) && standing.placement.since < rollout.started
+    }
+
+    /// Whether this replica, placed by the rollout, does not get ready.
+    fn has_failed(&self, standing: &Standing<'_>) -> bool {
+        // Of one whose node is silent nothing is known; of none that is stopped is anything asked.
+        if standing.lost || standing.silent || self.deployed.wanted() == 0 {
+            return false;
+        }
+        let fails = standing.report.is_some_and(|report| {
+            report.failures >= FAILURES_MAX
+                || report.phase != Phase::Ready
+                    && report.trouble.as_ref().is_some_and(|trouble| trouble.cause.is_final())
+        });
+        fails || self.is_late(standing)
+    }
+
+    /// Whether it should have been ready by now. What ran, or was ready, and starts once more has as long again: how
+    /// often it may is counted apart.
+    fn is_late(&self, standing: &Standing<'_>) -> bool {
         let timeout = self.spec.deploy.ready_timeout;
-        for standing in &self.fresh {
-            // A replica of the revision that is settled is not the new one's fault.
-            if self.is_settled_template(rollout) && standing.placement.since < rollout.started {
-                continue;
-            }
-            let late = !standing.is_ready() && self.view.now.since(standing.placement.since) >= timeout;
-            let failed = standing.report.is_some_and(|report| {
-                report.failures >= FAILURES_MAX
-                    || report.phase != Phase::Ready
-                        && report.trouble.as_ref().is_some_and(|trouble| trouble.cause.is_final())
+        if standing.is_ready() || self.view.now.since(standing.placement.since) < timeout {
+            return false;
+        }
+        standing.report.is_none_or(|report| {
+            let sets_up = report.trouble.as_ref().is_some_and(|trouble| match trouble.cause {
+                Cause::Exited | Cause::Vanished | Cause::NotAlive { .. } | Cause::ProbeFailing { .. } => false,
+                _ => true,
             });
-            if late || failed {
-                return Some(why::failure(self.view, self.name, self.spec, standing.id, standing.report));
+            sets_up || self.view.now.since(report.since) >= timeout
+        })
+    }
+
+    /// Why the rollout cannot go on, if it has not for too long: no node has room for what is missing, or what it
+    /// depends on does not get ready.
+    fn obstacle(&self, rollout: &Rollout) -> Option<Failure> {
+        let deploy = &self.spec.deploy;
+        let moves = self.next.steps.iter().any(Step::moves_replicas);
+        let since = self.fresh.iter().map(|s| s.placement.since).fold(rollout.started, Timestamp::max);
+        let stood = self.view.now.since(since);
+        if moves || !self.leaving.is_empty() || stood < deploy.ready_timeout {
+            return None;
+        }
+        self.next.waiting.iter().find_map(|waiting| match waiting {
+            Waiting::ForRoom { .. } if stood >= deploy.ready_timeout + deploy.drain_timeout => {
+                Some(why::no_room(self.view, self.spec))
             }
-        }
-        let wanted = self.deployed.wanted() as usize;
-        if self.fresh.len() < wanted
-            && self.view.now.since(rollout.started) >= timeout + self.spec.deploy.drain_timeout
-            && self.leaving.is_empty()
-            && self.missing_dependency().is_none()
-            && self.fresh.iter().all(Standing::is_ready)
-            && !self.is_canary(rollout)
-        {
-            return Some(why::no_room(self.view, self.spec));
-        }
-        None
+            Waiting::ForDependency { service } if !self.is_on_its_way(service) => Some(Failure {
+                cause: format!("it depends on `{service}`, which is not ready"),
+                evidence: Vec::new(),
+                fix: Some(format!("orca why {}/{service}", self.name.project)),
+                asked: false,
+            }),
+            _ => None,
+        })
+    }
+
+    /// Whether another service of the project is being rolled out, so that it may get ready yet.
+    fn is_on_its_way(&self, service: &Label) -> bool {
+        let other = ServiceName::new(self.name.project.clone(), service.clone());
+        self.view.state.services.get(&other).is_some_and(|other| {
+            other.rollout.is_some() && other.wanted() > 0
+        })
     }
 
     fn is_settled_template(&self, rollout: &Rollout) -> bool {
@@ -240,7 +307,10 @@ impl<'a> Pass<'a> {
         let fresh_ready = self.fresh.iter().filter(|s| s.is_ready()).count();
         match strategy {
             Strategy::Recreate => {
-                self.retire_all_stale();
+                // Not before what comes next could start.
+                if wanted == 0 || self.missing_dependency().is_none() {
+                    self.retire_all_stale();
+                }
                 self.place_up_to(wanted, wanted, room);
             }
             Strategy::BlueGreen => {
@@ -255,20 +325,38 @@ impl<'a> Pass<'a> {
                 // With fewer wanted than there are, room for a new one comes on top all the same: an old one goes
                 // for a new one that is ready, not for the hope of one.
                 let limit = wanted.max(self.stale.len()) + surge;
-                self.retire_stale_safely(wanted);
+                self.retire_stale_safely(wanted, limit);
                 self.place_up_to(wanted, limit, room);
             }
         }
         self.retire_excess(wanted);
         self.wait_for_fresh();
+        if let Some(failure) = self.obstacle(rollout) {
+            match rollout.direction {
+                Direction::Forward => self.give_up(rollout, failure),
+                Direction::Back { .. } => self.settle(rollout, Outcome::Failed),
+            }
+            return;
+        }
+        if rollout.direction != Direction::Forward
+            && self.fresh.iter().any(|standing| !self.is_elder(standing, rollout) && self.has_failed(standing))
+        {
+            // What served before does not get ready either. Nothing else is left to return to.
+            self.settle(rollout, Outcome::Failed);
+            return;
+        }
         if !self.next.steps.iter().any(Step::moves_replicas)
             && self.fresh.len() == wanted
-            && self.fresh.iter().all(Standing::is_ready)
+            && self.fresh.iter().all(|standing| standing.is_settled() || self.is_elder(standing, rollout) && !standing.is_on_trial())
             && self.stale.is_empty()
             && self.leaving.is_empty()
         {
             if self.view.tables_in_use() {
-                self.settle(rollout);
+                let outcome = match rollout.direction {
+                    Direction::Forward => Outcome::Done,
+                    Direction::Back { .. } => Outcome::RolledBack,
+                };
+                self.settle(rollout, outcome);
             } else {
                 self.wait(Waiting::ForProxies);
             }
@@ -276,11 +364,13 @@ impl<'a> Pass<'a> {
     }
 
     fn canary(&mut self, rollout: &Rollout, weight: u8, room: &mut Room<'_>) {
-        if self.fresh.is_empty() {
-            self.place_up_to(1, usize::MAX, room);
-        }
+        // What the old ones lack, because a node was lost or more are wanted by now, the new ones make up for.
+        let wanted = self.deployed.wanted() as usize;
+        self.place_up_to(wanted.saturating_sub(self.stale.len()).max(1), usize::MAX, room);
         self.wait_for_fresh();
-        if self.fresh.iter().any(Standing::is_ready) {
+        if let Some(failure) = self.obstacle(rollout) {
+            self.give_up(rollout, failure);
+        } else if self.fresh.iter().any(Standing::is_ready) {
             self.wait(Waiting::ForPromotion { revision: rollout.to, weight });
         }
     }
@@ -288,7 +378,11 @@ impl<'a> Pass<'a> {
     /// No rollout runs: as many as wanted, of the target.
     fn keep(&mut self, room: &mut Room<'_>) {
         let wanted = self.deployed.wanted() as usize;
-        self.retire_all_stale();
+        // A first deploy that was given up may have left one that serves after all.
+        match self.excludes() {
+            true => self.retire_all_stale(),
+            false => self.retire_stale_safely(wanted, usize::MAX),
+        }
         self.place_up_to(wanted, usize::MAX, room);
         self.retire_excess(wanted);
         self.wait_for_fresh();
@@ -336,7 +430,7 @@ impl<'a> Pass<'a> {
 
     /// As many old replicas as can go without leaving fewer ready ones than promised: those that are not ready
     /// first, they cost nothing.
-    fn retire_stale_safely(&mut self, wanted: usize) {
+    fn retire_stale_safely(&mut self, wanted: usize, limit: usize) {
         let least = wanted.saturating_sub(self.spec.deploy.max_unavailable as usize);
         let mut ready = self.fresh.iter().chain(&self.stale).filter(|s| s.is_ready()).count();
         let mut stale = self.stale.clone();
@@ -345,14 +439,22 @@ impl<'a> Pass<'a> {
         // something new is ready, or nothing is wanted of it.
         let fresh_ready = self.fresh.iter().filter(|s| s.is_ready()).count();
         let proven = fresh_ready > 0 || wanted == 0 || self.spec.deploy.max_surge == 0;
+        // Or when its revision was given up.
+        let forward = self.deployed.rollout.as_ref().is_some_and(|rollout| rollout.direction == Direction::Forward);
+        let mut total = self.fresh.len() + stale.len();
         for standing in stale {
+            // Without surge, and with nothing ready that could go, one that is not ready makes the room.
+            let makes_room = self.fresh.len() < wanted && total >= limit && ready <= least;
             let may_go = match standing.is_ready() {
                 true => ready > least && proven,
-                false => fresh_ready > 0 || ready >= least.max(1) || wanted == 0,
+                // It may serve well and be heard again in a moment.
+                false if standing.silent && !standing.lost => ready >= least.max(1) || wanted == 0,
+                false => fresh_ready > 0 || ready >= least.max(1) || wanted == 0 || !forward || makes_room,
             };
             if !may_go {
                 continue;
             }
+            total -= 1;
             if standing.is_ready() {
                 ready -= 1;
             }
@@ -384,7 +486,7 @@ impl<'a> Pass<'a> {
         self.next.waiting.extend(waiting);
     }
 
-    fn missing_dependency(&self) -> Option<crate::id::Label> {
+    fn missing_dependency(&self) -> Option<Label> {
         self.spec
             .depends_on
             .iter()
@@ -403,10 +505,10 @@ impl<'a> Pass<'a> {
             .cloned()
     }
 
-    fn settle(&mut self, rollout: &Rollout) {
-        let (outcome, failure) = match &rollout.direction {
-            Direction::Forward => (Outcome::Done, None),
-            Direction::Back { why } => (Outcome::RolledBack, Some(why.clone())),
+    fn settle(&mut self, rollout: &Rollout, outcome: Outcome) {
+        let failure = match &rollout.direction {
+            Direction::Forward => None,
+            Direction::Back { why } => Some(why.clone()),
         };
         let receipt = Box::new(self.receipt(rollout, outcome, failure));
         self.step(Step::Settle { service: self.name.clone(), receipt });
@@ -443,6 +545,9 @@ impl<'a> Pass<'a> {
             && !rollout.promoted
             && !self.is_settled_template(rollout)
             && self.deployed.settled.is_some()
+            // With nothing beside it there is nothing to compare it with.
+            && self.deployed.wanted() > 0
+            && !self.stale.is_empty()
     }
 
     fn strategy(&self) -> Strategy {
@@ -474,6 +579,7 @@ impl Step {
             | Step::Settle { .. }
             | Step::Complete { .. }
             | Step::Recover { .. }
+            | Step::Erase { .. }
             | Step::Delete { .. }
             | Step::Bury { .. }
             | Step::Revive { .. } => false,
@@ -494,7 +600,11 @@ pub fn deadline(view: View<'_>) -> Option<(Timestamp, &'static str)> {
                     .replica(placement.node, *id)
                     .is_some_and(|report| report.phase == Phase::Ready);
                 if deployed.rollout.is_some() && !ready {
-                    deadlines.push((placement.since + deploy.ready_timeout, "a new replica should be ready"));
+                    let report = view.inventory.replica(placement.node, *id);
+                    let begun = report.map_or(placement.since, |report| report.since.max(placement.since));
+                    for since in [placement.since, begun] {
+                        deadlines.push((since + deploy.ready_timeout, "a new replica should be ready"));
+                    }
                 }
             }
             PlacementState::Drain { at, .. } => deadlines.push((at + deploy.drain_timeout, "a drain ends")),

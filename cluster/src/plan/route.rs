@@ -8,7 +8,7 @@ use super::View;
 use crate::id::{Generation, GoalNumber, ServiceName};
 use crate::replica::Phase;
 use crate::route::{Absence, Backend, RouteKey, Tables, Upstream};
-use crate::spec::{Service, Strategy};
+use crate::spec::Strategy;
 use crate::state::{Deployed, Direction, PlacementState};
 
 /// How long a request may wait for its response to begin: what nginx and HAProxy allow by default.
@@ -33,19 +33,20 @@ pub fn tables(view: View<'_>) -> Tables {
 
 fn upstream(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Upstream {
     let spec = deployed.spec();
+    // A service may be on its way from one kind to the other.
+    let is_module =
+        |revision| deployed.revisions.get(&revision).map_or(spec.is_module(), |record| record.spec.is_module());
     let template = deployed.template();
     let mut old = Vec::new();
     let mut new = Vec::new();
     let mut placed = false;
-    let mut old_wanted = false;
     for (replica, placement) in view.state.placements_of(name) {
         if placement.state != PlacementState::Serve {
             continue;
         }
         placed = true;
-        old_wanted |= placement.revision != template;
         let Some(report) = view.inventory.replica(placement.node, replica) else { continue };
-        let reachable = spec.is_module() || report.address.is_some();
+        let reachable = is_module(placement.revision) || report.address.is_some();
         if report.phase != Phase::Ready || view.inventory.is_suspect(placement.node, view.now) || !reachable {
             continue;
         }
@@ -58,33 +59,34 @@ fn upstream(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Upstream
         };
         if placement.revision == template { new.push(backend) } else { old.push(backend) }
     }
-    let Some(rollout) = &deployed.rollout else { return finish(spec, deployed, placed, old, new) };
-    // On the way back, what was tried is old: its strategy says whether it is there beside all that served before.
-    let forward = rollout.direction == Direction::Forward;
-    let tried = if forward { Some(spec) } else { deployed.revisions.get(&rollout.to).map(|record| &record.spec) };
-    let complete = new.len() >= deployed.wanted() as usize;
-    match tried.map(|spec| spec.deploy.strategy) {
-        // All traffic moves at once: not before the old ones are told to go, if they can take it.
-        Some(Strategy::BlueGreen) if forward && old_wanted && !old.is_empty() => new.clear(),
-        Some(Strategy::Canary { weight }) if forward && !rollout.promoted && !old.is_empty() && !new.is_empty() => {
-            share(&mut new, u32::from(weight));
-            share(&mut old, 100 - u32::from(weight));
+    if let Some(rollout) = &deployed.rollout {
+        // On the way back it is what was tried that leaves.
+        let forward = rollout.direction == Direction::Forward;
+        let complete = new.len() >= deployed.wanted() as usize;
+        let (tried, before) = if forward { (&mut new, &mut old) } else { (&mut old, &mut new) };
+        match deployed.revisions.get(&rollout.to).map(|record| record.spec.deploy.strategy) {
+            // Given up: not one request more, as soon as there are enough replicas without it.
+            _ if !forward && complete => tried.clear(),
+            // All traffic moves at once: not before the old ones are told to go, as long as they take it.
+            Some(Strategy::BlueGreen) if forward && !before.is_empty() => tried.clear(),
+            Some(Strategy::Canary { weight }) if !rollout.promoted && !before.is_empty() && !tried.is_empty() => {
+                share(tried, u32::from(weight));
+                share(before, 100 - u32::from(weight));
+            }
+            _ => {}
         }
-        // Given up: not one request more, as soon as there are enough without it.
-        Some(_) if !forward && complete => old.clear(),
-        _ => {}
     }
-    finish(spec, deployed, placed, old, new)
-}
-
-fn finish(spec: &Service, deployed: &Deployed, placed: bool, mut old: Vec<Backend>, mut new: Vec<Backend>) -> Upstream {
     old.append(&mut new);
     let absence = match (deployed.stopped || deployed.removal.is_some(), placed && deployed.settled.is_some()) {
         (true, _) => Absence::Stopped,
         (false, true) => Absence::Failing,
         (false, false) => Absence::Starting,
     };
-    Upstream { backends: old, absence, response_timeout: RESPONSE_TIMEOUT, module: spec.is_module() }
+    let module = match old.as_slice() {
+        [] => spec.is_module(),
+        backends => backends.iter().any(|backend| backend.address.is_none()),
+    };
+    Upstream { backends: old, absence, response_timeout: RESPONSE_TIMEOUT, module }
 }
 
 /// Gives a group of backends this many per cent of the requests together.

@@ -1,7 +1,5 @@
 //! What is wrong with one replica: every [`Cause`] as a sentence, and how an exit is told.
 
-use std::fmt::Write as _;
-
 use super::output::telling;
 use super::{CRASH_LOOP_AFTER, Diagnosis, phase_word, probe, saw_words};
 use crate::id::{ReplicaId, ServiceName};
@@ -102,7 +100,7 @@ fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaRe
         .seen(reason.split_once("; ").map(|(_, more)| more.to_owned())),
         Cause::SecretMissing { name: secret } => Diagnosis::new(
             "secret-missing",
-            format!("secret {secret} is not set"),
+            format!("secret {secret}, which it needs, is not set"),
             format!("orca secrets set {secret} --project {}", name.project),
         ),
         Cause::PortTaken { port, by } => Diagnosis::new(
@@ -133,10 +131,7 @@ fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaRe
             "change what it asks for; if that is right, `orca doctor` checks the engine",
         ),
         Cause::ModuleInvalid { reason } => {
-            let (what, fix) = reason.split_once("; ").unwrap_or((
-                reason,
-                "build a component that exports wasi:http/incoming-handler (or wasi:cli/run for schedules)",
-            ));
+            let (what, fix) = reason.split_once("; ").unwrap_or_else(|| (reason, module_fix(reason)));
             // What it consists of comes after; names of interfaces have a colon without a space.
             let (what, details) = what.split_once(": ").map_or((what, None), |(what, more)| (what, Some(more)));
             Diagnosis::new("module-invalid", format!("its module cannot be run: {what}"), fix)
@@ -148,9 +143,9 @@ fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaRe
             "deploy it again from its files: that uploads them",
         )
         .seen([format!("sha256:{digest}")]),
-        Cause::NotAlive { check, saw } => not_alive(check, &saw_words(saw)),
+        Cause::NotAlive { check, saw } => not_alive(check, &saw_words(saw), ""),
         Cause::Exited => Diagnosis::new("exited", "its process has ended", format!("orca logs {name}")),
-        Cause::Vanished => removed(),
+        Cause::Vanished => removed(name),
         Cause::ProbeFailing { check, saw, tries, for_ms, listening } => {
             let seen = probe::Seen {
                 check,
@@ -162,6 +157,16 @@ fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaRe
             };
             probe::failing(spec, seen)
         }
+    }
+}
+
+fn module_fix(reason: &str) -> &'static str {
+    if reason.contains("imports") {
+        "build it without that import: a module is offered WASI 0.2 and wasi:http"
+    } else if reason.contains("compile") {
+        "build it again: the file is damaged, or made for a newer version of the component model"
+    } else {
+        "build a component that exports wasi:http/incoming-handler (or wasi:cli/run for schedules)"
     }
 }
 
@@ -194,33 +199,33 @@ fn pull_failed(image: &str, reason: &str) -> Diagnosis {
     )
 }
 
-fn not_alive(check: &str, saw: &str) -> Diagnosis {
+fn not_alive(check: &str, saw: &str, times: &str) -> Diagnosis {
     Diagnosis::new(
         "not-alive",
-        format!("its liveness probe failed, so it was killed and started again: {check} -> {saw}"),
+        format!("its liveness probe failed, so it was killed and started again{times}: {check} -> {saw}"),
         "see its logs for what it hangs on; if it is merely slow, raise `timeout_secs` or `failure_threshold`",
     )
 }
 
-fn removed() -> Diagnosis {
+fn removed(name: &ServiceName) -> Diagnosis {
     Diagnosis::new(
         "removed-outside",
-        "somebody removed its container, so it was made again",
-        "find who runs `docker rm` or a clean-up on the node; to stop it for good: orca stop",
+        "somebody other than Orca removed its container",
+        format!("find who runs `docker rm` or a clean-up on the node; to stop it for good: orca stop {name}"),
     )
 }
 
 /// How it ended, and why, as far as that is known.
 pub fn exited(name: &ServiceName, spec: &Service, id: ReplicaId, report: &ReplicaReport, exit: &Exit) -> Diagnosis {
-    let mut diagnosis = match &exit.ending {
-        Ending::Removed => removed(),
-        Ending::NotAlive { check, saw } => not_alive(check, &saw_words(saw)),
-        Ending::Own => ended(name, spec, report, exit),
+    let times = match report.failures {
+        failures if failures >= CRASH_LOOP_AFTER => format!(", {failures} times in a row (crash-looping)"),
+        _ => String::new(),
     };
-    let loops = report.failures >= CRASH_LOOP_AFTER;
-    if loops {
-        let _ = write!(diagnosis.cause, ", {} times in a row (crash-looping)", report.failures);
-    }
+    let mut diagnosis = match &exit.ending {
+        Ending::Removed => removed(name),
+        Ending::NotAlive { check, saw } => not_alive(check, &saw_words(saw), &times),
+        Ending::Own => ended(name, spec, exit, &times),
+    };
     if exit.ending != Ending::Removed {
         quote(&mut diagnosis.evidence, exit);
     }
@@ -228,30 +233,37 @@ pub fn exited(name: &ServiceName, spec: &Service, id: ReplicaId, report: &Replic
     diagnosis
 }
 
-fn ended(name: &ServiceName, spec: &Service, report: &ReplicaReport, exit: &Exit) -> Diagnosis {
+/// By itself, by a signal or for its memory; `times` says how often in a row, if that is a loop.
+fn ended(name: &ServiceName, spec: &Service, exit: &Exit, times: &str) -> Diagnosis {
     if exit.out_of_memory {
-        let limit = match spec.resources.memory {
-            Some(limit) => format!("its limit of {limit} of memory"),
-            None => "the memory there is on its node".to_owned(),
+        let (limit, fix) = match spec.resources.memory {
+            Some(limit) => (
+                format!("its limit of {limit} of memory"),
+                "raise `memory` in [service.resources], or make it use less",
+            ),
+            None => (
+                "its node has left".to_owned(),
+                "set `memory` in [service.resources], so that room is set aside for it, or make it use less",
+            ),
         };
         return Diagnosis::new(
             "out-of-memory",
-            format!("the kernel killed it for using more than {limit}"),
-            "raise `memory` in [service.resources], or make it use less",
+            format!("the kernel killed it for using more than {limit}{times}"),
+            fix,
         );
     }
-    let loops = report.failures >= CRASH_LOOP_AFTER;
+    let loops = !times.is_empty();
     let code = if loops { "crash-looping" } else { "exited" };
-    let how = format!(
-        "it {} {} after {:.1} s",
-        if loops { "exits" } else { "exited" },
-        exit_words(exit.code),
-        exit.after_ms as f64 / 1000.0
-    );
+    let how = match (signal_name(exit.code), loops) {
+        (Some(signal), true) => format!("it is killed by {signal} (code {})", exit.code),
+        (Some(signal), false) => format!("it was killed by {signal} (code {})", exit.code),
+        (None, true) => format!("it exits with code {}", exit.code),
+        (None, false) => format!("it exited with code {}", exit.code),
+    };
+    let how = format!("{how} after {:.1} s{times}", exit.after_ms as f64 / 1000.0);
     if exit.code == 0 {
-        let fix = "a service must go on running: let its command stay in the foreground; for a job that ends, use a \
-                   module with a schedule";
-        return Diagnosis::new(code, format!("{how}, which is success, but a service must go on running"), fix);
+        let fix = "let its command stay in the foreground; for a job that ends, use a module with a schedule";
+        return Diagnosis::new(code, format!("{how}: it has ended well, but a service must go on running"), fix);
     }
     if let Some(telling) = telling(&exit.last_lines) {
         return Diagnosis::new(telling.code, format!("{how}: {}", telling.what), telling.fix);
@@ -262,9 +274,12 @@ fn ended(name: &ServiceName, spec: &Service, report: &ReplicaReport, exit: &Exit
         137 => "something on the node kills it, and not for its memory: look for who (`docker events`, `journalctl -k`)"
             .to_owned(),
         132 | 134..=136 | 139 => {
-            format!("the program has crashed, which is a fault in it: see its last lines, or `orca logs {name}`")
+            format!("the program has crashed, which is a fault in it or in how it was built; `orca logs {name}`")
         }
         143 => "something on the node tells it to end: look for who (`docker events`)".to_owned(),
+        _ if exit.last_lines.is_empty() => {
+            format!("let it write why before it ends; what it wrote in earlier runs: orca logs {name}")
+        }
         _ => format!("the reason is in its last lines; more with `orca logs {name}`"),
     };
     Diagnosis::new(code, how, fix)
@@ -278,27 +293,23 @@ fn quote(evidence: &mut Vec<String>, exit: &Exit) {
     }
 }
 
-fn exit_words(code: i64) -> String {
-    match code {
-        129..=192 => format!("by signal {} (code {code})", signal_name(code - 128)),
-        code => format!("with code {code}"),
-    }
-}
-
-fn signal_name(signal: i64) -> String {
-    match signal {
-        1 => "SIGHUP".to_owned(),
-        2 => "SIGINT".to_owned(),
-        3 => "SIGQUIT".to_owned(),
-        4 => "SIGILL".to_owned(),
-        5 => "SIGTRAP".to_owned(),
-        6 => "SIGABRT".to_owned(),
-        7 => "SIGBUS".to_owned(),
-        8 => "SIGFPE".to_owned(),
-        9 => "SIGKILL".to_owned(),
-        11 => "SIGSEGV".to_owned(),
-        13 => "SIGPIPE".to_owned(),
-        15 => "SIGTERM".to_owned(),
-        other => other.to_string(),
-    }
+/// Of the signal that ended a process with this exit code, as shells and container engines write it.
+fn signal_name(code: i64) -> Option<String> {
+    let name = match code - 128 {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        15 => "SIGTERM",
+        other @ 10..=64 => return Some(format!("signal {other}")),
+        _ => return None,
+    };
+    Some(name.to_owned())
 }

@@ -219,10 +219,13 @@ mod tests {
 
     #[test]
     fn only_names_of_this_machine_are_local() {
-        for local in ["127.0.0.1", "127.0.0.1:6880", "127.9.9.9:1", "localhost", "LocalHost:6880", "[::1]", "[::1]:6880"] {
+        for local in
+            ["127.0.0.1", "127.0.0.1:6880", "127.9.9.9:1", "localhost", "LocalHost:6880", "[::1]", "[::1]:6880"]
+        {
             assert!(is_local(local), "{local}");
         }
-        for other in ["", ":6880", "evil.example", "127.0.0.1.evil.example:6880", "localhost.evil", "10.0.0.1", "[::2]"] {
+        for other in ["", ":6880", "evil.example", "127.0.0.1.evil.example:6880", "localhost.evil", "10.0.0.1", "[::2]"]
+        {
             assert!(!is_local(other), "{other}");
         }
     }

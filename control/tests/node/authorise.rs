@@ -199,7 +199,11 @@ async fn a_wrong_token_learns_nothing_and_is_soon_not_listened_to() {
         last = http(&node, Some(&wrong), "GET", "/api/v1/status", "").await.status;
     }
     assert_eq!(last, 429);
-    assert_eq!(http(&node, Some(&good), "GET", "/api/v1/status", "").await.status, 200, "a good token is, from anywhere");
+    assert_eq!(
+        http(&node, Some(&good), "GET", "/api/v1/status", "").await.status,
+        200,
+        "a good token is, from anywhere"
+    );
     // A certificate cannot be guessed, so that its holder is not shut out with those at the same address.
     assert!(matches!(node.admin().await.ask(Request::Whoami).await, Response::Whoami { .. }));
     let state = node.until("it was announced", |state| state.events.iter().any(|event| event.kind == Kind::Refused));

@@ -38,6 +38,9 @@ const HOLD_PAUSE_MAX: Duration = Duration::from_millis(160);
 /// Replicas that may refuse before a round counts as failed: with more, the next round tries others.
 const CONNECTS_PER_ROUND: usize = 3;
 
+/// Fields that a request may get on its way.
+const FIELDS_ADDED_MAX: usize = 6;
+
 /// Answers one request of a client.
 pub async fn serve(client: Rc<Client>, request: Request<Incoming>) -> Response<Counted> {
     let mut exchange = Exchange::begin(Rc::clone(&client), &request);
@@ -140,6 +143,8 @@ impl Way<'_> {
 
         let mut headers = parts.headers;
         let hop = strip_request(&mut headers);
+        // Room for all of them at once: it would grow twice.
+        headers.reserve(FIELDS_ADDED_MAX);
         headers.insert(X_FORWARDED_FOR, self.client.forwarded_for.clone());
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
         headers.insert(X_REQUEST_ID, self.id.clone());
@@ -264,7 +269,7 @@ impl Way<'_> {
             })?,
         };
         pulse.wait(service.response_timeout);
-        let sent = in_time(pulse, link.sender.try_send_request(outgoing.request())).await;
+        let sent = in_time(pulse, link.send(outgoing.request())).await;
         pulse.wait_is_over();
         match sent {
             None => Err(Failed::Late),
@@ -333,6 +338,7 @@ fn pass_on(mut response: Response<Incoming>, wanted: &mut Option<OnUpgrade>, lea
         if let Some(protocol) = protocol {
             response.headers_mut().insert(header::UPGRADE, protocol);
         }
+        lease.link.finish();
         return Ok(Passed::Upgrade(response.map(|_| theirs), ours));
     }
     strip(response.headers_mut());

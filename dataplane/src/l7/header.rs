@@ -8,24 +8,66 @@ pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
-/// Fields that never pass, whoever sent them.
-const OF_ONE_HOP: [HeaderName; 8] = [
+/// Fields that are not for the next hop, as bits. Most messages have few of them or none, and looking at each name
+/// once is cheaper than asking for every field by its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Found(u16);
+
+/// Fields that never pass, whoever sent them, then those that only a proxy that is trusted may say about a client.
+static NOT_PASSED: [HeaderName; 10] = [
     header::CONNECTION,
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
     header::TE,
-    header::TRANSFER_ENCODING,
     header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TRANSFER_ENCODING,
     header::PROXY_AUTHORIZATION,
-    HTTP2_SETTINGS,
+    HeaderName::from_static("http2-settings"),
+    header::FORWARDED,
+    HeaderName::from_static("x-real-ip"),
 ];
-/// What only a proxy that is trusted may say about a client.
-const CLAIMS: [HeaderName; 2] = [header::FORWARDED, X_REAL_IP];
+
+impl Found {
+    const CONNECTION: Found = Found(1);
+    const TE: Found = Found(1 << 1);
+    const UPGRADE: Found = Found(1 << 2);
+    const OF_ONE_HOP: Found = Found((1 << 8) - 1);
+    const ANY: Found = Found((1 << 10) - 1);
+
+    /// In the order of [`NOT_PASSED`].
+    fn of(headers: &HeaderMap) -> Found {
+        Found(headers.keys().fold(0, |found, name| {
+            found
+                | match name.as_str() {
+                    "connection" => 1,
+                    "te" => 1 << 1,
+                    "upgrade" => 1 << 2,
+                    "keep-alive" => 1 << 3,
+                    "proxy-connection" => 1 << 4,
+                    "transfer-encoding" => 1 << 5,
+                    "proxy-authorization" => 1 << 6,
+                    "http2-settings" => 1 << 7,
+                    "forwarded" => 1 << 8,
+                    "x-real-ip" => 1 << 9,
+                    _ => 0,
+                }
+        }))
+    }
+
+    fn has(self, other: Found) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Takes out those that are among `which`.
+    fn remove(self, which: Found, headers: &mut HeaderMap) {
+        let mut left = self.0 & which.0;
+        while left != 0 {
+            headers.remove(&NOT_PASSED[left.trailing_zeros() as usize]);
+            left &= left - 1;
+        }
+    }
+}
 
 /// What a request's header says about its connection and not about its message.
 #[derive(Debug, Default)]
@@ -38,13 +80,14 @@ pub struct Hop {
 
 /// Takes out of a request what is not for the next hop.
 pub fn strip_request(headers: &mut HeaderMap) -> Hop {
+    let found = Found::of(headers);
     let mut hop = Hop::default();
-    if let Some(te) = headers.get(header::TE) {
+    if found.has(Found::TE)
+        && let Some(te) = headers.get(header::TE)
+    {
         hop.trailers = has_token(te, "trailers");
     }
-    if headers.contains_key(header::UPGRADE)
-        && headers.get_all(header::CONNECTION).iter().any(|v| has_token(v, "upgrade"))
-    {
+    if found.has(Found::UPGRADE) && headers.get_all(header::CONNECTION).iter().any(|v| has_token(v, "upgrade")) {
         // HTTP/2 without TLS would carry requests past our eyes on a connection we take for one request.
         let mut protocols = headers.get_all(header::UPGRADE).iter();
         hop.upgrade = match (protocols.next(), protocols.next()) {
@@ -52,16 +95,18 @@ pub fn strip_request(headers: &mut HeaderMap) -> Hop {
             _ => None,
         };
     }
-    strip(headers);
-    for name in CLAIMS {
-        headers.remove(name);
-    }
+    take_out(headers, found, Found::ANY);
     hop
 }
 
 /// Takes out of any message the fields of one hop and those that its `Connection` lists.
 pub fn strip(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
+    let found = Found::of(headers);
+    take_out(headers, found, Found::OF_ONE_HOP);
+}
+
+fn take_out(headers: &mut HeaderMap, found: Found, which: Found) {
+    if found.has(Found::CONNECTION) {
         let listed: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
             .iter()
@@ -75,18 +120,7 @@ pub fn strip(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    // Most messages have none of these left, and looking through their names once is cheaper than eight look-ups.
-    let mut found = 0_u32;
-    for name in headers.keys() {
-        if let Some(index) = OF_ONE_HOP.iter().position(|of_one_hop| of_one_hop == name) {
-            found |= 1 << index;
-        }
-    }
-    for (index, name) in OF_ONE_HOP.iter().enumerate() {
-        if found & (1 << index) != 0 {
-            headers.remove(name);
-        }
-    }
+    found.remove(which, headers);
 }
 
 fn has_token(value: &HeaderValue, token: &str) -> bool {
@@ -127,6 +161,14 @@ mod tests {
         let hop = strip_request(&mut all);
         assert!(hop.trailers && hop.upgrade.is_none(), "not asked to upgrade by `Connection`");
         assert_eq!(names(&all), BTreeSet::from(["content-length", "host"]));
+    }
+
+    #[test]
+    fn each_field_that_is_not_passed_is_found_at_its_place() {
+        for (index, name) in NOT_PASSED.iter().enumerate() {
+            assert_eq!(Found::of(&headers(&[(name.as_str(), "x")])), Found(1 << index), "{name}");
+        }
+        assert_eq!(Found::of(&headers(&[("accept", "x"), ("connectiom", "x")])), Found(0));
     }
 
     #[test]

@@ -74,8 +74,9 @@ impl Table {
             let mut backends = Vec::with_capacity(upstream.backends.len());
             for backend in &upstream.backends {
                 let target = match (upstream.module, backend.address) {
-                    (true, _) => Target::Module,
-                    (false, Some(address)) => Target::Address(address),
+                    // Also beside modules, while a service is on its way from one kind to the other.
+                    (_, Some(address)) => Target::Address(address),
+                    (true, None) => Target::Module,
                     (false, None) => {
                         tracing::error!(service = %name, replica = %backend.replica, "a container without an address was routed to");
                         continue;

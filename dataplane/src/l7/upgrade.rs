@@ -23,7 +23,7 @@ enum Side {
     Replica,
 }
 
-/// Carries an upgraded connection to its end. Of a WebSocket it is known whether the client asked for the end.
+/// Carries an upgraded connection to its end. Of a WebSocket it is known which side asked for the end.
 pub async fn run(client: OnUpgrade, replica: OnUpgrade, is_websocket: bool, exchange: Exchange) {
     let worker = Rc::clone(&exchange.client.worker);
     let _open = worker.open();
@@ -46,9 +46,12 @@ pub async fn run(client: OnUpgrade, replica: OnUpgrade, is_websocket: bool, exch
     };
     let is_cut = match ended {
         None => true,
-        Some(Ended { first: Side::Client, .. } | Ended { asked: true, .. }) => false,
-        // It may end a connection in good order like anyone; one that is being stopped does so before its time.
-        Some(Ended { first: Side::Replica, clean, asked: false }) => !clean || exchange.is_draining(),
+        Some(Ended { asked, first, clean }) => match (asked.unwrap_or(first), asked) {
+            (Side::Client, _) => false,
+            // It may end a connection in good order like anyone; one that is being stopped does so before its time.
+            (Side::Replica, Some(_)) => exchange.is_draining(),
+            (Side::Replica, None) => !clean || exchange.is_draining(),
+        },
     };
     if is_cut { exchange.cut() } else { exchange.done() }
 }
@@ -60,10 +63,11 @@ struct End {
 }
 
 struct Ended {
+    /// Whose bytes ended first.
     first: Side,
     clean: bool,
-    /// The client had sent a Close frame.
-    asked: bool,
+    /// Who sent the first Close frame, if anyone did.
+    asked: Option<Side>,
 }
 
 fn client_socket(upgraded: Upgraded) -> Option<End> {
@@ -79,16 +83,19 @@ fn replica_socket(upgraded: Upgraded) -> Option<End> {
 async fn copy(worker: &Worker, mut client: End, mut replica: End, is_websocket: bool) -> Ended {
     let (from_client, to_client) = client.stream.split();
     let (from_replica, to_replica) = replica.stream.split();
-    let asked = Cell::new(false);
-    let mut frames = Frames::default();
-    let see = |bytes: &[u8]| {
-        if is_websocket {
-            frames.read(bytes);
-            asked.set(frames.is_closed());
+    let asked = Cell::new(None);
+    let see = |side| {
+        let (mut frames, asked) = (Frames::default(), &asked);
+        move |bytes: &[u8]| {
+            // The answer to a Close frame is one too.
+            if is_websocket && asked.get().is_none() {
+                frames.read(bytes);
+                asked.set(frames.is_closed().then_some(side));
+            }
         }
     };
-    let up = pump(worker, from_client, to_replica, &client.early, see);
-    let down = pump(worker, from_replica, to_client, &replica.early, |_| {});
+    let up = pump(worker, from_client, to_replica, &client.early, see(Side::Client));
+    let down = pump(worker, from_replica, to_client, &replica.early, see(Side::Replica));
     tokio::pin!(up, down);
     // When one direction has ended well the other goes on: that side may still have something to say.
     let (first, result) = tokio::select! {

@@ -1,6 +1,6 @@
-//! Whether a client has asked for the end of its WebSocket, read from the heads of its frames (RFC 6455, section 5.2).
+//! Whether a side of a WebSocket has asked for its end, read from the heads of its frames (RFC 6455, section 5.2).
 //! The server closes the TCP connection after a closing handshake, whoever began it (section 7.1.1), so which side's
-//! bytes end first says nothing: only the client's Close frame does. Payloads are passed over unread.
+//! bytes end first says nothing: only the first Close frame does. Payloads are passed over unread.
 
 /// The opcode of a Close frame.
 const CLOSE: u8 = 8;

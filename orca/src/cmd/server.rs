@@ -12,7 +12,7 @@ use orca_agent::hands::chain;
 use orca_agent::{Agent, wasm};
 use orca_cluster::id::Label;
 use orca_control::vault::UNSEAL_KEY_VARIABLE;
-use orca_control::{Control, Founded, Handle, StartError, UnsealSource};
+use orca_control::{Control, Founded, Handle, Layout, StartError, UnsealSource};
 use orca_wire::identity::Identity;
 use orca_dataplane::{AccessLog, DataPlane, Limits};
 use tokio::signal::unix::{SignalKind, signal};
@@ -287,6 +287,13 @@ async fn keep_control(
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = ending.cancelled() => return,
+            }
+            // A disk that is away is no reason to found another cluster in its place.
+            let store = Layout::new(&config.data_dir).raft();
+            if !store.try_exists().unwrap_or(false) {
+                error!(path = %store.display(), "the store is not there; mount or restore it");
+                pause = (pause * 2).min(REOPEN_PAUSE_MAX);
+                continue;
             }
             match Control::start(config.clone()).await {
                 Ok(opened) => break opened,

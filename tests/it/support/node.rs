@@ -169,8 +169,13 @@ impl Node {
     /// Starts the server and waits for nothing.
     pub fn spawn(&mut self) {
         assert!(self.process.is_none(), "the server runs already");
+        self.start_server(&[]);
+    }
+
+    fn start_server(&mut self, more: &[&str]) {
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
         let mut command = self.server_command();
+        command.args(more);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.process = Some(command.spawn().unwrap());
     }
@@ -217,6 +222,17 @@ impl Node {
     pub fn restart(&mut self) -> Duration {
         self.terminate();
         self.boot()
+    }
+
+    /// A successor takes over from the server that runs; gives how long that one took to end.
+    #[track_caller]
+    pub fn hand_over(&mut self) -> Duration {
+        let mut old = self.process.take().expect("the server runs");
+        self.start_server(&["--take-over"]);
+        let took = wait_for("the end of the predecessor", STOP_MAX, || old.try_wait().unwrap()).1;
+        wait_until("health of the successor", START_MAX, || self.is_healthy());
+        assert!(self.is_running(), "the successor ended: {}", tail(&self.log()));
+        took
     }
 
     /// For servers started from now on.

@@ -10,6 +10,8 @@ use crate::support::{Node, Ran, docker};
 
 /// How long after a fault its cause may still be unknown: three exits with their back-off, on a machine under load.
 const KNOWN_WITHIN: Duration = Duration::from_secs(30);
+/// How often a deploy is planned again because another fault came between.
+const PLANS_MAX: u32 = 10;
 /// How often in a row the same must be said.
 const STEADY: u32 = 3;
 
@@ -95,13 +97,6 @@ impl Fault {
         self
     }
 
-    /// Of the word given last, for what is known only at run time.
-    pub fn word(mut self, more: impl Into<String>) -> Fault {
-        let (Expect::Cause { words, .. } | Expect::Refusal { words }) = &mut self.expect;
-        words.push(more.into());
-        self
-    }
-
     pub fn is_refused<const N: usize>(mut self, exit: i32, words: [&str; N]) -> Fault {
         self.expect = Expect::Refusal { words: words.map(str::to_owned).to_vec() };
         self.exits(exit)
@@ -142,7 +137,10 @@ impl Fault {
 
     fn deploy(&self, case: &Case<'_>, file: &str) -> Ran {
         let wait = if self.detach { "--detach" } else { "--wait" };
-        case.node.deploy_with(file, &[wait, "--timeout", "60s"])
+        let deploy = || case.node.deploy_with(file, &[wait, "--timeout", "60s"]);
+        // What reaches into the host is refused when anything else has changed since it was looked at.
+        let moved = |ran: &Ran| ran.code == 6 && ran.stderr.contains("state has moved");
+        (1..PLANS_MAX).map(|_| deploy()).find(|ran| !moved(ran)).unwrap_or_else(deploy)
     }
 }
 

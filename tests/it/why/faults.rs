@@ -75,7 +75,7 @@ fn exits() -> Vec<Fault> {
         Fault::new("exit-127", bare("exit-127", &["/orca-test-app", "exit", "127"], ""))
             .is("crash-looping", ["exits with code 127", "log: exit 127"]),
         Fault::new("segmentation-fault", bare("segmentation-fault", &["/orca-test-app", "raise", "11"], ""))
-            .is("crash-looping", ["by signal SIGSEGV (code 139)"]),
+            .is("crash-looping", ["it is killed by SIGSEGV (code 139)"]),
         Fault::new("read-only", bare("read-only", &["/orca-test-app", "write", "/data/x"], volume))
             .is("read-only", ["exits with code 1", "read-only", "log: cannot write /data/x"]),
         Fault::new("disk-full", bare("disk-full", &["/orca-test-app", "write", "/dev/full"], ""))
@@ -94,10 +94,10 @@ fn endings() -> Vec<Fault> {
             .is("exited", ["it serves, but was restarted", "exited with code 3", "log: told to exit with 3"]),
         Fault::new("abort", app("abort", "", ""))
             .later(|case| case.get("/crash"))
-            .is("exited", ["by signal SIGABRT (code 134)", "log: told to crash"]),
+            .is("exited", ["it was killed by SIGABRT (code 134)", "log: told to crash"]),
         Fault::new("killed", app("killed", "", ""))
             .later(|case| drop(docker(&["kill", &case.container()])))
-            .is("exited", ["by signal SIGKILL (code 137)"]),
+            .is("exited", ["it was killed by SIGKILL (code 137)"]),
         Fault::new("out-of-memory", app("out-of-memory", "", "[service.resources]\nmemory = \"32Mi\""))
             .later(|case| case.get("/eat"))
             .is("out-of-memory", ["the kernel killed it for using more than its limit of 32Mi of memory"]),
@@ -109,7 +109,7 @@ fn endings() -> Vec<Fault> {
                     wait_until("a new container", PATIENCE, || is_replaced(case, &container));
                 }
             })
-            .is("removed-outside", ["somebody removed its container"]),
+            .is("removed-outside", ["it serves, but was restarted", "somebody other than Orca removed its container"]),
     ]
 }
 
@@ -185,7 +185,7 @@ fn secrets() -> Vec<Fault> {
                 case.orca(&["secrets", "rm", "SET_ONCE", "--project", project, "-y"]).succeeded();
                 docker(&["rm", "--force", &case.container()]);
             })
-            .is("secret-missing", ["secret SET_ONCE is not set"]),
+            .is("secret-missing", ["secret SET_ONCE, which it needs, is not set"]),
     ]
 }
 

@@ -1,5 +1,5 @@
 //! A node's containers and its proxy's requests, as the world sees them: what is true, not what is believed. How a
-//! container behaves is in its image's name: `ok`, `slow`, `crash`, `deaf`, `missing`.
+//! container behaves is in its image's name: `ok`, `slow`, `fades`, `crash`, `deaf`, `missing`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -278,6 +278,7 @@ impl Container {
         let up = now.since(since);
         match self.image.split(':').next().unwrap_or_default() {
             "deaf" | "crash" => false,
+            "fades" => up >= Duration::from_millis(100) && up < Duration::from_secs(30),
             "slow" => up >= Duration::from_secs(5),
             _ => up >= Duration::from_millis(100),
         }

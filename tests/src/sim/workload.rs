@@ -31,7 +31,11 @@ pub fn act(world: &mut World) -> Option<u64> {
         (6, Some(service)) => Command::Restart { service, pull: world.rng.random_bool(0.3) },
         (7, Some(service)) => Command::Stop { service },
         (8, Some(service)) => Command::Start { service },
-        (9, Some(service)) => Command::Rollback { service, to: None },
+        (9, Some(service)) => {
+            let revisions: Vec<_> = world.state.services[&service].revisions.keys().copied().collect();
+            let to = revisions[world.rng.random_range(0..revisions.len())];
+            Command::Rollback { service, to: world.rng.random_bool(0.3).then_some(to) }
+        }
         (10, Some(service)) => Command::Promote { service },
         (_, Some(service)) => match world.rng.random_bool(0.3) {
             true => Command::Remove { service, volumes: world.rng.random_bool(0.5) },
@@ -54,20 +58,31 @@ fn deploy(world: &mut World) -> Command {
             1 => "deaf",
             2 => "missing",
             3 | 4 => "slow",
+            5 => "fades",
             _ => "ok",
         };
+        let mut probes = "[service.env]\nKEY = \"${secrets.KEY}\"\n".to_owned();
         let version = world.rng.random_range(1..6);
         let exclusive = name == "db";
         let replicas = if exclusive { 1 } else { world.rng.random_range(0..4) };
-        let strategy = ["rolling", "rolling", "recreate", "blue-green"][world.rng.random_range(0..4)];
+        // A canary needs requests to share.
+        let strategies = if name == "api" { 5 } else { 4 };
+        let strategy = ["rolling", "rolling", "recreate", "blue-green", "canary"][world.rng.random_range(0..strategies)];
         let _ = write!(
             text,
             "[[service]]\nname = \"{name}\"\nimage = \"{behaviour}:{version}\"\nport = 80\nreplicas = {replicas}\n"
         );
         if name == "api" {
             text.push_str("domain = \"api.example.com\"\n");
+            if world.rng.random_bool(0.3) {
+                text.push_str("depends_on = [\"web\"]\n");
+            }
         }
         let _ = write!(text, "[service.deploy]\nready_timeout_secs = 20\ndrain_timeout_secs = 5\n");
+        if world.rng.random_bool(0.3) {
+            let path = ["/ready", "/healthz", "/broken"][world.rng.random_range(0..3)];
+            let _ = write!(probes, "[service.readiness]\npath = \"{path}\"\n");
+        }
         if exclusive {
             text.push_str("[[service.volume]]\nname = \"data\"\npath = \"/data\"\n");
         } else {
@@ -76,6 +91,7 @@ fn deploy(world: &mut World) -> Command {
                 text.push_str("max_unavailable = 1\nmax_surge = 0\n");
             }
         }
+        text.push_str(&probes);
     }
     put(project(&text), world.rng.random_bool(0.1), world.rng.random_bool(0.3))
 }

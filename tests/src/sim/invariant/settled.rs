@@ -1,4 +1,6 @@
+use orca_cluster::id::{Label, ServiceName};
 use orca_cluster::replica::Phase;
+use orca_cluster::spec::{Check, Service};
 use orca_cluster::state::PlacementState;
 
 use crate::sim::World;
@@ -17,7 +19,9 @@ pub fn check(world: &World) {
             orca_cluster::spec::Source::Image(image) => image.as_str(),
             orca_cluster::spec::Source::Module(_) => "ok",
         };
-        let can_run = !["crash", "deaf", "missing"].iter().any(|bad| image.starts_with(bad));
+        let can_run = !["crash", "deaf", "missing", "fades"].iter().any(|bad| image.starts_with(bad))
+            && !is_broken(deployed.spec())
+            && deployed.spec().depends_on.iter().all(|needs| is_there(world, &name.project, needs));
         if deployed.rollout.is_some() && !deployed.stopped {
             world.broken(&format!("{name} is still being rolled out:\n{}", world.describe()));
         }
@@ -44,4 +48,19 @@ pub fn check(world: &World) {
             }
         }
     }
+}
+
+/// Whether it is asked what nothing answers.
+fn is_broken(spec: &Service) -> bool {
+    spec.readiness.as_ref().is_some_and(|probe| probe.check == Check::Http("/broken".to_owned()))
+}
+
+/// Whether a service that another depends on has a replica that serves.
+fn is_there(world: &World, project: &Label, service: &Label) -> bool {
+    let name = ServiceName::new(project.clone(), service.clone());
+    let Some(leader) = &world.leader else { return false };
+    world.state.placements_of(&name).any(|(id, placement)| {
+        placement.state == PlacementState::Serve
+            && leader.inventory().replica(placement.node, id).is_some_and(|r| r.phase == Phase::Ready)
+    })
 }
