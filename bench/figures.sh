@@ -8,9 +8,10 @@ export LC_ALL=C
 
 cd "$(dirname "$0")/.."
 runs=${1:-5}
+# Together, or what they share would be built once for each.
+packages=(-p orca -p orca-bench)
 if [ -z "${SKIP_BUILD:-}" ]; then
-    cargo build --quiet --release -p orca
-    cargo build --quiet --release -p orca-bench --bin figures
+    cargo build --quiet --release "${packages[@]}" --bin orca --bin figures
 fi
 built=${CARGO_TARGET_DIR:-target}/release
 
@@ -21,7 +22,7 @@ fi
 machine="$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), $(nproc) cores, Linux $(uname -r | cut -d- -f1), $(date +%F)"
 before=$(cut -d' ' -f1 /proc/loadavg)
 table=$("$built/figures" "$built/orca" "$runs")
-inside=$(cargo bench --quiet -p orca-bench --bench wasm)
+inside=$(cargo bench --quiet "${packages[@]}" --bench wasm)
 echo "$machine; load $before at the start, $(cut -d' ' -f1 /proc/loadavg) at the end; medians of $runs (least – most)"
 echo
 echo "| what | measured | goal |"

@@ -15,8 +15,8 @@ use crate::plan::Step;
 use crate::secret::{DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenId};
 use crate::spec::{Route, Settings, check};
 use crate::state::{
-    Cluster, DataKey, Deployed, Direction, Failure, Node, PlacementState, Removal, RevisionRecord, Role, Rollout, SecretRecord, State,
-    Token,
+    Cluster, DataKey, Deployed, Direction, Failure, Node, PlacementState, Removal, RevisionRecord, Role, Rollout,
+    SecretRecord, State, Token,
 };
 use crate::time::Timestamp;
 use put::{PutOutcome, PutServices};
@@ -38,25 +38,61 @@ pub enum Command {
     Admit(NewNode),
     SetSettings(Settings),
     PutServices(PutServices),
-    Scale { service: ServiceName, replicas: u32 },
-    Stop { service: ServiceName },
-    Start { service: ServiceName },
+    Scale {
+        service: ServiceName,
+        replicas: u32,
+    },
+    Stop {
+        service: ServiceName,
+    },
+    Start {
+        service: ServiceName,
+    },
     /// New replicas of the same specification; with `pull`, of whatever the image's name means now.
-    Restart { service: ServiceName, pull: bool },
-    Remove { service: ServiceName, volumes: bool },
+    Restart {
+        service: ServiceName,
+        pull: bool,
+    },
+    Remove {
+        service: ServiceName,
+        volumes: bool,
+    },
     /// Let the canary (or blue-green's new replicas) take over now.
-    Promote { service: ServiceName },
+    Promote {
+        service: ServiceName,
+    },
     /// Back to the revision before, or to this one.
-    Rollback { service: ServiceName, to: Option<Revision> },
+    Rollback {
+        service: ServiceName,
+        to: Option<Revision>,
+    },
     /// What the leader decided, if the state is still the one it decided on.
-    Adopt { parent: Generation, steps: Vec<Step>, announcements: Vec<Announcement> },
+    Adopt {
+        parent: Generation,
+        steps: Vec<Step>,
+        announcements: Vec<Announcement>,
+    },
     AddDataKey(SealedDataKey),
-    SetSecret { name: SecretName, version: u32, value: SealedValue },
-    RemoveSecret { name: SecretName },
+    SetSecret {
+        name: SecretName,
+        version: u32,
+        value: SealedValue,
+    },
+    RemoveSecret {
+        name: SecretName,
+    },
     /// A scope's secrets under a new data key. All of them, as of these versions, or it is refused.
-    RotateDataKey { key: SealedDataKey, values: BTreeMap<SecretName, SealedValue> },
-    CreateToken { id: TokenId, token: Token },
-    RevokeToken { id: TokenId },
+    RotateDataKey {
+        key: SealedDataKey,
+        values: BTreeMap<SecretName, SealedValue>,
+    },
+    CreateToken {
+        id: TokenId,
+        token: Token,
+    },
+    RevokeToken {
+        id: TokenId,
+    },
     /// Only an event: somebody was refused, a schedule ran.
     Announce(Vec<Announcement>),
 }
@@ -95,9 +131,14 @@ pub struct Announcement {
 #[serde(rename_all = "snake_case")]
 pub enum Applied {
     /// It changed the state to this generation.
-    Done { generation: Generation, detail: Detail },
+    Done {
+        generation: Generation,
+        detail: Detail,
+    },
     /// The state was as asked already; nothing changed.
-    Unchanged { generation: Generation },
+    Unchanged {
+        generation: Generation,
+    },
     Refused(Refusal),
 }
 
@@ -171,7 +212,10 @@ impl std::fmt::Display for MissingSecrets<'_> {
                 f.write_str("; ")?;
             }
             let project = &service.project;
-            write!(f, "{service} needs secret {name}, which is not set: `orca secrets set {name} --project {project}`")?;
+            write!(
+                f,
+                "{service} needs secret {name}, which is not set: `orca secrets set {name} --project {project}`"
+            )?;
         }
         Ok(())
     }
@@ -271,8 +315,7 @@ impl Change<'_> {
         }
         let Founding { id, name, ca_certificate, ca_key, root, data_key, token, node } = founding;
         self.say(Kind::ClusterFounded, None, format!("cluster {name} founded"));
-        self.state.cluster =
-            Some(Cluster { id, name, founded: self.at, ca_certificate, ca_key, root });
+        self.state.cluster = Some(Cluster { id, name, founded: self.at, ca_certificate, ca_key, root });
         // One use: the CA's key.
         self.state.data_keys.insert(data_key.id.clone(), DataKey { key: data_key, uses: 1 });
         self.state.tokens.insert(token.0, token.1);
@@ -472,7 +515,11 @@ impl Change<'_> {
             }
         }
         self.state.data_keys.insert(id.clone(), DataKey { key, uses });
-        self.say(Kind::SecretsRotated, None, format!("{uses} secrets of {scope} sealed anew by data key {}", id.version));
+        self.say(
+            Kind::SecretsRotated,
+            None,
+            format!("{uses} secrets of {scope} sealed anew by data key {}", id.version),
+        );
         Ok(Some(Detail::None))
     }
 

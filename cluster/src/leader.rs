@@ -367,7 +367,8 @@ fn announce(
         let lately = last.exit.is_some_and(|at| now.since(at) < Duration::from_secs(60));
         if !(often && lately) {
             last.exit = Some(exit.at);
-            let how = if exit.out_of_memory { ", out of memory".to_owned() } else { format!(" with code {}", exit.code) };
+            let how =
+                if exit.out_of_memory { ", out of memory".to_owned() } else { format!(" with code {}", exit.code) };
             let times = match report.failures {
                 failures if failures >= why::CRASH_LOOP_AFTER => format!(", crash-looping ({failures} times)"),
                 _ => String::new(),

@@ -76,14 +76,23 @@ pub enum Purpose {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finished {
     /// `image` is the id to create from; `digest` is what identifies the same bytes anywhere, if anything does.
-    Fetched { image: String, digest: Option<String>, pulled: Option<Pulled> },
+    Fetched {
+        image: String,
+        digest: Option<String>,
+        pulled: Option<Pulled>,
+    },
     Created,
-    Started { address: Option<SocketAddr> },
+    Started {
+        address: Option<SocketAddr>,
+    },
     Probed(Result<(), Saw>),
     Listening(Option<Vec<SocketAddr>>),
     Stopped,
     Removed,
-    Applied { number: GoalNumber, generation: Generation },
+    Applied {
+        number: GoalNumber,
+        generation: Generation,
+    },
     Ran(Result<(), String>),
     Failed(Cause),
 }
@@ -291,7 +300,10 @@ impl Reconciler {
             assert!(!busy || known > 0, "{id} is busy with nothing");
             for (other_id, other) in self.replicas.range((Bound::Excluded(id), Bound::Unbounded)) {
                 let shared = replica.volumes().iter().any(|volume| other.volumes().contains(volume));
-                assert!(!(shared && replica.holds_volumes() && other.holds_volumes()), "{id} and {other_id} hold one volume");
+                assert!(
+                    !(shared && replica.holds_volumes() && other.holds_volumes()),
+                    "{id} and {other_id} hold one volume"
+                );
             }
         }
     }
@@ -324,9 +336,10 @@ impl Reconciler {
                 (Workload::Container(_), Duty::Stop | Duty::StopAndErase) => Stage::Stopped,
                 (Workload::Module(_), Duty::Stop | Duty::StopAndErase) => Stage::Gone,
             };
-            let replica = self.replicas.entry(*id).or_insert_with(|| {
-                Replica::new(*id, wanted.service.clone(), wanted.revision, stage, now)
-            });
+            let replica = self
+                .replicas
+                .entry(*id)
+                .or_insert_with(|| Replica::new(*id, wanted.service.clone(), wanted.revision, stage, now));
             if replica.goal.as_deref() != Some(wanted) {
                 replica.goal = Some(Arc::new(wanted.clone()));
                 replica.set_probes(wanted.readiness.as_ref(), wanted.liveness.as_ref(), now);
@@ -376,7 +389,9 @@ impl Reconciler {
             }
             Stage::Running(_) | Stage::Unknown => replica.enter(Stage::Stopped, now),
             // Ended before its start, or the stop before another start, was reported: the result of that finds it.
-            Stage::Busy(_, Doing::Starting | Doing::Restarting) => replica.exited_early(code, out_of_memory, last_lines),
+            Stage::Busy(_, Doing::Starting | Doing::Restarting) => {
+                replica.exited_early(code, out_of_memory, last_lines)
+            }
             Stage::Busy(..) | Stage::Pending | Stage::BackOff { .. } | Stage::Stopped | Stage::Gone => {}
         }
     }

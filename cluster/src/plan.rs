@@ -23,31 +23,70 @@ use report::Waiting;
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// A new replica of the service's target on this node.
-    Place { service: ServiceName, node: NodeId },
-    Drain { replica: ReplicaId },
-    Stop { replica: ReplicaId, erase: bool },
+    Place {
+        service: ServiceName,
+        node: NodeId,
+    },
+    Drain {
+        replica: ReplicaId,
+    },
+    Stop {
+        replica: ReplicaId,
+        erase: bool,
+    },
     /// It is confirmed gone.
-    Forget { replica: ReplicaId },
+    Forget {
+        replica: ReplicaId,
+    },
     /// The rollout begins, with this to compare with.
-    Begin { service: ServiceName, baseline: Baseline },
+    Begin {
+        service: ServiceName,
+        baseline: Baseline,
+    },
     /// The first replica found out which image this revision means.
-    Pin { service: ServiceName, revision: Revision, digest: String },
+    Pin {
+        service: ServiceName,
+        revision: Revision,
+        digest: String,
+    },
     /// The revision does not get ready: back to the settled one, if there is one.
-    GiveUp { service: ServiceName, failure: Failure, receipt: Option<Box<Receipt>> },
+    GiveUp {
+        service: ServiceName,
+        failure: Failure,
+        receipt: Option<Box<Receipt>>,
+    },
     /// The rollout is over.
-    Settle { service: ServiceName, receipt: Box<Receipt> },
+    Settle {
+        service: ServiceName,
+        receipt: Box<Receipt>,
+    },
     /// Ten seconds after it.
-    Complete { service: ServiceName, revision: Revision, after: Window },
+    Complete {
+        service: ServiceName,
+        revision: Revision,
+        after: Window,
+    },
     /// A first deploy that had failed works after all.
-    Recover { service: ServiceName },
+    Recover {
+        service: ServiceName,
+    },
     /// Its volumes are on this node, without a replica whose removal would take them along.
-    Erase { service: ServiceName, node: NodeId },
+    Erase {
+        service: ServiceName,
+        node: NodeId,
+    },
     /// Its last replica is gone and `orca rm` was asked.
-    Delete { service: ServiceName },
+    Delete {
+        service: ServiceName,
+    },
     /// Silent for too long: its replicas are placed elsewhere.
-    Bury { node: NodeId },
+    Bury {
+        node: NodeId,
+    },
     /// It is heard again.
-    Revive { node: NodeId },
+    Revive {
+        node: NodeId,
+    },
 }
 
 /// What should change, and why what is not yet as it should be is not.

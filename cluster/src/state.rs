@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::event::{Actor, Event};
 use crate::id::{Generation, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::plan::report::Outcome;
-use crate::secret::{DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenHash, TokenId};
+use crate::secret::{
+    DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenHash, TokenId,
+};
 use crate::spec::{Route, Service, Settings, Volume, VolumeSource};
 use crate::time::Timestamp;
 use crate::traffic::Counters;
@@ -112,7 +114,9 @@ pub struct Rollout {
 pub enum Direction {
     Forward,
     /// Going back to the settled revision.
-    Back { why: Failure },
+    Back {
+        why: Failure,
+    },
 }
 
 /// Why a revision was given up: the cause in one sentence and what its replica last said.
@@ -187,8 +191,13 @@ pub enum PlacementState {
     Serve,
     /// Gets no new requests; `since` is the generation that said so, which every proxy must have acknowledged
     /// before it is stopped.
-    Drain { since: Generation, at: Timestamp },
-    Stop { erase: bool },
+    Drain {
+        since: Generation,
+        at: Timestamp,
+    },
+    Stop {
+        erase: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -238,10 +247,7 @@ impl State {
         })
     }
 
-    pub fn placements_of<'a>(
-        &'a self,
-        service: &'a ServiceName,
-    ) -> impl Iterator<Item = (ReplicaId, &'a Placement)> {
+    pub fn placements_of<'a>(&'a self, service: &'a ServiceName) -> impl Iterator<Item = (ReplicaId, &'a Placement)> {
         self.placements.iter().filter(move |(_, p)| p.service == *service).map(|(id, p)| (*id, p))
     }
 
@@ -249,9 +255,7 @@ impl State {
     pub fn route_owner(&self, route: &Route, except: &ServiceName) -> Option<&ServiceName> {
         self.services
             .iter()
-            .find(|(name, deployed)| {
-                *name != except && deployed.removal.is_none() && deployed.claims(route)
-            })
+            .find(|(name, deployed)| *name != except && deployed.removal.is_none() && deployed.claims(route))
             .map(|(name, _)| name)
     }
 

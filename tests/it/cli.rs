@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::support::{
-    Node, PATIENCE, Ran, Setup, container, module, orca_binary, probe, request, requires_docker, signal, wait_for,
-    wait_until,
+    Node, PATIENCE, Ran, Running, Setup, container, module, orca_binary, probe, request, requires_docker, signal,
+    wait_for, wait_until,
 };
 
 /// An answer that there is no server must not take a person's patience.
@@ -26,7 +26,8 @@ fn bad_files_are_refused_with_every_mistake_and_nothing_is_sent() {
     let bad = "[[service]]\nname = \"web\"\nimage = \"a:1\"\nreplcas = 3\n\n[[service]]\nname = \"Web\"\nimage = \"b\"\nmodule = \"c\"\n";
     let refused = node.deploy(bad).exited(2);
     eprintln!("{refused}");
-    let refused = refused.says(&["nothing was sent", "replcas", "did you mean `replicas`", "^^^^", "service.toml:5", "`W`"]);
+    let refused =
+        refused.says(&["nothing was sent", "replcas", "did you mean `replicas`", "^^^^", "service.toml:5", "`W`"]);
     let json = node.deploy_with(bad, &["--json"]).exited(2);
     let error: Value = serde_json::from_str(json.stderr.trim()).unwrap_or_else(|error| panic!("{error}: {json}"));
     assert_eq!((&error["schema"], &error["type"]), (&1.into(), &"error".into()));
@@ -52,8 +53,13 @@ fn every_way_to_fail_has_its_exit_code() {
     node.orca(&["plan", "-f", changed]).succeeded();
     assert_eq!(node.text("web", "/version"), "1", "a plan changes nothing");
     for arguments in [
-        &["logs", "nothere"][..], &["why", "nothere"], &["exec", "nothere", "--", "x"], &["scale", "nothere", "2"],
-        &["rm", "-y", "nothere"], &["history", "nothere"], &["deploy", "nothere", "-f", changed],
+        &["logs", "nothere"][..],
+        &["why", "nothere"],
+        &["exec", "nothere", "--", "x"],
+        &["scale", "nothere", "2"],
+        &["rm", "-y", "nothere"],
+        &["history", "nothere"],
+        &["deploy", "nothere", "-f", changed],
     ] {
         node.orca(arguments).exited(5).says(&["nothere"]);
     }
@@ -67,7 +73,7 @@ fn every_way_to_fail_has_its_exit_code() {
     let as_token = |token: &str, arguments: &[&str]| {
         let mut command = node.command();
         command.env("ORCA_TOKEN", token).env("ORCA_ADDRESS", node.control().to_string()).args(arguments);
-        crate::support::Running::start(command, b"").end()
+        Running::start(command, b"").end()
     };
     as_token("orca1.nonsense", &["status"]).exited(4);
     let create = |arguments: &[&str]| {
@@ -151,13 +157,23 @@ fn every_command_speaks_json() {
     let planned = result(&run(&["plan", "-f", first], ""));
     assert_eq!((&planned["type"], &planned["changes"]), (&"plan".into(), &true.into()));
     for (arguments, outcome) in [
-        (&["deploy", "-f", first][..], "done"), (&["deploy", "-f", first], "unchanged"), (&["deploy", "-f", second], "done"),
-        (&["rollback", &web], "done"), (&["scale", &web, "2"], "done"), (&["restart", &web], "done"),
-        (&["deploy", "-f", canary], "done"), (&["promote", &web], "done"), (&["deploy", "-f", first], "done"),
+        (&["deploy", "-f", first][..], "done"),
+        (&["deploy", "-f", first], "unchanged"),
+        (&["deploy", "-f", second], "done"),
+        (&["rollback", &web], "done"),
+        (&["scale", &web, "2"], "done"),
+        (&["restart", &web], "done"),
+        (&["deploy", "-f", canary], "done"),
+        (&["promote", &web], "done"),
+        (&["deploy", "-f", first], "done"),
         (&["redeploy", &web, "--detach"], "started"),
     ] {
         let last = result(&run(arguments, ""));
-        assert_eq!((&last["type"], &last["outcome"], &last["exit_code"]), (&"result".into(), &outcome.into(), &0.into()), "{arguments:?}: {last}");
+        assert_eq!(
+            (&last["type"], &last["outcome"], &last["exit_code"]),
+            (&"result".into(), &outcome.into(), &0.into()),
+            "{arguments:?}: {last}"
+        );
     }
     wait_until("the redeploy", PATIENCE, || node.status("web")["state"] == "running");
     for arguments in [&["stop", &web][..], &["start", &web]] {
@@ -165,12 +181,25 @@ fn every_command_speaks_json() {
     }
     node.text("web", "/log?hello");
     for (arguments, kind) in [
-        (&["status"][..], "status"), (&["status", &web], "status"), (&["ps"], "replicas"), (&["nodes"], "nodes"),
-        (&["why", &web], "why"), (&["history", &web], "history"), (&["events"], "result"), (&["logs", &web], "result"),
-        (&["top", "--once"], "status"), (&["doctor"], "doctor"), (&["version"], "version"), (&["context", "list"], "contexts"),
-        (&["context", "use", "n1"], "context"), (&["secrets", "import", env.to_str().unwrap(), "-p", project], "change"),
-        (&["secrets", "list", "-p", project], "secrets"), (&["secrets", "rotate", "-p", project], "change"),
-        (&["secrets", "rm", "-y", "B", "-p", project], "change"), (&["token", "list"], "tokens"), (&["init"], "templates"),
+        (&["status"][..], "status"),
+        (&["status", &web], "status"),
+        (&["ps"], "replicas"),
+        (&["nodes"], "nodes"),
+        (&["why", &web], "why"),
+        (&["history", &web], "history"),
+        (&["events"], "result"),
+        (&["logs", &web], "result"),
+        (&["top", "--once"], "status"),
+        (&["doctor"], "doctor"),
+        (&["version"], "version"),
+        (&["context", "list"], "contexts"),
+        (&["context", "use", "n1"], "context"),
+        (&["secrets", "import", env.to_str().unwrap(), "-p", project], "change"),
+        (&["secrets", "list", "-p", project], "secrets"),
+        (&["secrets", "rotate", "-p", project], "change"),
+        (&["secrets", "rm", "-y", "B", "-p", project], "change"),
+        (&["token", "list"], "tokens"),
+        (&["init"], "templates"),
         (&["init", "wasm"], "file"),
     ] {
         assert_eq!(result(&run(arguments, ""))["type"], kind, "{arguments:?}");
@@ -216,7 +245,8 @@ fn logs_are_read_filtered_and_followed() {
     assert!(found.contains("EARLY-ONE") && !found.contains("early-one") && !found.contains("late"), "{found}");
     assert_eq!(read(&["--tail", "1"]).lines().count(), 1);
     let lines = node.json_lines(&["logs", &web]);
-    let said = |text: &str| lines.iter().find(|line| line["text"] == text).unwrap_or_else(|| panic!("no {text}")).clone();
+    let said =
+        |text: &str| lines.iter().find(|line| line["text"] == text).unwrap_or_else(|| panic!("no {text}")).clone();
     assert_eq!((&said("early-one")["stream"], &said("EARLY-ONE")["stream"]), (&"stdout".into(), &"stderr".into()));
     let one = format!("r{}", said("early-one")["replica"].as_u64().unwrap());
     assert!(read(&["--replica", &one]).contains("early-one"));
@@ -234,7 +264,8 @@ fn logs_are_read_filtered_and_followed() {
         let replicas = text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned);
         let replicas: BTreeSet<String> = replicas.collect();
         (replicas.len() == 2).then_some(replicas)
-    }).0;
+    })
+    .0;
     eprintln!("both of {replicas:?} interleaved");
     follow.kill();
     assert!(!follow.end().stdout.contains("late-one"));
@@ -249,13 +280,12 @@ fn logs_are_read_filtered_and_followed() {
 
 /// A command with a terminal of its own of 91 by 33.
 fn in_terminal(node: &Node, arguments: &str) -> Ran {
-    let mut command = node.command();
+    let command = node.command();
     let mut script = Command::new("script");
     script.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))));
     script.current_dir(node.directory()).env("TERM", "xterm").args(["--quiet", "--return", "--command"]);
     script.arg(format!("stty cols 91 rows 33; {} {arguments}", orca_binary().display())).arg("/dev/null");
-    drop(command.stdin(Stdio::null()));
-    crate::support::Running::start(script, b"").end()
+    Running::start(script, b"").end()
 }
 
 #[test]
@@ -293,7 +323,10 @@ fn a_command_runs_in_a_replica_as_if_it_ran_here() {
     let without = in_terminal(&node, &format!("exec -T {web} -- /orca-test-app size"));
     assert!(without.stdout.contains("no terminal"), "{without}");
     let events = node.json_lines(&["events", &web]);
-    assert!(events.iter().any(|event| event["kind"] == "executed" && event["actor"].to_string().contains("admin")), "{events:?}");
+    assert!(
+        events.iter().any(|event| event["kind"] == "executed" && event["actor"].to_string().contains("admin")),
+        "{events:?}"
+    );
 }
 
 #[test]
@@ -309,7 +342,9 @@ fn every_change_is_told_with_who_did_it() {
     assert_eq!(node.api_as(robot, "POST", &path, "{\"replicas\": 3}").status, 200);
     node.orca(&["rm", "-y", &node.name("web")]).succeeded();
     let wanted = ["deployed", "scaled", "secret_set", "token_created", "rollout_done", "service_removed"];
-    let kinds = |lines: &[Value]| lines.iter().filter_map(|line| line["kind"].as_str().map(str::to_owned)).collect::<BTreeSet<_>>();
+    let kinds = |lines: &[Value]| {
+        lines.iter().filter_map(|line| line["kind"].as_str().map(str::to_owned)).collect::<BTreeSet<_>>()
+    };
     let parse = |text: &str| text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<Value>>();
     wait_until("all followed", PATIENCE, || {
         let seen = kinds(&parse(&follow.stdout()));
@@ -317,7 +352,9 @@ fn every_change_is_told_with_who_did_it() {
     });
     follow.kill();
     let all = node.json_lines(&["events", "-n", "1000"]);
-    let by = |actor: &str, kind: &str| all.iter().any(|event| event["kind"] == kind && event["actor"].to_string().contains(actor));
+    let by = |actor: &str, kind: &str| {
+        all.iter().any(|event| event["kind"] == kind && event["actor"].to_string().contains(actor))
+    };
     assert!(by("admin", "scaled") && by("robot", "scaled") && by("orca", "rollout_done"), "{all:?}");
     assert!(all.iter().filter(|event| event["kind"] == "scaled").all(|event| event["source"].is_string()), "{all:?}");
     let only = node.json_lines(&["events", "-p", "nowhere"]);

@@ -8,8 +8,7 @@ use orca_tests::script;
 #[test]
 fn every_story_ends_as_written() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
-    let mut stories: Vec<_> =
-        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut stories: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     stories.sort();
     assert!(!stories.is_empty());
     for story in stories {

@@ -136,10 +136,18 @@ fn a_secret_is_where_it_must_be_and_nowhere_else() {
     let failed = node.deploy(&pulls).exited(8);
     assert_clean("a failed deploy", failed.to_string());
     for arguments in [
-        &["status", "--json"][..], &["events", "--json", "-n", "1000"], &["history", "--json", &node.name("env")],
-        &["why", "--json", &node.name("pulls")], &["ps", "--json"], &["top", "--once", "--json"], &["nodes", "--json"],
-        &["secrets", "list", "--json", "--project", node.project()], &["logs", "--json", &node.name("env")],
-        &["logs", "--json", &node.name("wasm")], &["doctor", "--json"], &["secrets", "rotate", "--project", node.project()],
+        &["status", "--json"][..],
+        &["events", "--json", "-n", "1000"],
+        &["history", "--json", &node.name("env")],
+        &["why", "--json", &node.name("pulls")],
+        &["ps", "--json"],
+        &["top", "--once", "--json"],
+        &["nodes", "--json"],
+        &["secrets", "list", "--json", "--project", node.project()],
+        &["logs", "--json", &node.name("env")],
+        &["logs", "--json", &node.name("wasm")],
+        &["doctor", "--json"],
+        &["secrets", "rotate", "--project", node.project()],
     ] {
         assert_clean(&format!("{arguments:?}"), node.orca(arguments).to_string());
     }

@@ -16,8 +16,8 @@
 //! ```
 //!
 //! Every node has an address of its own in 127.0.0.0/8 (so the usual ports are free) and a project name of its own
-//! (Docker's names carry no cluster): a service file without `project = …` gets that one. A test that needs more
-//! projects calls them [`Node::project_named`]. Nothing here sleeps but [`wait_until`] and [`wait_for`], which poll a
+//! (Docker's names carry no cluster): a service file without `project = …` gets that one; a test that needs another
+//! begins its name with that, or its containers stay behind. Nothing here sleeps but [`wait_until`] and [`wait_for`], which poll a
 //! condition and fail at their deadline, naming what was waited for. When a test fails, the logs of its servers are
 //! printed.
 
@@ -27,9 +27,9 @@ mod node;
 mod ran;
 mod wait;
 
-pub use docker::{container_ids, docker, docker_fails, started_at};
-pub use load::{Kind, Load, Outcome, Rates, Tally, Target};
-pub use node::{Answer, Node, Setup, container, module, orca_binary, probe, request, signal};
+pub use docker::{container_ids, docker, started_at};
+pub use load::{Kind, Load, Rates, Tally};
+pub use node::{Node, Setup, container, module, orca_binary, probe, request, signal};
 pub use ran::{Ran, Running};
 pub use wait::{PATIENCE, wait_for, wait_until};
 

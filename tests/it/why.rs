@@ -80,7 +80,8 @@ fn the_cause_of_every_fault_is_named() {
             });
         }
     });
-    let found: Vec<Found> = found.into_inner().unwrap().into_iter().map(|found| found.expect("all were injected")).collect();
+    let found: Vec<Found> =
+        found.into_inner().unwrap().into_iter().map(|found| found.expect("all were injected")).collect();
     let mut table = String::new();
     let rows = || faults.iter().zip(&found);
     for (fault, found) in rows() {

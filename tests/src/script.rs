@@ -110,18 +110,28 @@ fn step(world: &mut World, command: &str) -> Option<String> {
         "tables" => {
             let name = service(rest, world);
             let goals = world.leader.as_ref().map(|leader| leader.goals().values()).expect("somebody leads");
-            let backends = goals.last().and_then(|goal| goal.tables.services.get(&name)).map_or(&[][..], |up| &up.backends);
-            let shares: Vec<String> = backends.iter().map(|b| format!("{} ({}) x{}", b.replica, b.revision, b.weight)).collect();
+            let backends =
+                goals.last().and_then(|goal| goal.tables.services.get(&name)).map_or(&[][..], |up| &up.backends);
+            let shares: Vec<String> =
+                backends.iter().map(|b| format!("{} ({}) x{}", b.replica, b.revision, b.weight)).collect();
             return Some(if shares.is_empty() { "nobody".to_owned() } else { shares.join(", ") });
         }
         "volumes" => {
-            let kept = world.nodes.values().flat_map(|node| node.runtime.volumes.iter().map(|volume| format!("{volume} on {}", node.name)));
+            let kept = world
+                .nodes
+                .values()
+                .flat_map(|node| node.runtime.volumes.iter().map(|volume| format!("{volume} on {}", node.name)));
             let kept: Vec<String> = kept.collect();
             return Some(if kept.is_empty() { "none".to_owned() } else { kept.join(", ") });
         }
         // What happened, of one kind.
         "events" => {
-            let texts = world.state.events.iter().filter(|event| event.kind.to_string() == rest).map(|event| event.text.clone());
+            let texts = world
+                .state
+                .events
+                .iter()
+                .filter(|event| event.kind.to_string() == rest)
+                .map(|event| event.text.clone());
             return Some(texts.collect::<Vec<_>>().join("; "));
         }
         // How often something was done to a replica, beside probing it.
@@ -138,7 +148,10 @@ fn step(world: &mut World, command: &str) -> Option<String> {
         "schedules" => {
             let goals = world.leader.as_ref().map(|leader| leader.goals().values()).expect("somebody leads");
             let crons = goals.flat_map(|goal| &goal.replicas).map(|(id, replica)| {
-                format!("{id} {:?}", replica.schedules.iter().map(|schedule| schedule.cron.as_str()).collect::<Vec<_>>())
+                format!(
+                    "{id} {:?}",
+                    replica.schedules.iter().map(|schedule| schedule.cron.as_str()).collect::<Vec<_>>()
+                )
             });
             return Some(crons.collect::<Vec<_>>().join(", "));
         }
@@ -199,8 +212,9 @@ fn spec(words: &str) -> String {
             "replicas" => writeln!(top, "{key} = {value}"),
             "needs" => writeln!(top, "depends_on = [\"{value}\"]"),
             "strategy" => writeln!(deploy, "{key} = \"{value}\""),
-            "max_surge" | "max_unavailable" | "canary_weight" | "ready_timeout_secs"
-            | "drain_timeout_secs" => writeln!(deploy, "{key} = {value}"),
+            "max_surge" | "max_unavailable" | "canary_weight" | "ready_timeout_secs" | "drain_timeout_secs" => {
+                writeln!(deploy, "{key} = {value}")
+            }
             "volume" => writeln!(tables, "[[service.volume]]\nname = \"{value}\"\npath = \"/data\""),
             "readiness" | "liveness" => writeln!(tables, "[service.{key}]\npath = \"{value}\"\ninterval_secs = 1"),
             "memory" => writeln!(tables, "[service.resources]\nmemory = \"{value}\""),

@@ -18,7 +18,7 @@ use orca_cluster::event::Actor;
 use orca_cluster::goal::Goal;
 use orca_cluster::id::{NodeId, ReplicaId, ServiceName};
 use orca_cluster::leader::{Leader, Order};
-use orca_cluster::node::{ActionId, Finished, Reconciler, Seen};
+use orca_cluster::node::{ActionId, Finished, Reconciler, Seen, Task};
 use orca_cluster::replica::{Engine, Facts, Observed};
 use orca_cluster::resource::{Cpu, Memory};
 use orca_cluster::route::Tables;
@@ -84,6 +84,8 @@ pub struct Node {
     wakes: Option<Timestamp>,
     /// What the proxy uses; it lives and dies with the agent and starts from the ledger.
     pub tables: Arc<Tables>,
+    /// What it is about to use.
+    applying: Arc<Tables>,
     pub cut_off: bool,
     attached: u64,
     /// When the last report sent arrives: a stream keeps its order.
@@ -158,6 +160,7 @@ impl World {
                 brain: None,
                 wakes: None,
                 tables: Arc::default(),
+                applying: Arc::default(),
                 cut_off: false,
                 attached: 0,
                 report_arrives: START,
@@ -215,7 +218,9 @@ impl World {
     }
 
     fn goals_sent(&self) -> u64 {
-        self.leader.as_ref().map_or(0, |leader| leader.sent().values().map(|(number, _)| number.count).max().unwrap_or(0))
+        self.leader
+            .as_ref()
+            .map_or(0, |leader| leader.sent().values().map(|(number, _)| number.count).max().unwrap_or(0))
     }
 
     /// A person's command, at the leader; whoever asked is told at once.
@@ -314,10 +319,10 @@ impl World {
                 if let Finished::Applied { number, .. } = &finished
                     && let Some(node) = self.nodes.get_mut(&node)
                     && node.life == life
-                    && let Some(brain) = &node.brain
-                    && brain.goal().tables.number == *number
+                    && node.applying.number == *number
                 {
-                    node.tables = Arc::new(brain.goal().tables.clone());
+                    // A newer goal may have come meanwhile: these are in use all the same.
+                    node.tables = Arc::clone(&node.applying);
                 }
                 self.with_brain(node, life, |brain, now| {
                     brain.handle_finished(id, finished, now);
@@ -452,6 +457,9 @@ impl World {
         for action in actions {
             invariant::drained::check(self, id, &action.task);
             let Some(node) = self.nodes.get_mut(&id) else { return };
+            if let Task::Apply { tables, .. } = &action.task {
+                node.applying = Arc::clone(tables);
+            }
             let done = node.runtime.carry_out(&action.task, now, &mut self.rng);
             for (millis, event) in done.events {
                 self.at(millis, Happening::Runtime { node: id, event });
@@ -669,10 +677,7 @@ impl World {
     /// A broken promise ends the run, with all that led to it.
     pub fn broken(&self, promise: &str) -> ! {
         let story = self.story.iter().rev().take(80).rev().cloned().collect::<Vec<_>>().join("\n");
-        panic!(
-            "{promise}\n\nthe last that happened:\n{story}\n\nreplay: cargo xtask sim --seed {:#x}\n",
-            self.seed
-        );
+        panic!("{promise}\n\nthe last that happened:\n{story}\n\nreplay: cargo xtask sim --seed {:#x}\n", self.seed);
     }
 
     /// Each service in one line: `app/web v2: r4 on n1 ready, r5 on n2 starting`.

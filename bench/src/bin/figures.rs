@@ -247,6 +247,9 @@ impl Node {
             return Err(format!("the container {id} of {name} could not be killed").into());
         }
         let begin = Instant::now();
+        // The first process of a container takes the others with it, and is gone after them.
+        let status = PathBuf::from(format!("/proc/{process}"));
+        until("the container's end", || !status.exists())?;
         until("the service", || self.answers(name))?;
         Ok(begin.elapsed())
     }

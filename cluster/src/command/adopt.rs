@@ -66,7 +66,8 @@ impl Change<'_> {
                 let Some(placement) = self.state.placements.get_mut(&replica) else { return };
                 placement.state = PlacementState::Stop { erase };
                 let (service, node) = (placement.service.clone(), placement.node);
-                if let Some(deployed) = self.deployed(&service).filter(|deployed| erase && deployed.home == Some(node)) {
+                if let Some(deployed) = self.deployed(&service).filter(|deployed| erase && deployed.home == Some(node))
+                {
                     deployed.home = None;
                 }
             }

@@ -32,12 +32,23 @@ pub struct PutOutcome {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceOutcome {
-    Created { revision: Revision, replicas: u32 },
+    Created {
+        revision: Revision,
+        replicas: u32,
+    },
     /// `replaces` tells whether new replicas are needed; if not, nothing is started or stopped for it but for a
     /// change in their number.
-    Changed { from: Revision, revision: Revision, replaces: bool, differences: Vec<String> },
+    Changed {
+        from: Revision,
+        revision: Revision,
+        replaces: bool,
+        differences: Vec<String>,
+    },
     /// The same as what runs, or as what is being rolled out.
-    Unchanged { revision: Revision, rolling_out: bool },
+    Unchanged {
+        revision: Revision,
+        rolling_out: bool,
+    },
     Removed,
 }
 

@@ -56,7 +56,10 @@ pub enum Stage {
     Busy(ActionId, Doing),
     Running(Box<Running>),
     /// Waits for its next try.
-    BackOff { until: Timestamp, again: Again },
+    BackOff {
+        until: Timestamp,
+        again: Again,
+    },
     /// It does not run; its remains are to be taken away.
     Stopped,
     Gone,

@@ -30,19 +30,39 @@ impl Outcome {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Waiting {
-    ForReady { replica: ReplicaId, since: Timestamp, trouble: Option<Trouble> },
+    ForReady {
+        replica: ReplicaId,
+        since: Timestamp,
+        trouble: Option<Trouble>,
+    },
     /// No node has room; each says what it lacks.
-    ForRoom { refused: BTreeMap<NodeId, NoRoom> },
+    ForRoom {
+        refused: BTreeMap<NodeId, NoRoom>,
+    },
     /// A replica's node is not heard and what it holds is not given to another.
-    ForNode { node: NodeId, last_heard: Option<Timestamp> },
-    ForDependency { service: Label },
+    ForNode {
+        node: NodeId,
+        last_heard: Option<Timestamp>,
+    },
+    ForDependency {
+        service: Label,
+    },
     /// Connections of a replica that leaves.
-    ForDrain { replica: ReplicaId, in_flight: u64, until: Timestamp },
-    ForStop { replica: ReplicaId },
+    ForDrain {
+        replica: ReplicaId,
+        in_flight: u64,
+        until: Timestamp,
+    },
+    ForStop {
+        replica: ReplicaId,
+    },
     /// The proxies take over new tables.
     ForProxies,
     /// The canary runs; a person promotes it or rolls back.
-    ForPromotion { revision: Revision, weight: u8 },
+    ForPromotion {
+        revision: Revision,
+        weight: u8,
+    },
 }
 
 /// Why a node cannot take a replica.
@@ -50,10 +70,24 @@ pub enum Waiting {
 #[serde(rename_all = "snake_case")]
 pub enum NoRoom {
     /// The service is pinned to another.
-    Pinned { to: String },
-    Label { key: String, wanted: String, has: Option<String> },
-    Memory { wanted: Memory, free: Memory, total: Memory },
-    Cpu { wanted: Cpu, free: Cpu, total: Cpu },
+    Pinned {
+        to: String,
+    },
+    Label {
+        key: String,
+        wanted: String,
+        has: Option<String>,
+    },
+    Memory {
+        wanted: Memory,
+        free: Memory,
+        total: Memory,
+    },
+    Cpu {
+        wanted: Cpu,
+        free: Cpu,
+        total: Cpu,
+    },
     NotHeard,
 }
 

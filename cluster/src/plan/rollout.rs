@@ -276,9 +276,7 @@ impl<'a> Pass<'a> {
     /// Whether another service of the project is being rolled out, so that it may get ready yet.
     fn is_on_its_way(&self, service: &Label) -> bool {
         let other = ServiceName::new(self.name.project.clone(), service.clone());
-        self.view.state.services.get(&other).is_some_and(|other| {
-            other.rollout.is_some() && other.wanted() > 0
-        })
+        self.view.state.services.get(&other).is_some_and(|other| other.rollout.is_some() && other.wanted() > 0)
     }
 
     fn is_settled_template(&self, rollout: &Rollout) -> bool {
@@ -347,7 +345,10 @@ impl<'a> Pass<'a> {
         }
         if !self.next.steps.iter().any(Step::moves_replicas)
             && self.fresh.len() == wanted
-            && self.fresh.iter().all(|standing| standing.is_settled() || self.is_elder(standing, rollout) && !standing.is_on_trial())
+            && self
+                .fresh
+                .iter()
+                .all(|standing| standing.is_settled() || self.is_elder(standing, rollout) && !standing.is_on_trial())
             && self.stale.is_empty()
             && self.leaving.is_empty()
         {
@@ -595,10 +596,8 @@ pub fn deadline(view: View<'_>) -> Option<(Timestamp, &'static str)> {
         let deploy = &deployed.spec().deploy;
         match placement.state {
             PlacementState::Serve => {
-                let ready = view
-                    .inventory
-                    .replica(placement.node, *id)
-                    .is_some_and(|report| report.phase == Phase::Ready);
+                let ready =
+                    view.inventory.replica(placement.node, *id).is_some_and(|report| report.phase == Phase::Ready);
                 if deployed.rollout.is_some() && !ready {
                     let report = view.inventory.replica(placement.node, *id);
                     let begun = report.map_or(placement.since, |report| report.since.max(placement.since));

@@ -50,13 +50,8 @@ fn upstream(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Upstream
         if report.phase != Phase::Ready || view.inventory.is_suspect(placement.node, view.now) || !reachable {
             continue;
         }
-        let backend = Backend {
-            replica,
-            revision: placement.revision,
-            node: placement.node,
-            address: report.address,
-            weight: 1,
-        };
+        let backend =
+            Backend { replica, revision: placement.revision, node: placement.node, address: report.address, weight: 1 };
         if placement.revision == template { new.push(backend) } else { old.push(backend) }
     }
     if let Some(rollout) = &deployed.rollout {

@@ -26,8 +26,7 @@ struct Used {
 
 impl<'a> Room<'a> {
     pub fn new(view: View<'a>) -> Room<'a> {
-        let mut nodes: BTreeMap<NodeId, Used> =
-            view.state.nodes.keys().map(|node| (*node, Used::default())).collect();
+        let mut nodes: BTreeMap<NodeId, Used> = view.state.nodes.keys().map(|node| (*node, Used::default())).collect();
         for placement in view.state.placements.values() {
             let spec = view
                 .state

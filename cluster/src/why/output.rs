@@ -31,11 +31,9 @@ fn init(line: &str) -> Option<Telling> {
             "a script needs what its first line names, a dynamic binary its C library, in the image; a binary must be \
              built for the node's architecture",
         ),
-        "Permission denied" => (
-            "no-such-command",
-            format!("`{command}` may not be executed"),
-            "make it executable in the image: chmod +x",
-        ),
+        "Permission denied" => {
+            ("no-such-command", format!("`{command}` may not be executed"), "make it executable in the image: chmod +x")
+        }
         other => ("no-such-command", format!("`{command}` cannot be run: {other}"), "correct `command`"),
     };
     Some(Telling { code, what, fix: fix.to_owned() })
@@ -94,7 +92,7 @@ mod tests {
 
     #[track_caller]
     fn check(line: &str, code: &str, words: &str) {
-        let telling = telling(&["starting".to_owned(), line.to_owned(), "bye".to_owned()]).unwrap();
+        let telling = telling(&["starting".to_owned(), line.to_owned(), "bye".to_owned()]).expect("it tells something");
         assert_eq!(telling.code, code);
         assert!(telling.what.contains(words), "{}", telling.what);
     }
@@ -103,7 +101,8 @@ mod tests {
     fn errors_that_every_program_has_are_known() {
         check("[FATAL tini (7)] exec /ls failed: No such file or directory", "exec-failed", "`/ls` is in the image");
         check("[FATAL tini (7)] exec /app failed: Exec format error", "exec-failed", "`/app` is in the image");
-        let glibc = "/x: error while loading shared libraries: libpq.so.5: cannot open shared object file: No such file";
+        let glibc =
+            "/x: error while loading shared libraries: libpq.so.5: cannot open shared object file: No such file";
         check(glibc, "missing-library", "libpq.so.5");
         let musl = "Error loading shared library libz.so.1: No such file or directory (needed by /app)";
         check(musl, "missing-library", "libz.so.1,");
@@ -115,7 +114,7 @@ mod tests {
     #[test]
     fn the_latest_line_counts_and_most_say_nothing() {
         let lines = ["Permission denied", "EROFS: read-only file system, open '/x'", "at main (index.js:3)"];
-        assert_eq!(telling(&lines.map(str::to_owned)).unwrap().code, "read-only");
+        assert_eq!(telling(&lines.map(str::to_owned)).expect("it tells something").code, "read-only");
         assert_eq!(telling(&["fatal: no DATABASE_URL".to_owned()]), None);
         assert_eq!(telling(&[]), None);
     }

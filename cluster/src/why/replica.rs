@@ -271,8 +271,10 @@ fn ended(name: &ServiceName, spec: &Service, exit: &Exit, times: &str) -> Diagno
     let fix = match exit.code {
         126 => "the command is not executable: check its mode and the image's architecture".to_owned(),
         127 => "a command it ran was not found: see its last lines, and what the image has".to_owned(),
-        137 => "something on the node kills it, and not for its memory: look for who (`docker events`, `journalctl -k`)"
-            .to_owned(),
+        137 => {
+            "something on the node kills it, and not for its memory: look for who (`docker events`, `journalctl -k`)"
+                .to_owned()
+        }
         132 | 134..=136 | 139 => {
             format!("the program has crashed, which is a fault in it or in how it was built; `orca logs {name}`")
         }

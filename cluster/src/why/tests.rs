@@ -1,5 +1,7 @@
 //! Every sentence, as people read it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -206,166 +208,301 @@ fn what_a_person_asked_for_comes_first() {
 fn images() {
     let image = "reg.example/api:1".to_owned();
     let missing = Cause::ImageMissing { image: image.clone() };
-    troubled("", Phase::BackOff, missing, &expect![[r#"
+    troubled(
+        "",
+        Phase::BackOff,
+        missing,
+        &expect![[r#"
         image-missing: image reg.example/api:1 does not exist, neither on the node nor in its registry
           fix: correct `image`, or push it; for a private one add [service.registry]
-    "#]]);
+    "#]],
+    );
     let denied = Cause::ImageDenied { image: image.clone() };
-    troubled("", Phase::BackOff, denied.clone(), &expect![[r#"
+    troubled(
+        "",
+        Phase::BackOff,
+        denied.clone(),
+        &expect![[r#"
         image-denied: the registry gives reg.example/api:1 only to those who log in
           fix: set username and password in [service.registry], the password as a secret
-    "#]]);
+    "#]],
+    );
     let known = "[service.registry]\nusername = \"u\"\npassword = \"${secrets.P}\"";
-    troubled(known, Phase::BackOff, denied, &expect![[r#"
+    troubled(
+        known,
+        Phase::BackOff,
+        denied,
+        &expect![[r#"
         image-denied: the registry refuses to give reg.example/api:1 with the credentials in [service.registry]
           fix: correct them, and see that the account may read that image
-    "#]]);
+    "#]],
+    );
     let reason = "dial tcp: lookup reg.example: no such host".to_owned();
-    troubled("", Phase::BackOff, Cause::PullFailed { image: image.clone(), reason }, &expect![[r#"
+    troubled(
+        "",
+        Phase::BackOff,
+        Cause::PullFailed { image: image.clone(), reason },
+        &expect![[r#"
         registry-unreachable: the node cannot reach the registry reg.example, and does not have image reg.example/api:1
           dial tcp: lookup reg.example: no such host
           fix: check the registry's name, and the node's network and DNS; it is tried again
-    "#]]);
+    "#]],
+    );
     let reason = "toomanyrequests: slow down".to_owned();
-    troubled("", Phase::BackOff, Cause::PullFailed { image: image.clone(), reason }, &expect![[r#"
+    troubled(
+        "",
+        Phase::BackOff,
+        Cause::PullFailed { image: image.clone(), reason },
+        &expect![[r#"
         pull-failed: image reg.example/api:1 could not be pulled: toomanyrequests: slow down
           fix: see what reg.example says; it is tried again
-    "#]]);
+    "#]],
+    );
     let wrong = Cause::WrongArchitecture { image, has: "arm64".to_owned(), needs: "amd64".to_owned() };
-    troubled("", Phase::BackOff, wrong, &expect![[r#"
+    troubled(
+        "",
+        Phase::BackOff,
+        wrong,
+        &expect![[r#"
         wrong-architecture: image reg.example/api:1 is built for arm64, and the node is amd64
           fix: build it for amd64 (docker build --platform linux/amd64)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn what_keeps_it_from_starting() {
     let reason = "no such file in the image; looked in /bin/serve, /usr/bin/serve".to_owned();
     let command = Cause::NoSuchCommand { command: "serve".to_owned(), reason };
-    troubled("", Phase::BackOff, command, &expect![[r#"
+    troubled(
+        "",
+        Phase::BackOff,
+        command,
+        &expect![[r#"
         no-such-command: `serve` cannot be run: no such file in the image
           looked in /bin/serve, /usr/bin/serve
           fix: correct `command`, or the image's entry point; it must exist and be executable
-    "#]]);
+    "#]],
+    );
     let engine = Cause::NoEngine { reason: "nothing listens on /run/docker.sock".to_owned() };
-    troubled("", Phase::BackOff, engine, &expect![[r#"
+    troubled(
+        "",
+        Phase::BackOff,
+        engine,
+        &expect![[r#"
         no-engine: it is a container, and no Docker engine answers on its node
           nothing listens on /run/docker.sock
           fix: install one (Debian: `apt-get install docker.io`) or start it (`systemctl start docker`); `orca doctor` checks
-    "#]]);
-    troubled("", Phase::BackOff, Cause::SecretMissing { name: "DB_URL".to_owned() }, &expect![[r#"
+    "#]],
+    );
+    troubled(
+        "",
+        Phase::BackOff,
+        Cause::SecretMissing { name: "DB_URL".to_owned() },
+        &expect![[r#"
         secret-missing: secret DB_URL, which it needs, is not set
           fix: orca secrets set DB_URL --project shop
-    "#]]);
+    "#]],
+    );
     let taken = Cause::PortTaken { port: 53, by: "dnsmasq (process 812)".to_owned() };
-    troubled("", Phase::BackOff, taken, &expect![[r#"
+    troubled(
+        "",
+        Phase::BackOff,
+        taken,
+        &expect![[r#"
         port-taken: port 53 of the host is taken by dnsmasq (process 812)
           fix: stop what holds it, or use another port
-    "#]]);
+    "#]],
+    );
     let busy = Cause::VolumeBusy { volume: "shop/data".to_owned(), by: R7 };
-    troubled("", Phase::Creating, busy, &expect![[r#"
+    troubled(
+        "",
+        Phase::Creating,
+        busy,
+        &expect![[r#"
         volume-busy: volume shop/data is held by shop/api/r7, and only one replica may write to it
           fix: it starts as soon as the other one is gone; two services that shall run together need two volumes
-    "#]]);
-    troubled("", Phase::BackOff, Cause::DiskFull { reason: "no space left on device".to_owned() }, &expect![[r#"
+    "#]],
+    );
+    troubled(
+        "",
+        Phase::BackOff,
+        Cause::DiskFull { reason: "no space left on device".to_owned() },
+        &expect![[r#"
         disk-full: the node's disk is full
           no space left on device
           fix: free space there (`docker system df` shows what images and volumes take)
-    "#]]);
-    troubled("", Phase::BackOff, Cause::Refused { reason: "invalid mount".to_owned() }, &expect![[r#"
+    "#]],
+    );
+    troubled(
+        "",
+        Phase::BackOff,
+        Cause::Refused { reason: "invalid mount".to_owned() },
+        &expect![[r#"
         refused: it cannot be started: invalid mount
           fix: change what it asks for; if that is right, `orca doctor` checks the engine
-    "#]]);
-    troubled("", Phase::BackOff, Cause::Vanished, &expect![[r#"
+    "#]],
+    );
+    troubled(
+        "",
+        Phase::BackOff,
+        Cause::Vanished,
+        &expect![[r#"
         removed-outside: somebody other than Orca removed its container
           fix: find who runs `docker rm` or a clean-up on the node; to stop it for good: orca stop shop/api
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn modules() {
     let invalid = |reason: &str| Cause::ModuleInvalid { reason: reason.to_owned() };
     let core = "the module is a core module, not a component; build it as a component: `wasm-tools component new`";
-    troubled("", Phase::BackOff, invalid(core), &expect![[r#"
+    troubled(
+        "",
+        Phase::BackOff,
+        invalid(core),
+        &expect![[r#"
         module-invalid: its module cannot be run: the module is a core module, not a component
           fix: build it as a component: `wasm-tools component new`
-    "#]]);
+    "#]],
+    );
     let import = "the module imports `acme:pay/api@1.0.0`, which Orca does not offer: component imports instance";
-    troubled("", Phase::BackOff, invalid(import), &expect![[r#"
+    troubled(
+        "",
+        Phase::BackOff,
+        invalid(import),
+        &expect![[r#"
         module-invalid: its module cannot be run: the module imports `acme:pay/api@1.0.0`, which Orca does not offer
           component imports instance
           fix: build it without that import: a module is offered WASI 0.2 and wasi:http
-    "#]]);
-    troubled("", Phase::BackOff, Cause::ModuleMissing { digest: "abcd".to_owned() }, &expect![[r#"
+    "#]],
+    );
+    troubled(
+        "",
+        Phase::BackOff,
+        Cause::ModuleMissing { digest: "abcd".to_owned() },
+        &expect![[r#"
         module-missing: the bytes of its module are neither on its node nor on a control node
           sha256:abcd
           fix: deploy it again from its files: that uploads them
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn exits_are_told_by_how_they_were() {
-    exits("", 1, exit(1, &["connecting", "no DATABASE_URL"]), &expect![[r#"
+    exits(
+        "",
+        1,
+        exit(1, &["connecting", "no DATABASE_URL"]),
+        &expect![[r#"
         exited: it exited with code 1 after 0.3 s
           log: connecting
           log: no DATABASE_URL
           tried again after 4 s
           fix: the reason is in its last lines; more with `orca logs shop/api`
-    "#]]);
-    exits("", 4, exit(1, &["no DATABASE_URL"]), &expect![[r#"
+    "#]],
+    );
+    exits(
+        "",
+        4,
+        exit(1, &["no DATABASE_URL"]),
+        &expect![[r#"
         crash-looping: it exits with code 1 after 0.3 s, 4 times in a row (crash-looping)
           log: no DATABASE_URL
           tried again after 4 s
           fix: the reason is in its last lines; more with `orca logs shop/api`
-    "#]]);
-    exits("", 3, exit(0, &[]), &expect![[r#"
+    "#]],
+    );
+    exits(
+        "",
+        3,
+        exit(0, &[]),
+        &expect![[r#"
         crash-looping: it exits with code 0 after 0.3 s, 3 times in a row (crash-looping): it has ended well, but a service must go on running
           it wrote nothing
           tried again after 4 s
           fix: let its command stay in the foreground; for a job that ends, use a module with a schedule
-    "#]]);
-    exits("", 1, exit(139, &[]), &expect![[r#"
+    "#]],
+    );
+    exits(
+        "",
+        1,
+        exit(139, &[]),
+        &expect![[r#"
         exited: it was killed by SIGSEGV (code 139) after 0.3 s
           it wrote nothing
           tried again after 4 s
           fix: the program has crashed, which is a fault in it or in how it was built; `orca logs shop/api`
-    "#]]);
-    exits("", 1, exit(137, &[]), &expect![[r#"
+    "#]],
+    );
+    exits(
+        "",
+        1,
+        exit(137, &[]),
+        &expect![[r#"
         exited: it was killed by SIGKILL (code 137) after 0.3 s
           it wrote nothing
           tried again after 4 s
           fix: something on the node kills it, and not for its memory: look for who (`docker events`, `journalctl -k`)
-    "#]]);
-    exits("[service.resources]\nmemory = \"512Mi\"", 3, Exit { out_of_memory: true, ..exit(137, &[]) }, &expect![[r#"
+    "#]],
+    );
+    exits(
+        "[service.resources]\nmemory = \"512Mi\"",
+        3,
+        Exit { out_of_memory: true, ..exit(137, &[]) },
+        &expect![[r#"
         out-of-memory: the kernel killed it for using more than its limit of 512Mi of memory, 3 times in a row (crash-looping)
           it wrote nothing
           tried again after 4 s
           fix: raise `memory` in [service.resources], or make it use less
-    "#]]);
-    exits("", 1, Exit { out_of_memory: true, ..exit(137, &[]) }, &expect![[r#"
+    "#]],
+    );
+    exits(
+        "",
+        1,
+        Exit { out_of_memory: true, ..exit(137, &[]) },
+        &expect![[r#"
         out-of-memory: the kernel killed it for using more than its node has left
           it wrote nothing
           tried again after 4 s
           fix: set `memory` in [service.resources], so that room is set aside for it, or make it use less
-    "#]]);
-    exits("", 1, exit(1, &["listen tcp :80: bind: address already in use"]), &expect![[r#"
+    "#]],
+    );
+    exits(
+        "",
+        1,
+        exit(1, &["listen tcp :80: bind: address already in use"]),
+        &expect![[r#"
         port-taken: it exited with code 1 after 0.3 s: the port it wants to listen on is taken
           log: listen tcp :80: bind: address already in use
           tried again after 4 s
           fix: let it listen on another port, or stop what has this one
-    "#]]);
+    "#]],
+    );
     let ending = Ending::NotAlive { check: "GET /healthz".to_owned(), saw: Saw::TimedOut };
-    exits("", 3, Exit { ending, ..exit(143, &["got signal 15"]) }, &expect![[r#"
+    exits(
+        "",
+        3,
+        Exit { ending, ..exit(143, &["got signal 15"]) },
+        &expect![[r#"
         not-alive: its liveness probe failed, so it was killed and started again, 3 times in a row (crash-looping): GET /healthz -> no answer in time
           log: got signal 15
           tried again after 4 s
           fix: see its logs for what it hangs on; if it is merely slow, raise `timeout_secs` or `failure_threshold`
-    "#]]);
-    exits("", 2, Exit { ending: Ending::Removed, ..exit(137, &["bye"]) }, &expect![[r#"
+    "#]],
+    );
+    exits(
+        "",
+        2,
+        Exit { ending: Ending::Removed, ..exit(137, &["bye"]) },
+        &expect![[r#"
         removed-outside: somebody other than Orca removed its container
           tried again after 4 s
           fix: find who runs `docker rm` or a clean-up on the node; to stop it for good: orca stop shop/api
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -411,87 +548,157 @@ fn it_serves_again_and_that_it_did_not_is_told_for_a_while() {
 fn where_it_listens_is_the_cause_of_a_refused_probe() {
     let http = "[service.readiness]\npath = \"/healthz\"";
     let refused = |sockets: &[&str]| probe(Saw::Refused, Some(sockets));
-    troubled(http, Phase::Starting, refused(&["127.0.0.1:8080"]), &expect![[r#"
+    troubled(
+        http,
+        Phase::Starting,
+        refused(&["127.0.0.1:8080"]),
+        &expect![[r#"
         listens-on-loopback: the process listens on 127.0.0.1:8080; the proxy reaches it on the container's address
           GET /healthz -> connection refused, 14 tries in 10.0 s
           fix: bind to 0.0.0.0:8080, or to [::]:8080, instead
-    "#]]);
-    troubled(http, Phase::Starting, refused(&["0.0.0.0:3000", "[::]:3000"]), &expect![[r#"
+    "#]],
+    );
+    troubled(
+        http,
+        Phase::Starting,
+        refused(&["0.0.0.0:3000", "[::]:3000"]),
+        &expect![[r#"
         listens-elsewhere: the process listens on port 3000, not on 8080
           GET /healthz -> connection refused, 14 tries in 10.0 s
           fix: set `port = 3000`, or make it listen on 8080
-    "#]]);
-    troubled(http, Phase::Starting, refused(&[]), &expect![[r#"
+    "#]],
+    );
+    troubled(
+        http,
+        Phase::Starting,
+        refused(&[]),
+        &expect![[r#"
         not-listening: the process runs, but listens on no port; 8080 is expected
           GET /healthz -> connection refused, 14 tries in 10.0 s
           fix: see its logs: it may be waiting for something; a slow start wants a larger `ready_timeout_secs`
-    "#]]);
-    troubled(http, Phase::Starting, refused(&["0.0.0.0:8080"]), &expect![[r#"
+    "#]],
+    );
+    troubled(
+        http,
+        Phase::Starting,
+        refused(&["0.0.0.0:8080"]),
+        &expect![[r#"
         probe-failing: its readiness probe fails: GET /healthz -> connection refused
           GET /healthz -> connection refused, 14 tries in 10.0 s
           fix: see its logs for why it does not answer
-    "#]]);
-    troubled(http, Phase::Starting, probe(Saw::Refused, None), &expect![[r#"
+    "#]],
+    );
+    troubled(
+        http,
+        Phase::Starting,
+        probe(Saw::Refused, None),
+        &expect![[r#"
         probe-failing: its readiness probe fails: GET /healthz -> connection refused
           GET /healthz -> connection refused, 14 tries in 10.0 s
           fix: see its logs for why it does not answer
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn what_a_probe_got_is_the_cause_otherwise() {
     let http = "[service.readiness]\npath = \"/healthz\"\ntimeout_secs = 2";
     let up: &[&str] = &["0.0.0.0:8080"];
-    troubled(http, Phase::Starting, probe(Saw::Status(404), None), &expect![[r#"
+    troubled(
+        http,
+        Phase::Starting,
+        probe(Saw::Status(404), None),
+        &expect![[r#"
         probe-status: its readiness probe asks for /healthz, which it answers with 404: there is no such path
           GET /healthz -> status 404, 14 tries in 10.0 s
           fix: correct the path in [service.readiness] or `health`, or make it answer there with 200 when it is ready
-    "#]]);
-    troubled(http, Phase::Starting, probe(Saw::Status(401), None), &expect![[r#"
+    "#]],
+    );
+    troubled(
+        http,
+        Phase::Starting,
+        probe(Saw::Status(401), None),
+        &expect![[r#"
         probe-status: its readiness probe is refused with status 401: GET /healthz needs a login
           GET /healthz -> status 401, 14 tries in 10.0 s
           fix: give a path that answers without one
-    "#]]);
-    troubled(http, Phase::Starting, probe(Saw::Status(503), None), &expect![[r#"
+    "#]],
+    );
+    troubled(
+        http,
+        Phase::Starting,
+        probe(Saw::Status(503), None),
+        &expect![[r#"
         probe-status: its readiness probe gets status 503: GET /healthz
           GET /healthz -> status 503, 14 tries in 10.0 s
           fix: see its logs for why it is not ready; it must answer 200 to 399 when it is
-    "#]]);
-    troubled(http, Phase::Unready, probe(Saw::Status(503), None), &expect![[r#"
+    "#]],
+    );
+    troubled(
+        http,
+        Phase::Unready,
+        probe(Saw::Status(503), None),
+        &expect![[r#"
         probe-status: it was ready, and is not any more: its readiness probe gets status 503: GET /healthz
           GET /healthz -> status 503, 14 tries in 10.0 s
           fix: see its logs for why it is not ready; it must answer 200 to 399 when it is
-    "#]]);
-    troubled(http, Phase::Starting, probe(Saw::TimedOut, Some(up)), &expect![[r#"
+    "#]],
+    );
+    troubled(
+        http,
+        Phase::Starting,
+        probe(Saw::TimedOut, Some(up)),
+        &expect![[r#"
         probe-timeout: it takes connections, but gives no answer to GET /healthz within 2 s
           GET /healthz -> no answer in time, 14 tries in 10.0 s
           fix: see its logs for what it hangs on; if it is merely slow, raise `timeout_secs` in [service.readiness]
-    "#]]);
+    "#]],
+    );
     let exec = "[service.readiness]\nexec = [\"pg_isready\"]\ntimeout_secs = 2";
     let output = "no response".to_owned();
-    troubled(exec, Phase::Starting, probe(Saw::Exit { code: 2, output }, None), &expect![[r#"
+    troubled(
+        exec,
+        Phase::Starting,
+        probe(Saw::Exit { code: 2, output }, None),
+        &expect![[r#"
         probe-exit: its readiness probe's command exits with 2: GET /healthz
           GET /healthz -> exit code 2, 14 tries in 10.0 s
           it printed: no response
           fix: run it with `orca exec` to see; it must exit with 0 when ready
-    "#]]);
-    troubled(exec, Phase::Starting, probe(Saw::TimedOut, Some(up)), &expect![[r#"
+    "#]],
+    );
+    troubled(
+        exec,
+        Phase::Starting,
+        probe(Saw::TimedOut, Some(up)),
+        &expect![[r#"
         probe-timeout: its readiness probe's command does not end within 2 s: GET /healthz
           GET /healthz -> no answer in time, 14 tries in 10.0 s
           fix: raise `timeout_secs` in [service.readiness], or let the command give up earlier
-    "#]]);
+    "#]],
+    );
     let gone = Saw::Error("\"pg_isready\": executable file not found in $PATH".to_owned());
-    troubled(exec, Phase::Starting, probe(gone, None), &expect![[r#"
+    troubled(
+        exec,
+        Phase::Starting,
+        probe(gone, None),
+        &expect![[r#"
         probe-command: its readiness probe's command cannot be run in the container: "pg_isready": executable file not found in $PATH
           GET /healthz -> "pg_isready": executable file not found in $PATH, 14 tries in 10.0 s
           fix: correct `exec` in [service.readiness]: a program that is in the image, and its arguments
-    "#]]);
+    "#]],
+    );
     let foreign = Saw::Error("it does not speak HTTP/2, which gRPC needs".to_owned());
-    troubled("[service.readiness]\ngrpc = true", Phase::Starting, probe(foreign, None), &expect![[r#"
+    troubled(
+        "[service.readiness]\ngrpc = true",
+        Phase::Starting,
+        probe(foreign, None),
+        &expect![[r#"
         probe-grpc: its gRPC health check fails: it does not speak HTTP/2, which gRPC needs
           GET /healthz -> it does not speak HTTP/2, which gRPC needs, 14 tries in 10.0 s
           fix: serve grpc.health.v1.Health on that port, or use `path` or `tcp` in [service.readiness]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -521,7 +728,8 @@ fn errors_are_told_where_most_requests_end_in_one() {
     expect![[r#"
         errors: it is ready, but 37 of its 40 requests in the last minute ended in an error (5xx)
           fix: its log says why: orca logs shop/api --tail 50
-    "#]].assert_eq(&window(40, 37));
+    "#]]
+    .assert_eq(&window(40, 37));
 }
 
 #[test]
@@ -535,43 +743,64 @@ fn no_node_will_do() {
     };
     let gib = |n: u64| Memory(n << 30);
     let memory = |free| NoRoom::Memory { wanted: gib(8), free: gib(free), total: gib(16) };
-    check(&[memory(2), memory(3)], expect![[r#"
+    check(
+        &[memory(2), memory(3)],
+        expect![[r#"
         no-room: no node has 8Gi of memory to set aside for it
           n1: memory: 8Gi wanted, 2Gi of 16Gi not set aside
           n2: memory: 8Gi wanted, 3Gi of 16Gi not set aside
           fix: lower [service.resources], stop something, or add a node
-    "#]]);
-    check(&[NoRoom::Cpu { wanted: Cpu(4000), free: Cpu(500), total: Cpu(2000) }], expect![[r#"
+    "#]],
+    );
+    check(
+        &[NoRoom::Cpu { wanted: Cpu(4000), free: Cpu(500), total: Cpu(2000) }],
+        expect![[r#"
         no-room: no node has 4 CPUs to set aside for it
           n1: cpu: 4 wanted, 0.5 of 2 not set aside
           fix: lower [service.resources], stop something, or add a node
-    "#]]);
-    check(&[NoRoom::Pinned { to: "gpu-box".to_owned() }], expect![[r#"
+    "#]],
+    );
+    check(
+        &[NoRoom::Pinned { to: "gpu-box".to_owned() }],
+        expect![[r#"
         no-such-node: it is pinned to node `gpu-box`, and there is none of that name
           n1: the service is pinned to node `gpu-box`
           fix: correct `node` in [service.placement]; there is `n1`
-    "#]]);
+    "#]],
+    );
     let label = NoRoom::Label { key: "zone".to_owned(), wanted: "eu".to_owned(), has: Some("us".to_owned()) };
-    check(std::slice::from_ref(&label), expect![[r#"
+    check(
+        std::slice::from_ref(&label),
+        expect![[r#"
         no-such-label: no node has the label zone = `eu` that it wants
           n1: label zone is `us`, not `eu`
           fix: correct `labels` in [service.placement], or give a node that label
-    "#]]);
-    check(&[label, memory(1)], expect![[r#"
+    "#]],
+    );
+    check(
+        &[label, memory(1)],
+        expect![[r#"
         no-room: none of 2 nodes can take it, each for a reason of its own
           n1: label zone is `us`, not `eu`
           n2: memory: 8Gi wanted, 1Gi of 16Gi not set aside
           fix: lower [service.resources], stop something, or add a node
-    "#]]);
-    check(&[NoRoom::NotHeard], expect![[r#"
+    "#]],
+    );
+    check(
+        &[NoRoom::NotHeard],
+        expect![[r#"
         no-node: no node is heard that it could run on
           n1: it is not heard
           fix: bring a node back; `orca nodes` lists them
-    "#]]);
-    check(&[], expect![[r#"
+    "#]],
+    );
+    check(
+        &[],
+        expect![[r#"
         no-node: there is no node it could run on
           fix: bring a node back; `orca nodes` lists them
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -645,7 +874,8 @@ fn a_revision_is_given_up_for_the_cause_and_how_long_it_took() {
         its readiness probe fails: GET /healthz -> status 500
         GET /healthz -> status 500, 14 tries in 10.0 s
         r7 has been starting for 8 s
-    "#]].assert_eq(&format!("{}\n{}\n", failure.cause, failure.evidence.join("\n")));
+    "#]]
+    .assert_eq(&format!("{}\n{}\n", failure.cause, failure.evidence.join("\n")));
     world.state.nodes.clear();
     let none = world.with(|view| no_room(view, view.state.services[&name("api")].spec()));
     expect!["there is no node it could run on"].assert_eq(&none.cause);

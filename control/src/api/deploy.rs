@@ -18,6 +18,9 @@ use crate::blob::Upload;
 /// Digests one may ask about at once: more than any project has modules.
 const DIGESTS_MAX: usize = 1_000;
 
+/// Times that a deploy which is bound to the state it was allowed in looks at a newer one.
+const LOOKS_MAX: u32 = 20;
+
 pub async fn plan(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     core.authorise(caller, Verb::Plan, Object::Project(&deploy.project.name))?;
     let put = put(deploy)?;
@@ -29,18 +32,29 @@ pub async fn plan(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
 
 pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     core.authorise(caller, Verb::Deploy, Object::Project(&deploy.project.name))?;
-    let mut put = put(deploy)?;
-    let state = core.read().await?;
-    let outcome = preview(&state, &put).map_err(refused)?;
-    if !outcome.changes_anything() {
-        return Ok(Response::Deployed { generation: state.generation, outcome });
-    }
-    if check_host(core, caller, &state, &put, &outcome)? {
-        // Allowed for what this state would make of it, and for nothing else.
-        put.if_generation = Some(state.generation);
-    }
+    let put = put(deploy)?;
     check_modules(core, &put.services)?;
-    let changed = core.propose(caller, Command::PutServices(put)).await?;
+    let mut looks = 0;
+    let (outcome, changed) = loop {
+        looks += 1;
+        let state = core.read().await?;
+        let outcome = preview(&state, &put).map_err(refused)?;
+        if !outcome.changes_anything() {
+            return Ok(Response::Deployed { generation: state.generation, outcome });
+        }
+        let mut bound = put.clone();
+        if check_host(core, caller, &state, &put, &outcome)? {
+            // Allowed for what this state would make of it, and for nothing else.
+            bound.if_generation = Some(state.generation);
+        }
+        let ours = bound.if_generation != put.if_generation;
+        match core.propose(caller, Command::PutServices(bound)).await {
+            Ok(changed) => break (outcome, changed),
+            // The state has moved for a reason of its own, which the caller did not ask to be told.
+            Err(Refused { reason: Reason::Conflict, .. }) if ours && looks < LOOKS_MAX => {}
+            Err(refused) => return Err(refused),
+        }
+    };
     match changed.detail {
         Some(Detail::Put(outcome)) => Ok(Response::Deployed { generation: changed.generation, outcome }),
         // Somebody deployed the same between our look and our proposal.

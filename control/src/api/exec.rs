@@ -16,7 +16,7 @@ use orca_wire::stream::StreamError;
 use super::{Core, deploy, failed, invalid, no_service, not_found};
 use crate::auth::{Caller, Object, Verb};
 
-/// Characters of a command that an event quotes.
+/// Characters of a program's name that an event quotes.
 const QUOTED_MAX: usize = 200;
 
 pub async fn exec(core: &Arc<Core>, caller: &Caller, exec: Exec, stream: Stream) -> Result<(), StreamError> {
@@ -64,8 +64,10 @@ async fn open(core: &Arc<Core>, caller: &Caller, exec: Exec) -> Result<Stream, R
             },
         });
     };
-    let text: String = command.join(" ").chars().take(QUOTED_MAX).collect();
-    let announcement = Announcement { kind: Kind::Executed, service: Some(service), text: format!("in {id}: {text}") };
+    // The program only: arguments may hold secrets, and every viewer reads events.
+    let program: String = command[0].chars().take(QUOTED_MAX).collect();
+    let text = format!("in {id}: {program}");
+    let announcement = Announcement { kind: Kind::Executed, service: Some(service), text };
     core.propose(caller, Command::Announce(vec![announcement])).await?;
     let errand = Errand::Exec(ExecErrand { replica: id, command, terminal, stdin });
     core.sessions.errand(node, &errand).await.map_err(|error| failed(error.to_string()))

@@ -214,11 +214,7 @@ impl http_body::Body for Counted {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut polled = Pin::new(&mut self.body).poll_frame(context);
-        if let (Poll::Pending, Some(lease)) = (&polled, &mut self.lease) {
-            lease.link.drive(context);
-            polled = Pin::new(&mut self.body).poll_frame(context);
-        }
+        let polled = Pin::new(&mut self.body).poll_frame(context);
         match &polled {
             Poll::Pending => {}
             Poll::Ready(None) => self.done(),

@@ -269,7 +269,7 @@ impl Way<'_> {
             })?,
         };
         pulse.wait(service.response_timeout);
-        let sent = in_time(pulse, link.send(outgoing.request())).await;
+        let sent = in_time(pulse, link.sender.try_send_request(outgoing.request())).await;
         pulse.wait_is_over();
         match sent {
             None => Err(Failed::Late),
@@ -338,7 +338,6 @@ fn pass_on(mut response: Response<Incoming>, wanted: &mut Option<OnUpgrade>, lea
         if let Some(protocol) = protocol {
             response.headers_mut().insert(header::UPGRADE, protocol);
         }
-        lease.link.finish();
         return Ok(Passed::Upgrade(response.map(|_| theirs), ours));
     }
     strip(response.headers_mut());

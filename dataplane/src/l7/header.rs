@@ -112,7 +112,10 @@ fn take_out(headers: &mut HeaderMap, found: Found, which: Found) {
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
-            .filter_map(|token| token.trim().parse().ok())
+            .map(str::trim)
+            // What it mostly says; neither is a field that would be passed.
+            .filter(|token| !token.eq_ignore_ascii_case("keep-alive") && !token.eq_ignore_ascii_case("close"))
+            .filter_map(|token| token.parse().ok())
             // Without these two the message would mean something else.
             .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
             .collect();

@@ -3,23 +3,14 @@
 use std::process::Command;
 
 use super::node::Node;
-use super::ran::{Ran, Running};
+use super::ran::Running;
 
 /// Runs `docker`, which must succeed, and gives what it printed.
 #[track_caller]
 pub fn docker(arguments: &[&str]) -> String {
-    run(arguments).succeeded().stdout.trim_end().to_owned()
-}
-
-/// Whether `docker` fails with these arguments.
-pub fn docker_fails(arguments: &[&str]) -> bool {
-    run(arguments).code != 0
-}
-
-fn run(arguments: &[&str]) -> Ran {
     let mut command = Command::new("docker");
     command.args(arguments);
-    Running::start(command, b"").end()
+    Running::start(command, b"").end().succeeded().stdout.trim_end().to_owned()
 }
 
 /// The full ids of a service's containers that run, sorted.

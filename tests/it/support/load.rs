@@ -93,7 +93,11 @@ pub enum Outcome {
     /// No connection: the request was not sent.
     Refused { why: String },
     /// The connection ended, or was ended by the server, before all had come.
-    Cut { why: String },
+    Cut {
+        /// A WebSocket that had been agreed on: the proxy counts it with status 101.
+        opened: bool,
+        why: String,
+    },
     /// No whole answer in time.
     Silent,
 }
@@ -121,7 +125,6 @@ pub struct Tally {
 pub struct Load {
     stop: watch::Sender<bool>,
     tally: Arc<Mutex<Tally>>,
-    begun: Instant,
     thread: thread::JoinHandle<()>,
 }
 
@@ -141,21 +144,11 @@ impl Load {
     pub fn start(target: Target, rates: Rates) -> Load {
         let (stop, stopped) = watch::channel(false);
         let tally = Arc::<Mutex<Tally>>::default();
-        let clients = Clients {
-            target,
-            rates,
-            tally: Arc::clone(&tally),
-            idle: Arc::default(),
-            number: Arc::default(),
-            stopped,
-        };
+        let clients =
+            Clients { target, rates, tally: Arc::clone(&tally), idle: Arc::default(), number: Arc::default(), stopped };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let thread = thread::spawn(move || runtime.block_on(clients.run()));
-        Load { stop, tally, begun: Instant::now(), thread }
-    }
-
-    pub fn begun(&self) -> Instant {
-        self.begun
+        Load { stop, tally, thread }
     }
 
     /// What has ended so far.
@@ -261,7 +254,8 @@ impl Clients {
         let Target { host, path, .. } = &self.target;
         let wish = if kind == Kind::Close { "close" } else { "keep-alive" };
         let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: {wish}\r\n\r\n");
-        let response = exchange(&mut connection, head.as_bytes()).await.map_err(|why| Outcome::Cut { why })?;
+        let response =
+            exchange(&mut connection, head.as_bytes()).await.map_err(|why| Outcome::Cut { opened: false, why })?;
         if kind == Kind::KeepAlive && response.keeps {
             self.idle.lock().unwrap().push_back(connection);
         }
@@ -301,13 +295,13 @@ impl Clients {
         let opened = timeout(ANSWER_MAX, exchange(&mut connection, head.as_bytes())).await;
         match opened {
             Err(_) => return Outcome::Silent,
-            Ok(Err(why)) => return Outcome::Cut { why },
+            Ok(Err(why)) => return Outcome::Cut { opened: false, why },
             Ok(Ok(Response { status: 101, .. })) => {}
             Ok(Ok(Response { status, .. })) => return Outcome::Answered { status },
         }
         match timeout(life + ANSWER_MAX, self.talk(&mut connection, life)).await {
             Ok(Ok(())) => Outcome::Answered { status: 101 },
-            Ok(Err(why)) => Outcome::Cut { why },
+            Ok(Err(why)) => Outcome::Cut { opened: true, why },
             Err(_) => Outcome::Silent,
         }
     }
@@ -369,7 +363,8 @@ async fn exchange(connection: &mut Connection, head: &[u8]) -> Result<Response, 
             break;
         }
     }
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| format!("no answer: {head}"))?;
+    let status =
+        head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| format!("no answer: {head}"))?;
     let field = |name: &str| {
         head.lines().skip(1).find_map(|line| {
             let (key, value) = line.split_once(':')?;
@@ -470,7 +465,11 @@ impl Tally {
 
     /// How many were answered with a status of this class: 1 to 5.
     pub fn statuses(&self, class: u16) -> usize {
-        let is_it = |record: &&Record| matches!(record.outcome, Outcome::Answered { status } if status / 100 == class);
+        let is_it = |record: &&Record| match record.outcome {
+            Outcome::Answered { status } => status / 100 == class,
+            Outcome::Cut { opened, .. } => opened && class == 1,
+            Outcome::Refused { .. } | Outcome::Silent => false,
+        };
         self.records.iter().filter(is_it).count()
     }
 
@@ -482,13 +481,6 @@ impl Tally {
             (Some(first), Some(last)) if last > first => plain().count() as f64 / (last - first).as_secs_f64(),
             _ => 0.0,
         }
-    }
-
-    /// The longest time in which no request was answered well.
-    pub fn longest_gap(&self) -> Duration {
-        let mut ends: Vec<Instant> = self.records.iter().filter(|record| record.is_good()).map(|r| r.ended).collect();
-        ends.sort();
-        ends.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 }
 

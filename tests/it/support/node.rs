@@ -92,10 +92,6 @@ impl Node {
         &self.project
     }
 
-    pub fn project_named(&self, name: &str) -> String {
-        format!("{}-{name}", self.project)
-    }
-
     /// Where the test may write what it likes.
     pub fn directory(&self) -> &Path {
         self.directory.path()
@@ -218,12 +214,6 @@ impl Node {
         wait_for("the server's end after SIGTERM", STOP_MAX, || process.try_wait().unwrap()).1
     }
 
-    #[track_caller]
-    pub fn restart(&mut self) -> Duration {
-        self.terminate();
-        self.boot()
-    }
-
     /// A successor takes over from the server that runs; gives how long that one took to end.
     #[track_caller]
     pub fn hand_over(&mut self) -> Duration {
@@ -235,11 +225,6 @@ impl Node {
         took
     }
 
-    /// For servers started from now on.
-    pub fn setup_mut(&mut self) -> &mut Setup {
-        &mut self.setup
-    }
-
     /// `orca` with this node's contexts, and of the environment of the tests no more than a shell needs.
     pub fn command(&self) -> Command {
         let mut command = Command::new(orca_binary());
@@ -249,7 +234,11 @@ impl Node {
                 command.env(name, value);
             }
         }
-        command.env("HOME", self.directory()).env("ORCA_CONTEXT", self.contexts()).env("TERM", "dumb").env("LC_ALL", "C.UTF-8");
+        command
+            .env("HOME", self.directory())
+            .env("ORCA_CONTEXT", self.contexts())
+            .env("TERM", "dumb")
+            .env("LC_ALL", "C.UTF-8");
         command.envs(self.setup.env.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -457,13 +446,7 @@ impl Answer {
 }
 
 /// One request on a connection of its own, over HTTP/1.0 so that the answer ends with the connection.
-pub fn request(
-    to: SocketAddr,
-    method: &str,
-    path: &str,
-    fields: &[(&str, &str)],
-    body: &[u8],
-) -> io::Result<Answer> {
+pub fn request(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)], body: &[u8]) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(to)?;
     stream.set_read_timeout(Some(ANSWER_MAX))?;
     let mut head = format!("{method} {path} HTTP/1.0\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
@@ -493,7 +476,9 @@ pub fn container(name: &str, version: &str, more: &str) -> String {
 /// A service of a Wasm component, by the path of its file.
 pub fn module(name: &str, path: &Path, more: &str) -> String {
     let path = path.display();
-    format!("[[service]]\nname = \"{name}\"\nmodule = \"{path}\"\ndomain = \"{name}.test\"\nroutes = [\"/*\"]\n{more}\n")
+    format!(
+        "[[service]]\nname = \"{name}\"\nmodule = \"{path}\"\ndomain = \"{name}.test\"\nroutes = [\"/*\"]\n{more}\n"
+    )
 }
 
 /// The same of the component that does what it is told: `tests/fixtures/probe`. It answers `/version` with its

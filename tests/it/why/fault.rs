@@ -186,7 +186,8 @@ impl Case<'_> {
 
 fn judge(diagnosis: &Value, code: &str, words: &[String]) -> Found {
     let text = |key: &str| diagnosis[key].as_str().unwrap_or_default().to_owned();
-    let evidence: Vec<&str> = diagnosis["evidence"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let evidence: Vec<&str> =
+        diagnosis["evidence"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let (said, cause, fix) = (text("code"), text("cause"), text("fix"));
     let all = format!("{cause}\n{}", evidence.join("\n"));
     let wrong = if said != code {

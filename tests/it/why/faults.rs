@@ -27,7 +27,8 @@ pub fn all(world: &World) -> Vec<Fault> {
 
 /// Having the image.
 fn images(world: &World) -> Vec<Fault> {
-    let of = |name: &str, image: &str, tables: &str| service(name, &format!("image = \"{image}\"\nport = 8080"), tables);
+    let of =
+        |name: &str, image: &str, tables: &str| service(name, &format!("image = \"{image}\"\nport = 8080"), tables);
     let private = format!("{}/org/private:1", world.closed.address);
     let wrong = "[service.registry]\nusername = \"reader\"\npassword = \"${secrets.WRONG_PASSWORD}\"";
     vec![
@@ -58,8 +59,10 @@ fn commands(world: &World) -> Vec<Fault> {
             .is("no-such-command", ["`/tmp` cannot be run: /tmp is a directory"]),
         of("entry-point-missing", "no-file").is("no-such-command", ["`/run` cannot be run: no such file in the image"]),
         of("not-executable", "no-mode").is("no-such-command", ["`/run` cannot be run: /run is not executable"]),
-        of("no-interpreter", "no-shell").is("exec-failed", ["`/run` is in the image and cannot be started: its interpreter"]),
-        of("not-a-program", "no-format").is("exec-failed", ["`/run` is in the image and cannot be started", "or it is no program"]),
+        of("no-interpreter", "no-shell")
+            .is("exec-failed", ["`/run` is in the image and cannot be started: its interpreter"]),
+        of("not-a-program", "no-format")
+            .is("exec-failed", ["`/run` is in the image and cannot be started", "or it is no program"]),
         of("library-missing", "no-library").is("missing-library", ["which is not in the image", "shared libraries"]),
     ]
 }
@@ -161,7 +164,9 @@ fn readiness() -> Vec<Fault> {
 fn liveness() -> Vec<Fault> {
     let of = |name: &str, path: &str| {
         // Late enough for the deploy to go well.
-        let probe = format!("path = \"{path}\"\ninitial_delay_secs = 4\ninterval_secs = 1\ntimeout_secs = 1\nfailure_threshold = 1");
+        let probe = format!(
+            "path = \"{path}\"\ninitial_delay_secs = 4\ninterval_secs = 1\ntimeout_secs = 1\nfailure_threshold = 1"
+        );
         app(name, "", &format!("[service.liveness]\n{probe}"))
     };
     vec![
@@ -228,7 +233,8 @@ fn room() -> Vec<Fault> {
 
 /// Not its own fault, or nobody's.
 fn others() -> Vec<Fault> {
-    let with = |name: &str, needs: String| format!("{needs}\n{}", app(name, &format!("depends_on = [\"{name}-db\"]"), ""));
+    let with =
+        |name: &str, needs: String| format!("{needs}\n{}", app(name, &format!("depends_on = [\"{name}-db\"]"), ""));
     let exit = "[service.env]\nEXIT_AT_START = \"1\"";
     let probe = "[service.env]\nVERSION = \"2\"\n[service.readiness]\npath = \"/no-such-path\"";
     vec![
@@ -244,10 +250,10 @@ fn others() -> Vec<Fault> {
         Fault::new("stopped", app("stopped", "", ""))
             .later(|case| drop(case.orca(&["stop", &case.name()]).succeeded()))
             .is("stopped", ["it was stopped by `orca stop`"]),
-        Fault::new("update-exits", app("update-exits", "", ""))
-            .update(app("update-exits", "", exit))
-            .exits(7)
-            .is("rolled-back", ["it serves v1, because v2 was given up", "exits with code 1", "log: fatal: told to exit"]),
+        Fault::new("update-exits", app("update-exits", "", "")).update(app("update-exits", "", exit)).exits(7).is(
+            "rolled-back",
+            ["it serves v1, because v2 was given up", "exits with code 1", "log: fatal: told to exit"],
+        ),
         Fault::new("update-not-ready", app("update-not-ready", "", ""))
             .update(app("update-not-ready", "", probe))
             .exits(7)

@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-
 /// Tags of this run of the tests alone.
 #[derive(Debug)]
 pub struct Images {
@@ -55,7 +54,13 @@ impl Drop for Images {
     fn drop(&mut self) {
         for tag in &self.made {
             // A container that is still being removed may hold it.
-            drop(Command::new("docker").args(["rmi", "--force", tag]).stdout(Stdio::null()).stderr(Stdio::null()).status());
+            drop(
+                Command::new("docker")
+                    .args(["rmi", "--force", tag])
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status(),
+            );
         }
     }
 }

@@ -46,7 +46,10 @@ fn main() -> ExitCode {
     }
     let begun = std::time::Instant::now();
     let entries = run(from..from + seeds);
-    println!("{seeds} seeds from {from}, {entries} log entries, {:.1} s: every promise held", begun.elapsed().as_secs_f64());
+    println!(
+        "{seeds} seeds from {from}, {entries} log entries, {:.1} s: every promise held",
+        begun.elapsed().as_secs_f64()
+    );
     ExitCode::SUCCESS
 }
 

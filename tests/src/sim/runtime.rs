@@ -12,6 +12,7 @@ use orca_cluster::time::Timestamp;
 use orca_cluster::traffic::{InFlight, ServiceTraffic};
 use rand::Rng;
 use rand::rngs::StdRng;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 #[derive(Debug, Default)]
@@ -36,6 +37,7 @@ pub struct Container {
     pub volumes: Vec<String>,
     /// It runs in the agent's process and ends with it.
     pub module: bool,
+    port: Option<u16>,
     pub running: Option<Timestamp>,
     /// Counts starts, so that what was to happen to an earlier one does not happen to this.
     start: u64,
@@ -88,11 +90,9 @@ impl Runtime {
             }
             Task::Create { replica, goal, image, .. } => {
                 let volumes = match &goal.workload {
-                    Workload::Container(container) => container
-                        .volumes
-                        .iter()
-                        .map(|volume| volume_name(goal, volume))
-                        .collect(),
+                    Workload::Container(container) => {
+                        container.volumes.iter().map(|volume| volume_name(goal, volume)).collect()
+                    }
                     Workload::Module(_) => Vec::new(),
                 };
                 self.volumes.extend(volumes.iter().cloned());
@@ -102,6 +102,7 @@ impl Runtime {
                     image: image.clone(),
                     volumes,
                     module: matches!(goal.workload, Workload::Module(_)),
+                    port: goal.port,
                     running: None,
                     start: 0,
                     exit: 0,
@@ -117,8 +118,7 @@ impl Runtime {
                     if container.image.starts_with("crash") {
                         events.push((150, Event::Exits { replica: *replica, start, code: 1 }));
                     }
-                    let address = std::net::SocketAddr::from(([10, 1, (replica.0 >> 8) as u8, replica.0 as u8], 80));
-                    let address = (!container.module).then_some(address);
+                    let address = container.address(*replica);
                     (rng.random_range(5..200), Finished::Started { address })
                 }
                 None => (5, Finished::Failed(Cause::Refused { reason: "no such container".to_owned() })),
@@ -208,17 +208,11 @@ impl Runtime {
                 revision: container.revision,
                 digest: Some(format!("sha256:{}", container.image)),
                 condition: match (container.running, container.start) {
-                    (Some(since), _) => {
-                        let address =
-                            std::net::SocketAddr::from(([10, 1, (replica.0 >> 8) as u8, replica.0 as u8], 80));
-                        Condition::Running { address: Some(address), since }
-                    }
+                    (Some(since), _) => Condition::Running { address: container.address(*replica), since },
                     (None, 0) => Condition::Created,
-                    (None, _) => Condition::Exited {
-                        code: container.exit,
-                        out_of_memory: false,
-                        last_lines: Vec::new(),
-                    },
+                    (None, _) => {
+                        Condition::Exited { code: container.exit, out_of_memory: false, last_lines: Vec::new() }
+                    }
                 },
             })
             .collect()
@@ -273,6 +267,11 @@ fn volume_name(goal: &ReplicaGoal, volume: &Volume) -> String {
 }
 
 impl Container {
+    fn address(&self, replica: ReplicaId) -> Option<SocketAddr> {
+        let port = self.port.filter(|_| !self.module)?;
+        Some(SocketAddr::from(([10, 1, (replica.0 >> 8) as u8, replica.0 as u8], port)))
+    }
+
     pub fn is_ready(&self, now: Timestamp) -> bool {
         let Some(since) = self.running else { return false };
         let up = now.since(since);

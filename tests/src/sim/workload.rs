@@ -6,11 +6,9 @@ use std::fmt::Write as _;
 use orca_cluster::command::Command;
 use orca_cluster::command::put::PutServices;
 use orca_cluster::id::{Label, ServiceName};
-use orca_cluster::secret::{
-    Ciphertext, DataKeyId, Opaque, Scope, SealedDataKey, SealedValue, SecretName,
-};
-use orca_cluster::spec::{Project, Service, Source};
+use orca_cluster::secret::{Ciphertext, DataKeyId, Opaque, Scope, SealedDataKey, SealedValue, SecretName};
 use orca_cluster::spec::toml::{self, SourceFile};
+use orca_cluster::spec::{Project, Service, Source};
 use rand::Rng;
 
 use super::World;
@@ -67,14 +65,15 @@ fn deploy(world: &mut World) -> Command {
         let replicas = if exclusive { 1 } else { world.rng.random_range(0..4) };
         // A canary needs requests to share.
         let strategies = if name == "api" { 5 } else { 4 };
-        let strategy = ["rolling", "rolling", "recreate", "blue-green", "canary"][world.rng.random_range(0..strategies)];
+        let strategy =
+            ["rolling", "rolling", "recreate", "blue-green", "canary"][world.rng.random_range(0..strategies)];
         let _ = write!(
             text,
             "[[service]]\nname = \"{name}\"\nimage = \"{behaviour}:{version}\"\nport = 80\nreplicas = {replicas}\n"
         );
         if name == "api" {
             text.push_str("domain = \"api.example.com\"\n");
-            if world.rng.random_bool(0.3) {
+            if text.contains("name = \"web\"") && world.rng.random_bool(0.3) {
                 text.push_str("depends_on = [\"web\"]\n");
             }
         }

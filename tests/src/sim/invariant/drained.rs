@@ -26,11 +26,8 @@ pub fn check(world: &World, on: NodeId, task: &Task) {
         .and_then(|placement| world.state.services.get(&placement.service))
         .map(|deployed| deployed.spec().deploy.drain_timeout)
         .unwrap_or_default();
-    let in_flight: u32 = world
-        .nodes
-        .values()
-        .filter_map(|node| node.runtime.in_flight().get(replica).map(|busy| busy.requests))
-        .sum();
+    let in_flight: u32 =
+        world.nodes.values().filter_map(|node| node.runtime.in_flight().get(replica).map(|busy| busy.requests)).sum();
     let cut_off = world.nodes.values().any(|node| node.cut_off || node.brain.is_none());
     if in_flight > 0 && world.now.since(*drained) < timeout && !cut_off {
         world.broken(&format!("{replica} on {on} is stopped with {in_flight} requests in flight"));

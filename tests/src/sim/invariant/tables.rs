@@ -20,10 +20,8 @@ pub fn check(world: &World) {
                 if placement.state != PlacementState::Serve {
                     world.broken(&format!("tables of {node} send {name} to {id}, which leaves"));
                 }
-                let ready = leader
-                    .inventory()
-                    .replica(placement.node, id)
-                    .is_some_and(|report| report.phase == Phase::Ready);
+                let ready =
+                    leader.inventory().replica(placement.node, id).is_some_and(|report| report.phase == Phase::Ready);
                 if !ready {
                     world.broken(&format!("tables of {node} send {name} to {id}, which was not reported ready"));
                 }
