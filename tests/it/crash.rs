@@ -42,8 +42,8 @@ fn a_container_that_is_killed_from_outside_serves_again_in_a_moment() {
     let before = started_at(&killed);
     let load = Load::start(node.target("web"), Rates { web_sockets: 0, ..Rates::default() });
     load.go_on(100);
-    docker(&["kill", &killed[0]]);
     let begun = Instant::now();
+    docker(&["kill", &killed[0]]);
     wait_until("another start", PATIENCE, || {
         let now = container_ids(&node, "web");
         !now.is_empty() && (now != killed || started_at(&now) != before)
@@ -51,10 +51,11 @@ fn a_container_that_is_killed_from_outside_serves_again_in_a_moment() {
     wait_for_ready(&node, "web", 1);
     load.go_on(200);
     let tally = load.stop();
-    let good_again = tally.records.iter().filter(|r| r.is_good() && r.begun > begun).map(|r| r.begun).min().unwrap();
-    let took = tally.failures().map(|record| record.ended).max().map_or(Duration::ZERO, |last| last - begun);
-    eprintln!("killed; requests failed for {took:?}; first good one after {:?}\n{tally}", good_again - begun);
-    assert!(took < SERVES_AGAIN_MAX, "failed for {took:?}: {tally}");
+    // The proxy holds requests for a moment when a service has no replica, so that none may fail at all.
+    let slowest = tally.records.iter().filter(|record| record.is_good()).map(|r| r.ended - r.begun).max().unwrap();
+    let failing = tally.failures().map(|record| record.ended - begun).max().unwrap_or_default();
+    eprintln!("{} failed, the last {failing:.1?} after the kill; the longest wait was {slowest:.1?}", tally.failed());
+    assert!(failing < SERVES_AGAIN_MAX && slowest < SERVES_AGAIN_MAX, "{tally}");
     let status = node.status("web");
     assert_eq!(status["replicas"][0]["last_exit"]["code"], 137, "{status}");
     let events = node.orca(&["events", &node.name("web")]).succeeded().stdout;

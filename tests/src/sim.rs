@@ -205,7 +205,8 @@ impl World {
         while self.now < until {
             self.advance(Duration::from_millis(500));
             let now = (self.state.generation, self.goals_sent());
-            if now != last {
+            let away = |node: &Node| node.cut_off || node.brain.is_none() || node.runtime.engine_down;
+            if now != last || self.nodes.values().any(away) {
                 last = now;
                 quiet_since = self.now;
             }

@@ -57,8 +57,7 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
 
 /// Messages there and back on all connections.
 fn load(address: SocketAddr, connections: usize, until: Instant) -> io::Result<u64> {
-    let clients: Vec<_> =
-        (0..connections).map(|_| std::thread::spawn(move || exchange(address, until))).collect();
+    let clients: Vec<_> = (0..connections).map(|_| std::thread::spawn(move || exchange(address, until))).collect();
     clients.into_iter().map(|client| client.join().expect("a client does not panic")).sum()
 }
 

@@ -10,7 +10,7 @@ use super::report::{Outcome, Waiting};
 use super::schedule::Room;
 use super::{Step, View};
 use crate::id::{Label, ReplicaId, Revision, ServiceName};
-use crate::replica::{Cause, Phase, ReplicaReport};
+use crate::replica::{Cause, Phase, ReplicaReport, Trouble};
 use crate::spec::{Service, Strategy};
 use crate::state::{Baseline, Deployed, Direction, Failure, Placement, PlacementState, Receipt, Rollout, Window};
 use crate::time::Timestamp;
@@ -241,9 +241,9 @@ impl<'a> Pass<'a> {
             return false;
         }
         standing.report.is_none_or(|report| {
-            let sets_up = report.trouble.as_ref().is_some_and(|trouble| match trouble.cause {
-                Cause::Exited | Cause::Vanished | Cause::NotAlive { .. } | Cause::ProbeFailing { .. } => false,
-                _ => true,
+            let sets_up = report.trouble.as_ref().is_some_and(|trouble| {
+                let Trouble { cause, .. } = trouble;
+                !matches!(cause, Cause::Exited | Cause::Vanished | Cause::NotAlive { .. } | Cause::ProbeFailing { .. })
             });
             sets_up || self.view.now.since(report.since) >= timeout
         })
@@ -407,11 +407,9 @@ impl<'a> Pass<'a> {
             return;
         }
         let draining = self.next.steps.iter().filter(|s| matches!(s, Step::Drain { .. })).count();
-        let mut serving = self.fresh.len() + self.stale.len() - draining.min(self.stale.len());
-        for _ in self.fresh.len()..wanted {
-            if serving >= limit {
-                return;
-            }
+        let serving = self.fresh.len() + self.stale.len() - draining.min(self.stale.len());
+        let missing = wanted - self.fresh.len();
+        for _ in 0..missing.min(limit.saturating_sub(serving)) {
             match room.place(self.name, self.spec) {
                 Ok(node) => self.step(Step::Place { service: self.name.clone(), node }),
                 Err(refused) => {
@@ -419,7 +417,6 @@ impl<'a> Pass<'a> {
                     return;
                 }
             }
-            serving += 1;
         }
     }
 

@@ -1,6 +1,5 @@
 //! Every sentence, as people read it.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

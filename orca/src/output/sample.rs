@@ -55,7 +55,6 @@ pub fn replica(id: u64, revision: u64, phase: Phase) -> ReplicaStatus {
         in_flight: InFlight::default(),
         pulled: None,
         ready_after_ms: None,
-        on_trial: false,
     }
 }
 

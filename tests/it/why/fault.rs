@@ -97,7 +97,7 @@ impl Fault {
         self
     }
 
-    pub fn is_refused<const N: usize>(mut self, exit: i32, words: [&str; N]) -> Fault {
+    pub fn refused<const N: usize>(mut self, exit: i32, words: [&str; N]) -> Fault {
         self.expect = Expect::Refusal { words: words.map(str::to_owned).to_vec() };
         self.exits(exit)
     }

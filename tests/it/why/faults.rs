@@ -183,7 +183,7 @@ fn secrets() -> Vec<Fault> {
     let of = |name: &str, secret: &str| app(name, "", &format!("[service.env]\nKEY = \"${{secrets.{secret}}}\""));
     vec![
         Fault::new("secret-not-set", of("secret-not-set", "NEVER_SET"))
-            .is_refused(2, ["needs secret NEVER_SET, which is not set", "orca secrets set NEVER_SET"]),
+            .refused(2, ["needs secret NEVER_SET, which is not set", "orca secrets set NEVER_SET"]),
         Fault::new("secret-removed", of("secret-removed", "SET_ONCE"))
             .later(|case| {
                 let project = case.node.project();

@@ -85,7 +85,7 @@ fn deploy(world: &mut World) -> Command {
         if exclusive {
             text.push_str("[[service.volume]]\nname = \"data\"\npath = \"/data\"\n");
         } else {
-            let _ = write!(text, "strategy = \"{strategy}\"\n");
+            let _ = writeln!(text, "strategy = \"{strategy}\"");
             if world.rng.random_bool(0.3) {
                 text.push_str("max_unavailable = 1\nmax_surge = 0\n");
             }

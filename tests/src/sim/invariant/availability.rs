@@ -7,7 +7,7 @@ use orca_cluster::state::{PlacementState, State};
 
 use crate::sim::World;
 
-/// 3. Draining ready replicas never leaves fewer of them than wanted minus `max_unavailable`, where the strategy
+/// (3) Draining ready replicas never leaves fewer of them than wanted minus `max_unavailable`, where the strategy
 /// promises that and the service is not to go or to shrink.
 pub fn check(world: &World, before: &State, command: &Command) {
     let Command::Adopt { steps, .. } = command else { return };

@@ -4,7 +4,7 @@ use orca_cluster::state::PlacementState;
 
 use crate::sim::World;
 
-/// 11. When we stop a replica that served, no proxy has a request of it any more, or it has had its drain time.
+/// (11) When we stop a replica that served, no proxy has a request of it any more, or it has had its drain time.
 pub fn check(world: &World, on: NodeId, task: &Task) {
     let Task::Stop { replica, .. } = task else { return };
     // One that is restarted because it is not alive, or that the state has already forgotten, was not drained.

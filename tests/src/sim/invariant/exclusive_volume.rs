@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use crate::sim::World;
 
-/// 4. Two running containers of one node never hold the same volume. (A volume is local to its node.)
+/// (4) Two running containers of one node never hold the same volume. (A volume is local to its node.)
 pub fn check(world: &World) {
     for (id, node) in &world.nodes {
         let mut holders = BTreeMap::new();

@@ -2,7 +2,7 @@ use orca_cluster::inventory::SUSPECT_AFTER;
 
 use crate::sim::World;
 
-/// 7. A term's first orders come when every node was heard, or had the time to be.
+/// (7) A term's first orders come when every node was heard, or had the time to be.
 pub fn check(world: &World, orders: usize) {
     let Some(leader) = &world.leader else { return };
     let inventory = leader.inventory();

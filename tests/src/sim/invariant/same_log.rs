@@ -2,7 +2,7 @@ use orca_cluster::state::State;
 
 use crate::sim::World;
 
-/// 1. Applying the log again gives the state there is, also by way of its stored form half way.
+/// (1) Applying the log again gives the state there is, also by way of its stored form half way.
 pub fn check(world: &World) {
     let mut state = State::default();
     let half = world.log.len() / 2;

@@ -5,7 +5,7 @@ use orca_cluster::state::PlacementState;
 
 use crate::sim::World;
 
-/// 8. At rest, every service is as asked: its rollout has ended, and it has as many ready replicas of its target as
+/// (8) At rest, every service is as asked: its rollout has ended, and it has as many ready replicas of its target as
 /// it should have, unless its image cannot run, which a story must then expect.
 pub fn check(world: &World) {
     let Some(leader) = &world.leader else {

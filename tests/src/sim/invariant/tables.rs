@@ -3,7 +3,7 @@ use orca_cluster::state::PlacementState;
 
 use crate::sim::World;
 
-/// 5. The newest tables name only replicas that serve, were last reported ready, and are on nodes not suspect.
+/// (5) The newest tables name only replicas that serve, were last reported ready, and are on nodes not suspect.
 pub fn check(world: &World) {
     let Some(leader) = &world.leader else { return };
     // What was decided on an older state is put right when the newer one is handed in.
