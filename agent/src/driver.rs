@@ -95,7 +95,9 @@ impl Driver {
         let (ledger, written) = (self.ledger.clone(), goal.clone());
         match tokio::task::spawn_blocking(move || ledger.write(&written)).await {
             Ok(Ok(())) => {}
-            Ok(Err(fault)) => error!(error = chain(&fault), "the goal is not in the ledger; a reboot now would forget it"),
+            Ok(Err(fault)) => {
+                error!(error = chain(&fault), "the goal is not in the ledger; a reboot now would forget it")
+            }
             Err(fault) => error!(error = %fault, "writing the ledger failed"),
         }
         self.brain.handle_goal(goal, now());

@@ -158,8 +158,7 @@ fn serve(runtime: &tokio::runtime::Runtime, modules: Arc<dyn Modules>) -> (DataP
     };
     let plane = DataPlane::start(config, modules).expect("a proxy");
     let name: ServiceName = "hello/web".parse().expect("a name");
-    let backend =
-        Backend { replica: ReplicaId(1), revision: Revision(1), node: NodeId(1), address: None, weight: 1 };
+    let backend = Backend { replica: ReplicaId(1), revision: Revision(1), node: NodeId(1), address: None, weight: 1 };
     let upstream = Upstream {
         backends: vec![backend],
         absence: Absence::Starting,

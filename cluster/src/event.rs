@@ -16,7 +16,10 @@ pub const EVENTS_MAX: usize = 5_000;
 #[serde(rename_all = "snake_case")]
 pub enum Actor {
     /// Somebody with this token; its name is kept too, since tokens are deleted.
-    Token { id: String, name: String },
+    Token {
+        id: String,
+        name: String,
+    },
     Node(NodeId),
     /// The cluster itself, carrying out what was asked before.
     Orca,

@@ -106,8 +106,7 @@ impl ServiceName {
 impl FromStr for ServiceName {
     type Err = ServiceNameError;
     fn from_str(text: &str) -> Result<ServiceName, ServiceNameError> {
-        let (project, service) =
-            text.split_once('/').ok_or_else(|| ServiceNameError::Form(text.to_owned()))?;
+        let (project, service) = text.split_once('/').ok_or_else(|| ServiceNameError::Form(text.to_owned()))?;
         Ok(ServiceName { project: Label::new(project)?, service: Label::new(service)? })
     }
 }

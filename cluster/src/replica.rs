@@ -43,9 +43,13 @@ pub struct Facts {
 pub enum Engine {
     #[default]
     Unknown,
-    Ready { version: String },
+    Ready {
+        version: String,
+    },
     /// With what was tried and what came back.
-    Unreachable { reason: String },
+    Unreachable {
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,30 +152,71 @@ pub struct Trouble {
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// No Docker engine answers.
-    NoEngine { reason: String },
-    ImageMissing { image: String },
-    ImageDenied { image: String },
+    NoEngine {
+        reason: String,
+    },
+    ImageMissing {
+        image: String,
+    },
+    ImageDenied {
+        image: String,
+    },
     /// `reason` is the engine's or the registry's own words.
-    PullFailed { image: String, reason: String },
-    WrongArchitecture { image: String, has: String, needs: String },
+    PullFailed {
+        image: String,
+        reason: String,
+    },
+    WrongArchitecture {
+        image: String,
+        has: String,
+        needs: String,
+    },
     /// The command, or the image's entry point, is not there or not executable.
-    NoSuchCommand { command: String, reason: String },
-    SecretMissing { name: String },
-    PortTaken { port: u16, by: String },
-    VolumeBusy { volume: String, by: ReplicaId },
-    DiskFull { reason: String },
+    NoSuchCommand {
+        command: String,
+        reason: String,
+    },
+    SecretMissing {
+        name: String,
+    },
+    PortTaken {
+        port: u16,
+        by: String,
+    },
+    VolumeBusy {
+        volume: String,
+        by: ReplicaId,
+    },
+    DiskFull {
+        reason: String,
+    },
     /// The engine refused to create or start it, for a reason not known by name.
-    Refused { reason: String },
-    ModuleInvalid { reason: String },
-    ModuleMissing { digest: String },
+    Refused {
+        reason: String,
+    },
+    ModuleInvalid {
+        reason: String,
+    },
+    ModuleMissing {
+        digest: String,
+    },
     /// Its process ended; [`ReplicaReport::last_exit`] has the rest.
     Exited,
     /// Its container was removed by somebody else; it is made again.
     Vanished,
     /// A probe does not pass. `listening` is what the process does listen on, when that could be seen.
-    ProbeFailing { check: String, saw: Saw, tries: u32, for_ms: u64, listening: Option<Vec<SocketAddr>> },
+    ProbeFailing {
+        check: String,
+        saw: Saw,
+        tries: u32,
+        for_ms: u64,
+        listening: Option<Vec<SocketAddr>>,
+    },
     /// The liveness probe failed often enough to restart it.
-    NotAlive { check: String, saw: Saw },
+    NotAlive {
+        check: String,
+        saw: Saw,
+    },
 }
 
 /// What came back from a probe.
@@ -182,7 +227,10 @@ pub enum Saw {
     TimedOut,
     Status(u16),
     /// A command's exit code and the end of its output.
-    Exit { code: i64, output: String },
+    Exit {
+        code: i64,
+        output: String,
+    },
     /// Any other error, in words.
     Error(String),
 }

@@ -193,7 +193,8 @@ pub struct DataKeyIdError(String);
 impl FromStr for DataKeyId {
     type Err = DataKeyIdError;
     fn from_str(text: &str) -> Result<DataKeyId, DataKeyIdError> {
-        let parts = text.split_once('.').and_then(|(scope, version)| Some((scope.parse().ok()?, version.parse().ok()?)));
+        let parts =
+            text.split_once('.').and_then(|(scope, version)| Some((scope.parse().ok()?, version.parse().ok()?)));
         match parts {
             Some((scope, version)) => Ok(DataKeyId { scope, version }),
             None => Err(DataKeyIdError(text.to_owned())),

@@ -123,10 +123,7 @@ pub struct ReplicaStatus {
 }
 
 /// Everything, as of `view.now`. `waiting` is what the leader's last plan said.
-pub fn status(
-    view: View<'_>,
-    waiting: &std::collections::BTreeMap<ServiceName, Vec<Waiting>>,
-) -> Status {
+pub fn status(view: View<'_>, waiting: &std::collections::BTreeMap<ServiceName, Vec<Waiting>>) -> Status {
     let services = view
         .state
         .services

@@ -3,7 +3,7 @@
 use orca_tests::sim::run_seed;
 
 /// Seeds of the ordinary run, in slices so that a test runner can spread them over cores.
-const SLICE: u64 = 250;
+const SLICE: u64 = 125;
 
 fn slice(number: u64) {
     for seed in number * SLICE..(number + 1) * SLICE {
@@ -12,23 +12,43 @@ fn slice(number: u64) {
 }
 
 #[test]
-fn every_promise_holds_in_seeds_0_to_249() {
+fn every_promise_holds_in_seeds_0_to_124() {
     slice(0);
 }
 
 #[test]
-fn every_promise_holds_in_seeds_250_to_499() {
+fn every_promise_holds_in_seeds_125_to_249() {
     slice(1);
 }
 
 #[test]
-fn every_promise_holds_in_seeds_500_to_749() {
+fn every_promise_holds_in_seeds_250_to_374() {
     slice(2);
 }
 
 #[test]
-fn every_promise_holds_in_seeds_750_to_999() {
+fn every_promise_holds_in_seeds_375_to_499() {
     slice(3);
+}
+
+#[test]
+fn every_promise_holds_in_seeds_500_to_624() {
+    slice(4);
+}
+
+#[test]
+fn every_promise_holds_in_seeds_625_to_749() {
+    slice(5);
+}
+
+#[test]
+fn every_promise_holds_in_seeds_750_to_874() {
+    slice(6);
+}
+
+#[test]
+fn every_promise_holds_in_seeds_875_to_999() {
+    slice(7);
 }
 
 #[test]

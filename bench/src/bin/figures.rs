@@ -31,7 +31,8 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let orca = fs::canonicalize(arguments.next().ok_or("usage: figures ORCA [RUNS]")?)?;
     let runs = arguments.next().map_or(Ok(RUNS), |text| text.parse())?;
-    let has_docker = Command::new("docker").args(["image", "inspect", IMAGE]).output().is_ok_and(|o| o.status.success());
+    let has_docker =
+        Command::new("docker").args(["image", "inspect", IMAGE]).output().is_ok_and(|o| o.status.success());
     let module = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/hello/hello.wasm"))?;
 
     let mut table = Table::default();

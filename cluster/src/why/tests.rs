@@ -1,6 +1,5 @@
 //! Every sentence, as people read it.
 
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;

@@ -29,6 +29,7 @@ use super::route::host_name;
 use super::table::{Backend, Service, Target};
 use super::upgrade;
 use super::worker::Worker;
+use crate::ModuleError;
 use crate::body::Body;
 
 /// Between two rounds of trying a service's replicas: at first short beside the start of a process, then longer, since
@@ -112,7 +113,7 @@ enum Failed {
     /// A response came that cannot be passed on.
     Invalid(&'static str),
     Late,
-    Module(crate::ModuleError),
+    Module(ModuleError),
 }
 
 impl Way<'_> {
@@ -228,6 +229,12 @@ impl Way<'_> {
                 Some((replica, Failed::Late)) => {
                     tracing::debug!(%replica, "a replica did not answer in time");
                     return Err(Refusal::Late);
+                }
+                // As when a connection is refused: it has just been stopped, or is not loaded yet.
+                Some((replica, Failed::Module(ModuleError::Unavailable))) if outgoing.is_repeatable => {
+                    avoid = Some(replica);
+                    refused += 1;
+                    refused >= CONNECTS_PER_ROUND.min(service.backends.len())
                 }
                 Some((_, Failed::Module(error))) => return Err(Refusal::Module(error)),
             };

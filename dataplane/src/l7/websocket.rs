@@ -2,8 +2,8 @@
 //! The server closes the TCP connection after a closing handshake, whoever began it (section 7.1.1), so which side's
 //! bytes end first says nothing: only the first Close frame does. Payloads are passed over unread.
 
-/// The opcode of a Close frame.
-const CLOSE: u8 = 8;
+/// How a Close frame begins: opcode 8, and, as of every control frame, in one piece and untouched by extensions.
+const CLOSE: u8 = 0x88;
 /// Two bytes, at most eight of length, four of mask.
 const HEAD_LENGTH_MAX: usize = 14;
 
@@ -37,7 +37,7 @@ impl Frames {
             self.filled += 1;
             bytes = &bytes[1..];
             if self.filled >= 2 && self.filled == self.head_length() {
-                self.closed = self.head[0] & 0x0f == CLOSE;
+                self.closed = self.head[0] == CLOSE;
                 self.payload = self.payload_length();
                 self.filled = 0;
             }

@@ -36,7 +36,8 @@ pub fn run(name: &str, arguments: &[String]) -> ExitCode {
         "fetch" => return fetch(arguments),
         other => {
             sys::print(
-                format!("no command `{other}`: echo, complain, cat, env, exit, sleep, write, raise, size, fetch\n").as_bytes(),
+                format!("no command `{other}`: echo, complain, cat, env, exit, sleep, write, raise, size, fetch\n")
+                    .as_bytes(),
             );
             return ExitCode::from(2);
         }
