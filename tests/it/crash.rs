@@ -387,7 +387,7 @@ fn a_full_disk_is_named_and_loses_nothing() {
     wait_until("writes to work again", PATIENCE, || {
         node.orca_with_input(&["secrets", "set", "AFTER", "--project", node.project()], "after").code == 0
     });
-    let listed = node.orca(&["secrets", "list", "--project", node.project()]).succeeded().stdout;
+    let listed = node.orca(&["secrets", "list", "--json", "--project", node.project()]).succeeded().stdout;
     for name in acknowledged.iter().map(String::as_str).chain(["BEFORE", "AFTER"]) {
         assert!(listed.contains(name), "{name} is lost: {listed}");
     }
@@ -398,7 +398,7 @@ fn a_full_disk_is_named_and_loses_nothing() {
 
     node.kill9();
     node.boot();
-    let again = node.orca(&["secrets", "list", "--project", node.project()]).succeeded().stdout;
+    let again = node.orca(&["secrets", "list", "--json", "--project", node.project()]).succeeded().stdout;
     assert_eq!(again, listed);
 }
 
