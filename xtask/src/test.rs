@@ -4,7 +4,7 @@
 //! are skipped, loudly. In continuous integration nothing is skipped: what cannot be tested fails.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -42,7 +42,7 @@ pub fn all(root: &Path, runner: &[String]) -> Result<()> {
         );
         cargo(root, &["test", "--workspace", "--no-fail-fast"])
     };
-    tests.args(runner).env(SKIPPED, &skipped).env(ORCA, root.join("target/debug/orca"));
+    tests.args(runner).env(SKIPPED, &skipped).env(ORCA, target(root).join("debug/orca"));
     if let Some(reason) = &without_docker {
         tests.env(SKIP_DOCKER, reason);
     }
@@ -53,4 +53,9 @@ pub fn all(root: &Path, runner: &[String]) -> Result<()> {
         eprintln!("{count} tests of Docker were skipped: {reason}");
     }
     outcome
+}
+
+/// Where cargo builds: as it was told, or below the workspace.
+fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
