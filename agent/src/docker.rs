@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
@@ -30,6 +30,8 @@ use orca_cluster::id::{ReplicaId, Revision, ServiceName};
 use orca_cluster::node::{Condition, Found};
 use orca_cluster::replica::{Cause, Engine};
 use orca_cluster::time::Timestamp;
+
+use crate::clock::now;
 
 pub use error::Error;
 pub use events::{Events, Notice};
@@ -216,11 +218,6 @@ fn is_running(inspected: &ContainerInspectResponse) -> bool {
 fn timestamp(text: &str) -> Option<Timestamp> {
     let time: jiff::Timestamp = text.parse().ok()?;
     u64::try_from(time.as_millisecond()).ok().map(Timestamp)
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -15,12 +15,14 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use orca_cluster::id::ReplicaId;
 use orca_cluster::time::Timestamp;
 use tokio::sync::watch;
+
+use crate::clock::now;
 
 /// Bytes after which a file is full. A replica keeps at most two files.
 pub const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -158,12 +160,12 @@ impl Writer {
     /// Appends one line. Never fails its caller: a module must not stop serving because a disk is full. What
     /// cannot be written is counted like what is too much.
     pub fn line(&self, source: Source, text: &str) {
-        self.0.line(source, text.as_bytes(), Instant::now(), wall_clock());
+        self.0.line(source, text.as_bytes(), Instant::now(), now());
     }
 
     /// As [`line`](Writer::line), for what a module printed: any bytes.
     pub fn bytes(&self, source: Source, text: &[u8]) {
-        self.0.line(source, text, Instant::now(), wall_clock());
+        self.0.line(source, text, Instant::now(), now());
     }
 }
 
@@ -260,7 +262,7 @@ impl Drop for Log {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(dropped) = inner.allowance.dropped.take() {
             let notice = dropped.to_string();
-            let notice = Record { at: wall_clock(), source: Source::Orca, text: notice.as_bytes() }.encode();
+            let notice = Record { at: now(), source: Source::Orca, text: notice.as_bytes() }.encode();
             // Last words: if they cannot be written either, nobody is left to be told.
             if inner.file.write_all(&notice).is_ok() {
                 inner.end.bytes += notice.len() as u64;
@@ -478,7 +480,7 @@ impl Tail {
         self.current = File::open(&self.path)?;
         if end.file > self.read_to.file + 1 {
             let text = "lines were written faster than they were read here; some are missing".to_owned();
-            lines.push_back(Line { at: wall_clock(), source: Source::Orca, text });
+            lines.push_back(Line { at: now(), source: Source::Orca, text });
         }
         self.read_to = End { file: end.file, bytes: 0 };
         Ok(())
@@ -508,11 +510,6 @@ fn existing(path: &Path) -> io::Result<Option<File>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn wall_clock() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A panic while a log was held leaves it as it was between two lines: it may go on.
