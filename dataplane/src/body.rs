@@ -1,5 +1,5 @@
-//! A message body on its way through. Almost every body is hyper's own stream, passed on as it is; the other
-//! forms exist for what we write ourselves and for what a module produces. Nothing here holds a whole body.
+//! A message body on its way to a replica, or to a client from one of our pages or from a module. A client's own is
+//! hyper's stream, passed on as it is. Nothing here holds a whole body, but for our pages.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,6 +15,8 @@ use hyper::body::Incoming;
 pub enum BodyError {
     #[error("the connection broke inside the body")]
     Broken(#[source] hyper::Error),
+    #[error("the replica broke off inside the body")]
+    Replica(#[source] std::io::Error),
     #[error("the module failed while it was producing the body")]
     Module(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

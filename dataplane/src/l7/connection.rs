@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 use super::forward;
 use super::framing::{Framing, Violation};
 use super::page;
+use super::splice::{self, Bypass};
 use super::worker::{Permit, Worker};
 
 /// After an answer that ends a connection, what the client still sends is read and dropped for this long and this
@@ -39,6 +40,7 @@ pub struct Client {
     /// The client's address as `X-Forwarded-For` has it.
     pub forwarded_for: HeaderValue,
     pub pulse: Arc<Pulse>,
+    pub bypass: Arc<Bypass>,
     /// Requests begun and not ended; over 1 only for an instant between two.
     pub requests: Cell<u32>,
     /// We are ending it: what is in progress is cut by us and not given up by the client.
@@ -170,6 +172,7 @@ pub struct Gate {
     stream: TcpStream,
     framing: Framing,
     pulse: Arc<Pulse>,
+    bypass: Arc<Bypass>,
     violation: Option<Violation>,
 }
 
@@ -232,7 +235,14 @@ impl AsyncWrite for Gate {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        let ahead = splice::ahead_of_stand_in(slices);
+        let result = if ahead.len() == slices.len() {
+            Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        } else if ahead.is_empty() {
+            self.bypass.poll_drain(&self.stream, &slices[0], context)
+        } else {
+            splice::poll_write_more(&self.stream, ahead, context)
+        };
         self.note_write(&result);
         result
     }
@@ -267,12 +277,14 @@ enum End {
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, permit: Permit) {
     let pulse = Arc::new(Pulse::new(worker.clock()));
     let framing = Framing::new(worker.bounds());
-    let gate = Gate { stream, framing, pulse: Arc::clone(&pulse), violation: None };
+    let bypass = Arc::new(worker.bypass());
+    let gate = Gate { stream, framing, pulse: Arc::clone(&pulse), bypass: Arc::clone(&bypass), violation: None };
     let client = Rc::new(Client {
         forwarded_for: forward::address_value(peer.ip().to_canonical()),
         peer: peer.ip().to_canonical(),
         worker: Rc::clone(&worker),
         pulse: Arc::clone(&pulse),
+        bypass,
         requests: Cell::new(0),
         is_ended_by_us: Cell::new(false),
         _permit: permit,

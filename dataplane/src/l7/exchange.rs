@@ -10,14 +10,13 @@ use std::time::{Instant, SystemTime};
 use bytes::{Buf, Bytes};
 use http::{Request, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use orca_cluster::id::ReplicaId;
 
 use super::access_log::Line;
 use super::connection::Client;
 use super::count::{self, Boarded, Ended};
-use super::pool::Link;
 use super::table::{Backend, Replica, Service};
+use super::upstream::Incoming;
 use crate::body::{Body, BodyError};
 
 #[derive(Debug)]
@@ -45,7 +44,7 @@ enum End {
 }
 
 impl Exchange {
-    pub fn begin(client: Rc<Client>, request: &Request<Incoming>) -> Exchange {
+    pub fn begin(client: Rc<Client>, request: &Request<hyper::body::Incoming>) -> Exchange {
         client.begin();
         let line = client.worker.log.is_some().then(|| {
             Box::new(Line {
@@ -175,32 +174,33 @@ impl Drop for Exchange {
 /// A response's body on its way to the client. Its end ends the exchange, and gives the replica's connection back.
 #[derive(Debug)]
 pub struct Counted {
-    body: Body,
+    content: Content,
     exchange: Option<Exchange>,
-    lease: Option<Lease>,
 }
 
-/// A connection to a replica that is in use by one response.
 #[derive(Debug)]
-pub struct Lease {
-    pub link: Link,
-    pub replica: Rc<Replica>,
+pub enum Content {
+    /// A page, or what a module says.
+    Ours(Body),
+    Relayed(Box<Incoming>, Rc<Replica>),
 }
 
 impl Counted {
-    pub fn new(body: Body, exchange: Exchange, lease: Option<Lease>) -> Counted {
-        Counted { body, exchange: Some(exchange), lease }
+    pub fn new(content: Content, exchange: Exchange) -> Counted {
+        Counted { content, exchange: Some(exchange) }
     }
 
     /// For a response whose exchange goes on elsewhere.
     pub fn uncounted() -> Counted {
-        Counted { body: Body::empty(), exchange: None, lease: None }
+        Counted { content: Content::Ours(Body::empty()), exchange: None }
     }
 
     fn done(&mut self) {
         let Some(exchange) = self.exchange.take() else { return };
-        if let Some(lease) = self.lease.take() {
-            lease.replica.pool.borrow_mut().put(lease.link, exchange.client.worker.now());
+        if let Content::Relayed(body, replica) = std::mem::replace(&mut self.content, Content::Ours(Body::empty()))
+            && let Some(link) = body.into_link()
+        {
+            replica.pool.borrow_mut().put(link, exchange.client.worker.now());
         }
         exchange.done();
     }
@@ -214,7 +214,10 @@ impl http_body::Body for Counted {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let polled = match &mut self.content {
+            Content::Ours(body) => Pin::new(body).poll_frame(context),
+            Content::Relayed(body, _) => Pin::new(&mut **body).poll_frame(context),
+        };
         match &polled {
             Poll::Pending => {}
             Poll::Ready(None) => self.done(),
@@ -222,12 +225,11 @@ impl http_body::Body for Counted {
                 if let (Some(data), Some(exchange)) = (frame.data_ref(), &mut self.exchange) {
                     exchange.moved(data.remaining() as u64);
                 }
-                if self.body.is_end_stream() {
+                if self.is_end_stream() {
                     self.done();
                 }
             }
             Poll::Ready(Some(Err(error))) => {
-                self.lease = None;
                 if let Some(exchange) = self.exchange.take() {
                     tracing::debug!(%error, "a response broke off");
                     exchange.cut();
@@ -238,18 +240,24 @@ impl http_body::Body for Counted {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.content {
+            Content::Ours(body) => body.is_end_stream(),
+            Content::Relayed(body, _) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.content {
+            Content::Ours(body) => body.size_hint(),
+            Content::Relayed(body, _) => body.size_hint(),
+        }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         // The library does not poll a body that says it has ended.
-        if self.body.is_end_stream() {
+        if self.is_end_stream() {
             self.done();
         }
     }

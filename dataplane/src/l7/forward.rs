@@ -21,16 +21,18 @@ use tokio::time::Instant;
 
 use super::connection::{Client, Pulse};
 use super::count::Held;
-use super::exchange::{Counted, Exchange, Lease};
+use super::exchange::{Content, Counted, Exchange};
 use super::header::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, strip, strip_request};
 use super::page::{Asked, Refusal, page};
-use super::pool::connect;
+use super::response::Invalid;
 use super::route::host_name;
-use super::table::{Backend, Service, Target};
+use super::table::{Backend, Replica, Service, Target};
 use super::upgrade;
+use super::upload::Upload;
+use super::upstream::{self, Answer, Link};
 use super::worker::Worker;
 use crate::ModuleError;
-use crate::body::Body;
+use crate::body::{Body, BodyError};
 
 /// Between two rounds of trying a service's replicas: at first short beside the start of a process, then longer, since
 /// many may be waiting. Whichever gets through first wakes the others.
@@ -49,19 +51,21 @@ pub async fn serve(client: Rc<Client>, request: Request<Incoming>) -> Response<C
     let id = request_id(client.worker.random());
     let mut way = Way { client: &client, exchange: &mut exchange, service: None, id: &id };
     match way.go(request).await {
-        Ok(Passed::Response(response, lease)) => {
+        Ok(Passed::Response(response)) => {
             exchange.answered(response.status());
-            response.map(|body| Counted::new(body, exchange, lease))
+            response.map(|content| Counted::new(content, exchange))
         }
-        Ok(Passed::Upgrade(response, ours)) => {
-            let (parts, theirs) = response.into_parts();
-            exchange.answered(parts.status);
+        Ok(Passed::Upgrade { headers, replica, ours }) => {
+            let mut response = Response::new(Counted::uncounted());
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            *response.headers_mut() = headers;
+            exchange.answered(response.status());
             exchange.upgraded();
             client.pulse.upgraded();
-            let protocol = parts.headers.get(header::UPGRADE);
+            let protocol = response.headers().get(header::UPGRADE);
             let is_websocket = protocol.is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(b"websocket"));
-            tokio::task::spawn_local(upgrade::run(ours, theirs, is_websocket, exchange));
-            Response::from_parts(parts, Counted::uncounted())
+            tokio::task::spawn_local(upgrade::run(ours, replica, is_websocket, exchange));
+            response
         }
         Err(refusal) => {
             let service = way.service.take();
@@ -69,16 +73,20 @@ pub async fn serve(client: Rc<Client>, request: Request<Incoming>) -> Response<C
             tracing::debug!(?refusal, service = name.map(tracing::field::display), "a request was not served");
             let page = page(&refusal, name, &id, &asked);
             exchange.answered(page.status());
-            page.map(|body| Counted::new(body, exchange, None))
+            page.map(|body| Counted::new(Content::Ours(body), exchange))
         }
     }
 }
 
 /// What came back.
 enum Passed {
-    Response(Response<Body>, Option<Lease>),
-    /// The replica agreed to change protocols: its end, then the client's.
-    Upgrade(Response<OnUpgrade>, OnUpgrade),
+    Response(Response<Content>),
+    /// The replica agreed to change protocols.
+    Upgrade {
+        headers: HeaderMap,
+        replica: upgrade::End,
+        ours: OnUpgrade,
+    },
 }
 
 /// One request under way.
@@ -95,6 +103,8 @@ struct Outgoing {
     uri: Uri,
     headers: HeaderMap,
     body: Body,
+    /// The same as it goes over a wire, from the first attempt to send it on.
+    upload: Option<Upload>,
     /// Sending it twice is as good as once, and it is all here.
     is_repeatable: bool,
 }
@@ -108,11 +118,13 @@ enum Failed {
     /// It was sent, and the connection broke without a byte of a response.
     Broken {
         reused: bool,
-        error: hyper::Error,
+        error: io::Error,
     },
     /// A response came that cannot be passed on.
-    Invalid(&'static str),
+    Invalid(Invalid),
     Late,
+    /// The client broke off.
+    Client(BodyError),
     Module(ModuleError),
 }
 
@@ -177,6 +189,7 @@ impl Way<'_> {
             uri: origin_form(parts.uri),
             headers,
             body: Body::from(body),
+            upload: None,
         };
         self.deliver(service, &mut outgoing, wanted).await
     }
@@ -223,12 +236,16 @@ impl Way<'_> {
                     false
                 }
                 Some((replica, Failed::Invalid(why))) => {
-                    tracing::warn!(service = %service.name, %replica, why, "a replica gave a response that cannot be passed on");
+                    tracing::warn!(service = %service.name, %replica, %why, "a replica gave a response that cannot be passed on");
                     return Err(Refusal::Broken);
                 }
                 Some((replica, Failed::Late)) => {
                     tracing::debug!(%replica, "a replica did not answer in time");
                     return Err(Refusal::Late);
+                }
+                Some((_, Failed::Client(error))) => {
+                    tracing::debug!(%error, "a client broke off inside its request");
+                    return Err(Refusal::Incomplete);
                 }
                 // As when a connection is refused: it has just been stopped, or is not loaded yet.
                 Some((replica, Failed::Module(ModuleError::Unavailable))) if outgoing.is_repeatable => {
@@ -268,42 +285,39 @@ impl Way<'_> {
         let replica = &backend.replica;
         let worker = &self.client.worker;
         let kept = replica.pool.borrow_mut().take();
-        let mut link = match kept {
+        let link = match kept {
             Some(link) => link,
-            None => connect(address, worker.limits.connect_time_max).await.map_err(|error| {
+            None => Link::connect(address, worker.limits.connect_time_max).await.map_err(|error| {
                 replica.failed(worker.now());
                 Failed::Refused(error)
             })?,
         };
+        let reused = link.reused;
+        let is_head = outgoing.method == Method::HEAD;
+        let exchanged = link.exchange(outgoing.upload(), is_head, &self.client.bypass);
         pulse.wait(service.response_timeout);
-        let sent = in_time(pulse, link.sender.try_send_request(outgoing.request())).await;
+        let answered = in_time(pulse, exchanged).await;
         pulse.wait_is_over();
-        match sent {
+        match answered {
             None => Err(Failed::Late),
-            Some(Ok(response)) => {
+            Some(Ok(answer)) => {
                 if replica.succeeded() {
                     worker.reachable.notify_waiters();
                 }
-                pass_on(response, wanted, Lease { link, replica: Rc::clone(replica) })
+                pass_on(answer, wanted, replica)
             }
-            Some(Err(mut error)) => {
+            Some(Err(upstream::Failed::Invalid(why))) => Err(Failed::Invalid(why)),
+            Some(Err(upstream::Failed::Client(error))) => Err(Failed::Client(error)),
+            Some(Err(upstream::Failed::Unsent(error) | upstream::Failed::Broken(error))) => {
                 // What else is kept for this replica was probably closed with it.
                 replica.pool.borrow_mut().clear();
-                let reused = link.reused;
                 if !reused {
                     replica.failed(worker.now());
                 }
-                match error.take_message() {
-                    Some(request) => {
-                        outgoing.take_back(request);
-                        if reused {
-                            Err(Failed::Stale)
-                        } else {
-                            Err(Failed::Refused(io::ErrorKind::ConnectionAborted.into()))
-                        }
-                    }
-                    None if error.error().is_parse() => Err(Failed::Invalid("it is not HTTP/1")),
-                    None => Err(Failed::Broken { reused, error: error.into_error() }),
+                match outgoing.upload {
+                    Some(Upload { has_begun: false, .. }) if reused => Err(Failed::Stale),
+                    Some(Upload { has_begun: false, .. }) => Err(Failed::Refused(error)),
+                    _ => Err(Failed::Broken { reused, error }),
                 }
             }
         }
@@ -313,65 +327,76 @@ impl Way<'_> {
     async fn call(&mut self, service: &Service, backend: &Backend, outgoing: &mut Outgoing) -> Result<Passed, Failed> {
         let pulse = &self.client.pulse;
         let is_head = outgoing.method == Method::HEAD;
-        let called = self.client.worker.modules.call(backend.replica.id, outgoing.request());
+        let request = outgoing.request().ok_or(Failed::Module(ModuleError::Unavailable))?;
+        let called = self.client.worker.modules.call(backend.replica.id, request);
         pulse.wait(service.response_timeout);
         let answered = in_time(pulse, called).await;
         pulse.wait_is_over();
         let mut response = answered.ok_or(Failed::Late)?.map_err(Failed::Module)?;
         if response.status().is_informational() {
-            return Err(Failed::Invalid("a module cannot change protocols"));
+            return Err(Failed::Invalid(Invalid::Switch));
         }
         strip(response.headers_mut());
         *response.version_mut() = Version::HTTP_11;
         if is_head {
             *response.body_mut() = Body::empty();
         }
-        Ok(Passed::Response(response, None))
+        Ok(Passed::Response(response.map(Content::Ours)))
     }
 }
 
 /// Makes a replica's response ours.
-fn pass_on(mut response: Response<Incoming>, wanted: &mut Option<OnUpgrade>, lease: Lease) -> Result<Passed, Failed> {
-    let headers = response.headers();
-    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
-        return Err(Failed::Invalid("it has both Content-Length and Transfer-Encoding"));
-    }
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let ours = wanted.take().ok_or(Failed::Invalid("it changes protocols, which nobody asked for"))?;
-        let theirs = hyper::upgrade::on(&mut response);
-        let protocol = response.headers_mut().remove(header::UPGRADE);
-        strip(response.headers_mut());
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        if let Some(protocol) = protocol {
-            response.headers_mut().insert(header::UPGRADE, protocol);
+fn pass_on(answer: Answer, wanted: &mut Option<OnUpgrade>, replica: &Rc<Replica>) -> Result<Passed, Failed> {
+    match answer {
+        Answer::Switched(mut headers, stream, early) => {
+            let ours = wanted.take().ok_or(Failed::Invalid(Invalid::Switch))?;
+            let protocol = headers.remove(header::UPGRADE);
+            strip(&mut headers);
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            if let Some(protocol) = protocol {
+                headers.insert(header::UPGRADE, protocol);
+            }
+            Ok(Passed::Upgrade { headers, replica: upgrade::End { stream, early }, ours })
         }
-        return Ok(Passed::Upgrade(response.map(|_| theirs), ours));
+        Answer::Response(status, mut headers, body) => {
+            strip(&mut headers);
+            let mut response = Response::new(Content::Relayed(body, Rc::clone(replica)));
+            *response.status_mut() = status;
+            *response.headers_mut() = headers;
+            Ok(Passed::Response(response))
+        }
     }
-    strip(response.headers_mut());
-    *response.version_mut() = Version::HTTP_11;
-    Ok(Passed::Response(response.map(Body::from), Some(lease)))
 }
 
 impl Outgoing {
-    /// The request to send: a copy of it if it can be sent again, else itself.
-    fn request(&mut self) -> Request<Body> {
-        let (method, uri, headers) = if self.is_repeatable {
-            (self.method.clone(), self.uri.clone(), self.headers.clone())
-        } else {
-            (self.method.clone(), std::mem::take(&mut self.uri), std::mem::take(&mut self.headers))
-        };
-        let mut request = Request::new(std::mem::take(&mut self.body));
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers;
-        request
+    /// The request to send, from its beginning.
+    fn upload(&mut self) -> &mut Option<Upload> {
+        match &mut self.upload {
+            Some(upload) => upload.rewind(),
+            None => {
+                let body = std::mem::take(&mut self.body);
+                self.upload = Some(Upload::new(&self.method, &self.uri, &self.headers, body));
+            }
+        }
+        &mut self.upload
     }
 
-    fn take_back(&mut self, request: Request<Body>) {
-        let (parts, body) = request.into_parts();
-        self.uri = parts.uri;
-        self.headers = parts.headers;
-        self.body = body;
+    /// The request to call a module with: a copy of it if it can be sent again, else itself. Nothing if part of its
+    /// body went another way.
+    fn request(&mut self) -> Option<Request<Body>> {
+        if let Some(upload) = self.upload.take() {
+            self.body = upload.into_body()?;
+        }
+        let (uri, headers) = if self.is_repeatable {
+            (self.uri.clone(), self.headers.clone())
+        } else {
+            (std::mem::take(&mut self.uri), std::mem::take(&mut self.headers))
+        };
+        let mut request = Request::new(std::mem::take(&mut self.body));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        Some(request)
     }
 }
 

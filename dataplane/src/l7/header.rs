@@ -126,6 +126,12 @@ fn take_out(headers: &mut HeaderMap, found: Found, which: Found) {
     found.remove(which, headers);
 }
 
+/// Whether a field may come behind a body (RFC 9110, section 6.5.1): not one that is needed before.
+pub fn may_be_trailer(name: &HeaderName) -> bool {
+    let is_needed_before = [header::HOST, header::CONTENT_LENGTH, header::TRAILER].contains(name);
+    !is_needed_before && !NOT_PASSED.contains(name)
+}
+
 fn has_token(value: &HeaderValue, token: &str) -> bool {
     value.to_str().is_ok_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
 }

@@ -20,6 +20,8 @@ pub enum Refusal {
     /// `CONNECT`: this is no forward proxy.
     Method,
     NoRoute,
+    /// The request's body ended before its end.
+    Incomplete,
     /// The service has no replica to send requests to.
     Absent(Absence),
     /// It has, and none takes a connection.
@@ -34,7 +36,7 @@ pub enum Refusal {
 impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self {
-            Refusal::Host => StatusCode::BAD_REQUEST,
+            Refusal::Host | Refusal::Incomplete => StatusCode::BAD_REQUEST,
             Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
             Refusal::NoRoute => StatusCode::NOT_FOUND,
             Refusal::Absent(_) | Refusal::Refusing => StatusCode::SERVICE_UNAVAILABLE,
@@ -53,6 +55,7 @@ impl Refusal {
             Refusal::Host => "bad_host",
             Refusal::Method => "method_not_allowed",
             Refusal::NoRoute => "no_route",
+            Refusal::Incomplete => "incomplete_request",
             Refusal::Absent(Absence::Starting) => "service_starting",
             Refusal::Absent(Absence::Stopped) => "service_stopped",
             Refusal::Absent(Absence::Failing) => "service_failing",
@@ -73,6 +76,7 @@ impl Refusal {
             Refusal::Host => "the request does not name one valid host".to_owned(),
             Refusal::Method => "this server does not tunnel: CONNECT is not available".to_owned(),
             Refusal::NoRoute => "no service is routed at this host and path".to_owned(),
+            Refusal::Incomplete => "the request ended inside its body".to_owned(),
             Refusal::Absent(Absence::Starting) => format!("{service} is starting and not ready yet; try again soon"),
             Refusal::Absent(Absence::Stopped) => format!("{service} was stopped by its operator"),
             Refusal::Absent(Absence::Failing) => format!("{service} has no replica that is ready"),

@@ -24,19 +24,18 @@ enum Side {
 }
 
 /// Carries an upgraded connection to its end. Of a WebSocket it is known which side asked for the end.
-pub async fn run(client: OnUpgrade, replica: OnUpgrade, is_websocket: bool, exchange: Exchange) {
+pub async fn run(client: OnUpgrade, replica: End, is_websocket: bool, exchange: Exchange) {
     let worker = Rc::clone(&exchange.client.worker);
     let _open = worker.open();
-    let ends = tokio::try_join!(client, replica);
-    let (client, replica) = match ends {
-        Ok(ends) => ends,
+    let client = match client.await {
+        Ok(client) => client,
         Err(error) => {
             tracing::debug!(%error, "an upgrade was agreed on and did not come about");
             return;
         }
     };
-    let (Some(client), Some(replica)) = (client_socket(client), replica_socket(replica)) else {
-        tracing::error!("an upgraded connection is none of our sockets");
+    let Some(client) = client_socket(client) else {
+        tracing::error!("an upgraded connection is not one of our sockets");
         return exchange.cut();
     };
     let ended = tokio::select! {
@@ -57,9 +56,10 @@ pub async fn run(client: OnUpgrade, replica: OnUpgrade, is_websocket: bool, exch
 }
 
 /// A socket, and what was read from it beyond the head.
-struct End {
-    stream: TcpStream,
-    early: bytes::Bytes,
+#[derive(Debug)]
+pub struct End {
+    pub stream: TcpStream,
+    pub early: bytes::Bytes,
 }
 
 struct Ended {
@@ -73,11 +73,6 @@ struct Ended {
 fn client_socket(upgraded: Upgraded) -> Option<End> {
     let parts = upgraded.downcast::<TokioIo<Gate>>().ok()?;
     Some(End { stream: parts.io.into_inner().into_stream(), early: parts.read_buf })
-}
-
-fn replica_socket(upgraded: Upgraded) -> Option<End> {
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
-    Some(End { stream: parts.io.into_inner(), early: parts.read_buf })
 }
 
 async fn copy(worker: &Worker, mut client: End, mut replica: End, is_websocket: bool) -> Ended {

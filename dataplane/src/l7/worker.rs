@@ -24,6 +24,7 @@ use super::access_log::Log;
 use super::connection::{self, Patience, Pulse};
 use super::count::Book;
 use super::framing::Bounds;
+use super::splice::{Bypass, Pipes};
 use super::table::{Replicas, Table};
 use crate::{Limits, Modules};
 
@@ -93,6 +94,7 @@ pub struct Worker {
     refused: Cell<u64>,
     refused_said: Cell<Option<u64>>,
     scratch: RefCell<Vec<u8>>,
+    pipes: Arc<Pipes>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,6 +209,10 @@ impl Worker {
         let mut scratch = self.scratch.borrow_mut();
         scratch.resize(SCRATCH_BYTES, 0);
         scratch
+    }
+
+    pub fn bypass(&self) -> Bypass {
+        Bypass::new(Arc::clone(&self.pipes))
     }
 
     pub fn open(self: &Rc<Worker>) -> Open {
@@ -367,6 +373,7 @@ pub async fn run(parts: Parts, mut orders: mpsc::UnboundedReceiver<Order>) {
         open: Cell::new(0),
         closed_one: Notify::new(),
         scratch: RefCell::default(),
+        pipes: Arc::default(),
     });
     let mut listeners = parts.listeners;
     let mut accepting = Vec::with_capacity(listeners.len());
