@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use orca_cluster::goal::Goal;
 use orca_cluster::node::Reconciler;
 use orca_dataplane::DataPlane;
 use orca_wire::endpoint::LocalError;
@@ -41,6 +42,8 @@ pub struct Config {
     pub control: Vec<SocketAddr>,
     /// Who the node is; whoever renews its certificate puts the new one here.
     pub identity: watch::Receiver<Identity>,
+    /// What the node was last told to do, as [recalled](Agent::recall).
+    pub goal: Option<Goal>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -90,9 +93,25 @@ impl Agent {
         Ok(Modules { engine, replicas: Arc::default() })
     }
 
+    /// The goal in the ledger: what belongs on this node without asking anyone.
+    pub fn recall(directory: &std::path::Path) -> Option<Goal> {
+        Ledger::in_directory(directory).read().unwrap_or_else(|fault| {
+            error!(error = chain(&fault), "the ledger is not used; a control node will say what belongs here");
+            None
+        })
+    }
+
     pub async fn start(config: Config, modules: Modules, dataplane: DataPlane) -> Result<Agent, StartError> {
-        let Config { directory, keys, state_directories, runtime_directory, docker_socket, control, mut identity } =
-            config;
+        let Config {
+            directory,
+            keys,
+            state_directories,
+            runtime_directory,
+            docker_socket,
+            control,
+            mut identity,
+            goal,
+        } = config;
         let present = identity.borrow_and_update().clone();
         let Peer::Node { node, .. } = *present.peer() else {
             return Err(StartError::NotANode(directory));
@@ -101,11 +120,6 @@ impl Agent {
         let sealing_key = SealingKey::load_or_create(&keys)?;
         let logs = Logs::open(directory.join("logs"))
             .map_err(|source| StartError::Directory { path: directory.join("logs"), source })?;
-        let ledger = Ledger::in_directory(&directory);
-        let goal = ledger.read().unwrap_or_else(|fault| {
-            error!(error = chain(&fault), "the ledger is not used; a control node will say what belongs here");
-            None
-        });
         let docker = Docker::new(docker::Config {
             socket: docker_socket,
             cluster: cluster.to_string(),
@@ -133,7 +147,7 @@ impl Agent {
             brain: Reconciler::new(goal, crate::clock::now()),
             hands,
             finished,
-            ledger,
+            ledger: Ledger::in_directory(&directory),
             events: docker.events(),
             docker,
             dataplane,

@@ -35,7 +35,7 @@ use crate::clock::now;
 
 pub use error::Error;
 pub use events::{Events, Notice};
-pub use exec::{Ended, Exec, ExecInput, ExecRequest, Output, Size};
+pub use exec::{Ended, Exec, ExecInput, ExecRequest, Output, Screen, Size};
 pub use logs::{LogLine, LogRequest, Source};
 pub use secrets::{Open, Unopened, resolve};
 pub use stats::Meter;

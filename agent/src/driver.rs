@@ -1,5 +1,6 @@
 //! Runs [`Reconciler`]: the only loop of a node. It holds no opinion about any of what passes through.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use orca_cluster::goal::Goal;
 use orca_cluster::node::{ActionId, Finished, Reconciler};
 use orca_cluster::replica::{Engine, Facts, Observed};
 use orca_cluster::time::Timestamp;
+use orca_cluster::traffic::Traffic;
 use orca_dataplane::DataPlane;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -17,6 +19,7 @@ use crate::docker::{Docker, Events, Notice};
 use crate::facts;
 use crate::hands::{Hands, chain};
 use crate::ledger::Ledger;
+use crate::module_files;
 
 /// How often what replicas use is measured.
 const USAGE_INTERVAL: Duration = Duration::from_secs(5);
@@ -44,6 +47,9 @@ impl Driver {
         usage.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (measured, mut measurements) = mpsc::channel(1);
         let mut reported = Instant::now();
+        // One process, one agent, one proxy: its counters begin with it.
+        let started = now();
+        let mut named = BTreeSet::new();
         loop {
             while let Some(action) = self.brain.poll_action() {
                 self.hands.start(action);
@@ -51,12 +57,19 @@ impl Driver {
             let due = reported + self.brain.report_interval();
             if self.brain.take_changed() || Instant::now() >= due {
                 reported = Instant::now();
-                self.report(&engine);
+                self.report(&engine, started);
             }
             let wake = self.brain.poll_timeout().map(|(at, _why)| at);
             tokio::select! {
                 goal = self.goals.recv() => match goal {
-                    Some(goal) => self.take_goal(goal).await,
+                    Some(goal) => {
+                        self.take_goal(goal).await;
+                        let names = module_files::named(self.brain.goal());
+                        if names != named {
+                            named.clone_from(&names);
+                            self.hands.sweep_modules(names);
+                        }
+                    }
                     None => return,
                 },
                 Some((id, finished)) = self.finished.recv() => self.brain.handle_finished(id, finished, now()),
@@ -64,7 +77,7 @@ impl Driver {
                     Notice::Seen(seen) => self.brain.handle_seen(seen, now()),
                     Notice::Engine(is) => {
                         engine = is;
-                        self.report(&engine);
+                        self.report(&engine, started);
                     }
                 },
                 _ = usage.tick() => {
@@ -103,14 +116,14 @@ impl Driver {
         self.brain.handle_goal(goal, now());
     }
 
-    fn report(&self, engine: &Engine) {
+    fn report(&self, engine: &Engine, started: Timestamp) {
         let now = now();
         if !self.brain.is_oriented(now) {
             return;
         }
         // Counted before the tables are named: what is in flight was let in by these tables or earlier ones.
         let (replicas, acknowledged) = self.brain.observed();
-        let traffic = self.dataplane.traffic(now);
+        let traffic = Traffic { started, ..self.dataplane.traffic(now) };
         let facts = self.facts(engine);
         self.reports.send_replace(Some(Arc::new(Observed { at: now, replicas, acknowledged, traffic, facts })));
     }

@@ -99,6 +99,7 @@ impl Errands {
     }
 
     async fn exec(&self, errand: ExecErrand, mut stream: Stream) -> Result<(), StreamError> {
+        let mut screen = docker::Screen::new(errand.terminal.is_some());
         let request = docker::ExecRequest {
             argv: errand.command,
             terminal: errand.terminal.map(|size| docker::Size { columns: size.columns, rows: size.rows }),
@@ -132,17 +133,18 @@ impl Errands {
             std::future::pending::<()>().await;
         };
         let printing = async {
-            while let Some(piece) = output.next().await {
-                let Ok(docker::Output { source, bytes }) = piece else { break };
-                let bytes = Opaque(Bytes::into(bytes));
-                let piece = match source {
-                    docker::Source::Stdout => ExecOutput::Stdout(bytes),
-                    docker::Source::Stderr => ExecOutput::Stderr(bytes),
-                };
-                sender.send(&piece).await?;
+            while let Some(Ok(piece)) = output.next().await {
+                if let Some(piece) = screen.show(piece) {
+                    sender.send(&printed(piece)).await?;
+                }
             }
-            let end = match control.code().await {
-                Ok(code) => ExecOutput::Exit { code },
+            let code = control.code().await;
+            let (last, meant) = screen.end(*code.as_ref().unwrap_or(&0));
+            if let Some(last) = last {
+                sender.send(&printed(last)).await?;
+            }
+            let end = match code {
+                Ok(_) => ExecOutput::Exit { code: meant },
                 Err(error) => ExecOutput::Failed { reason: chain(&error) },
             };
             sender.send(&end).await?;
@@ -152,5 +154,13 @@ impl Errands {
             () = typing => Ok(()),
             result = printing => result,
         }
+    }
+}
+
+fn printed(output: docker::Output) -> ExecOutput {
+    let bytes = Opaque(Bytes::into(output.bytes));
+    match output.source {
+        docker::Source::Stdout => ExecOutput::Stdout(bytes),
+        docker::Source::Stderr => ExecOutput::Stderr(bytes),
     }
 }

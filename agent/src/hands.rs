@@ -1,7 +1,7 @@
 //! Carries out the reconciler's actions: a `match`, and a task for each. Every action ends in exactly one result,
 //! also when it fails, so that nothing stays under way for ever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -13,6 +13,7 @@ use orca_cluster::node::{Action, ActionId, Finished, Secrets, Task};
 use orca_cluster::replica::{Cause, Saw};
 use orca_cluster::route::Tables;
 use orca_cluster::secret::SecretName;
+use orca_cluster::time::Timestamp;
 use orca_dataplane::DataPlane;
 use orca_wire::identity::{SealingKey, goal_context};
 use tokio::sync::mpsc;
@@ -20,10 +21,14 @@ use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
 use crate::docker::{Docker, Unopened, resolve};
+use crate::module_files;
 use crate::module_log::{Logs, Source};
 use crate::probe::probe;
 use crate::session::Session;
 use crate::wasm;
+
+/// A file with a module's bytes is its digest and this.
+const MODULE_SUFFIX: &str = ".wasm";
 
 /// What the node has to work with.
 pub struct Hands {
@@ -99,16 +104,14 @@ impl Hands {
         let after_panic = after_panic(&task);
         tokio::spawn(async move {
             let finished = match tokio::spawn(async move { worker.carry_out(task).await }).await {
-                Ok(finished) => Some(finished),
+                Ok(finished) => finished,
                 Err(failed) => {
                     error!(%failed, "an action panicked");
                     after_panic
                 }
             };
-            if let Some(finished) = finished {
-                // Else the driver has ended, and with it everyone who would want to know.
-                let _ = hands.finished.send((id, finished));
-            }
+            // Else the driver has ended, and with it everyone who would want to know.
+            let _ = hands.finished.send((id, finished));
         });
     }
 
@@ -157,7 +160,7 @@ impl Hands {
                 self.dataplane.apply(Arc::clone(&tables)).await;
                 Finished::Applied { number: tables.number, generation }
             }
-            Task::Run { replica, cron } => self.run_scheduled(replica, &cron).await,
+            Task::Run { replica, cron, due } => self.run_scheduled(replica, &cron, due).await,
         }
     }
 
@@ -196,7 +199,7 @@ impl Hands {
         if digest.is_empty() || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(missing());
         }
-        let path = self.modules.join(format!("{digest}.wasm"));
+        let path = self.modules.join(format!("{digest}{MODULE_SUFFIX}"));
         let _alone = self.fetching.lock().await;
         if let Ok(bytes) = tokio::fs::read(&path).await {
             return Ok(bytes.into());
@@ -213,6 +216,17 @@ impl Hands {
             warn!(path = %path.display(), error = chain(&error), "a module's bytes could not be kept");
         }
         Ok(bytes)
+    }
+
+    /// Lets go of the files of modules that are not named by the goal any more.
+    pub fn sweep_modules(self: &Arc<Hands>, named: BTreeSet<String>) {
+        let hands = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let swept = module_files::sweep(&hands.modules, MODULE_SUFFIX, &named);
+            if let Err(error) = swept.and_then(|()| hands.wasm.sweep(&named)) {
+                warn!(%error, "old modules could not be removed");
+            }
+        });
     }
 
     fn start_module(
@@ -282,27 +296,29 @@ impl Hands {
         }
     }
 
-    async fn run_scheduled(&self, replica: ReplicaId, cron: &str) -> Finished {
+    async fn run_scheduled(&self, replica: ReplicaId, cron: &str, due: Timestamp) -> Finished {
         let Some(module) = self.replicas.get(replica) else {
             return Finished::Ran(Err("it is not running".to_owned()));
         };
-        info!(%replica, cron, "a schedule is due");
+        info!(%replica, cron, due = due.to_minute(), "a scheduled run begins");
         Finished::Ran(module.run().await.map_err(|error| chain(&error)))
     }
 }
 
-/// What is said of an action that panicked: one replica fails then, and not the node. Nothing of tables, since it is
-/// not known which of the proxy's threads use them.
-fn after_panic(task: &Task) -> Option<Finished> {
+/// What is said of an action that panicked: one replica fails then, and not the node. Tables count as not applied, since
+/// it is not known which of the proxy's threads use them.
+fn after_panic(task: &Task) -> Finished {
     let reason = "the agent failed at it; its log says how".to_owned();
     match task {
-        Task::Fetch { .. } | Task::Create { .. } | Task::Start { .. } | Task::Stop { .. } | Task::Remove { .. } => {
-            Some(Finished::Failed(Cause::Refused { reason }))
-        }
-        Task::Probe { .. } => Some(Finished::Probed(Err(Saw::Error(reason)))),
-        Task::Inspect { .. } => Some(Finished::Listening(None)),
-        Task::Run { .. } => Some(Finished::Ran(Err(reason))),
-        Task::Apply { .. } => None,
+        Task::Fetch { .. }
+        | Task::Create { .. }
+        | Task::Start { .. }
+        | Task::Stop { .. }
+        | Task::Remove { .. }
+        | Task::Apply { .. } => Finished::Failed(Cause::Refused { reason }),
+        Task::Probe { .. } => Finished::Probed(Err(Saw::Error(reason))),
+        Task::Inspect { .. } => Finished::Listening(None),
+        Task::Run { .. } => Finished::Ran(Err(reason)),
     }
 }
 

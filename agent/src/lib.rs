@@ -19,6 +19,7 @@ pub mod docker;
 pub mod facts;
 pub mod probe;
 
+pub mod module_files;
 pub mod module_log;
 pub mod wasm;
 

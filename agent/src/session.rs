@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use orca_cluster::goal::Goal;
+use orca_cluster::limit::MODULE_BYTES_MAX;
 use orca_cluster::replica::Observed;
 use orca_wire::client::ClientError;
 use orca_wire::message::agent::{AgentRequest, Attach, Blob, Errand, FromAgent, ToAgent};
@@ -18,10 +19,9 @@ use crate::errand::Errands;
 
 /// How long one try to reach a control node may take before it is said that there is none.
 const DIAL_DEADLINE: Duration = Duration::from_secs(10);
-/// Between losing a control node and looking for it again.
+/// Between losing a control node and looking for it again; doubles up to the second while none lets us in.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Largest module that is fetched.
-const MODULE_BYTES_MAX: u64 = 64 << 20;
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// A handle; cheap to clone.
 #[derive(Debug, Clone)]
@@ -72,19 +72,24 @@ impl Session {
         goals: mpsc::Sender<Goal>,
         errands: Errands,
     ) {
+        let mut pause = PAUSE;
         loop {
             match self.client.connection(DIAL_DEADLINE).await {
                 Ok(connection) => {
+                    pause = PAUSE;
                     info!(address = %connection.remote_address(), "control node found");
                     let lost = attach(&connection, &mut reports, &goals, &errands).await;
                     info!(reason = lost, "control node lost");
                 }
-                Err(error) => debug!(error = crate::hands::chain(&error), "no control node answers"),
+                Err(error) => {
+                    debug!(error = crate::hands::chain(&error), "no control node answers");
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
             }
             if goals.is_closed() {
                 return;
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
         }
     }
 }

@@ -17,7 +17,7 @@ mod failure;
 mod guest;
 mod outbound;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -35,6 +35,7 @@ use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use orca_cluster::id::{ReplicaId, ServiceName};
+use orca_cluster::limit::MODULE_BYTES_MAX;
 use orca_cluster::spec::ModuleLimits;
 use orca_dataplane::{Body, BodyError, ModuleError, ModuleResponse, Modules};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -68,8 +69,6 @@ const DEADLINE_GRACE: Duration = Duration::from_millis(30);
 const KEPT_BYTES: usize = 128 << 10;
 /// Idle instances' worth of such memory.
 const KEPT_INSTANCES_MAX: u32 = 32;
-/// Largest module: what the largest interpreters come to, twice.
-const MODULE_BYTES_MAX: usize = 64 << 20;
 
 const SERVES: &str = "wasi:http/incoming-handler@0.2";
 const RUNS: &str = "wasi:cli/run@0.2";
@@ -210,6 +209,11 @@ impl Engine {
         Ok(Engine(shared))
     }
 
+    /// Lets go of the code of modules that are not among these and were not needed lately.
+    pub fn sweep(&self, named: &BTreeSet<String>) -> io::Result<()> {
+        self.0.cache.sweep(named)
+    }
+
     /// A component from its bytes: from memory if a replica of it runs, from the cache if it was compiled before.
     /// `digest` is the hex SHA-256 under which it was deployed.
     pub async fn load(&self, digest: &str, bytes: Bytes) -> Result<Component, LoadError> {
@@ -260,7 +264,7 @@ impl Engine {
 
     fn load_blocking(&self, wanted: &str, bytes: &[u8]) -> Result<Code, LoadError> {
         let Shared { engine, linker, .. } = &*self.0;
-        if bytes.len() > MODULE_BYTES_MAX {
+        if bytes.len() as u64 > MODULE_BYTES_MAX {
             return Err(LoadError::TooLarge { bytes: bytes.len() });
         }
         let found = cache::module_digest(bytes);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Actor, EVENTS_MAX, Event, Kind};
 use crate::id::{Generation, Label, NodeId, Revision, ServiceName};
+use crate::limit::{Excess, Limits};
 use crate::plan::Step;
 use crate::secret::{DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenId};
 use crate::spec::{Route, Settings, check};
@@ -72,7 +73,13 @@ pub enum Command {
         steps: Vec<Step>,
         announcements: Vec<Announcement>,
     },
+    /// As entries of earlier versions have it: without an event. Now it is `NewDataKey`.
     AddDataKey(SealedDataKey),
+    /// The next data key of a scope; with `rotates`, what older ones have sealed is to be sealed anew by it.
+    NewDataKey {
+        key: SealedDataKey,
+        rotates: bool,
+    },
     SetSecret {
         name: SecretName,
         version: u32,
@@ -81,10 +88,20 @@ pub enum Command {
     RemoveSecret {
         name: SecretName,
     },
-    /// A scope's secrets under a new data key. All of them, as of these versions, or it is refused.
+    /// A scope's secrets under a new data key, all at once, as entries of earlier versions have it. All of them, as of
+    /// these versions, or it is refused.
     RotateDataKey {
         key: SealedDataKey,
         values: BTreeMap<SecretName, SealedValue>,
+    },
+    /// Some secrets under this data key, which is there. One that has another version by now stays as it is.
+    ResealSecrets {
+        key: DataKeyId,
+        values: BTreeMap<SecretName, SealedValue>,
+    },
+    /// The older data keys of the scope go; refused while one of them is in use.
+    FinishRotation {
+        key: DataKeyId,
     },
     CreateToken {
         id: TokenId,
@@ -93,8 +110,13 @@ pub enum Command {
     RevokeToken {
         id: TokenId,
     },
-    /// Only an event: somebody was refused, a schedule ran.
+    /// Only an event: somebody was refused, a replica exited.
     Announce(Vec<Announcement>),
+    /// The command within, if what it makes stays within these limits.
+    Limited {
+        limits: Limits,
+        command: Box<Command>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -191,6 +213,8 @@ pub enum Refusal {
     DataKeyTaken(DataKeyId),
     #[error("the cluster has been founded already")]
     Founded,
+    #[error("{0}")]
+    TooMuch(Excess),
     #[error("the last administrator's token cannot be revoked; create another one first")]
     LastAdmin,
 }
@@ -280,9 +304,10 @@ impl Change<'_> {
                 if self.state.data_keys.contains_key(&id) {
                     return Ok(None);
                 }
-                self.state.data_keys.insert(id, DataKey { key, uses: 0 });
+                self.state.data_keys.insert(id, DataKey { key, uses: 0, rotating: false });
                 Ok(Some(Detail::None))
             }
+            Command::NewDataKey { key, rotates } => self.add_data_key(key, rotates),
             Command::SetSecret { name, version, value } => self.set_secret(name, version, value),
             Command::RemoveSecret { name } => {
                 if self.state.secrets.remove(&name).is_none() {
@@ -292,6 +317,8 @@ impl Change<'_> {
                 Ok(Some(Detail::None))
             }
             Command::RotateDataKey { key, values } => self.rotate(key, values),
+            Command::ResealSecrets { key, values } => self.reseal(&key, values),
+            Command::FinishRotation { key } => self.finish_rotation(&key),
             Command::CreateToken { id, token } => {
                 self.say(
                     Kind::TokenCreated,
@@ -306,7 +333,26 @@ impl Change<'_> {
                 self.announce(announcements);
                 Ok(Some(Detail::None))
             }
+            Command::Limited { limits, command } => self.carry_out_within(&limits, *command),
         }
+    }
+
+    /// On a copy, which takes the place of the state if it is within the limits.
+    fn carry_out_within(&mut self, limits: &Limits, command: Command) -> Result<Option<Detail>, Refusal> {
+        let mut tried = self.state.clone();
+        let mut change = Change {
+            state: &mut tried,
+            index: self.index,
+            at: self.at,
+            actor: self.actor.clone(),
+            source: self.source.clone(),
+            events: self.events,
+        };
+        let detail = change.carry_out(command)?;
+        let events = change.events;
+        limits.check(self.state, &tried).map_err(Refusal::TooMuch)?;
+        (*self.state, self.events) = (tried, events);
+        Ok(detail)
     }
 
     fn found(&mut self, founding: Founding) -> Result<Option<Detail>, Refusal> {
@@ -317,7 +363,7 @@ impl Change<'_> {
         self.say(Kind::ClusterFounded, None, format!("cluster {name} founded"));
         self.state.cluster = Some(Cluster { id, name, founded: self.at, ca_certificate, ca_key, root });
         // One use: the CA's key.
-        self.state.data_keys.insert(data_key.id.clone(), DataKey { key: data_key, uses: 1 });
+        self.state.data_keys.insert(data_key.id.clone(), DataKey { key: data_key, uses: 1, rotating: false });
         self.state.tokens.insert(token.0, token.1);
         let id = NodeId(self.index);
         self.admit(id, node);
@@ -492,6 +538,54 @@ impl Change<'_> {
         Ok(Some(Detail::None))
     }
 
+    fn add_data_key(&mut self, key: SealedDataKey, rotates: bool) -> Result<Option<Detail>, Refusal> {
+        let id = key.id.clone();
+        // The newest seals what is set from now on, so one that comes late must not look like the newest.
+        if self.state.data_keys.keys().any(|other| other.scope == id.scope && other.version >= id.version) {
+            return Err(Refusal::DataKeyTaken(id));
+        }
+        let what = if rotates { "to seal its secrets anew" } else { "for new values" };
+        let text = format!("data key {} of {} made, {what}", id.version, id.scope);
+        self.say(Kind::DataKeyMade, None, text);
+        self.state.data_keys.insert(id, DataKey { key, uses: 0, rotating: rotates });
+        Ok(Some(Detail::None))
+    }
+
+    fn reseal(&mut self, id: &DataKeyId, values: BTreeMap<SecretName, SealedValue>) -> Result<Option<Detail>, Refusal> {
+        let Some(key) = self.state.data_keys.get_mut(id) else {
+            return Err(Refusal::NoDataKey(id.clone()));
+        };
+        let mut changed = false;
+        for (name, value) in values {
+            let Some(record) = self.state.secrets.get_mut(&name) else { continue };
+            // Done before, or set anew meanwhile; what is left is found by whoever goes on.
+            let is_due = record.version == value.version && record.value.key.version < id.version;
+            if is_due && name.scope() == id.scope && value.key == *id {
+                record.value = value;
+                key.uses += 1;
+                changed = true;
+            }
+        }
+        Ok(changed.then_some(Detail::None))
+    }
+
+    fn finish_rotation(&mut self, id: &DataKeyId) -> Result<Option<Detail>, Refusal> {
+        if let Some((name, _)) = self.state.older_secrets(id).next() {
+            return Err(Refusal::SecretMoved { name: name.clone() });
+        }
+        let Some(key) = self.state.data_keys.get_mut(id) else {
+            return Err(Refusal::NoDataKey(id.clone()));
+        };
+        if !std::mem::take(&mut key.rotating) {
+            return Ok(None);
+        }
+        self.state.data_keys.retain(|other, _| other.scope != id.scope || other.version >= id.version);
+        let count = self.state.secrets.keys().filter(|name| name.scope() == id.scope).count();
+        let text = format!("{count} secrets of {} sealed anew by data key {}", id.scope, id.version);
+        self.say(Kind::SecretsRotated, None, text);
+        Ok(Some(Detail::None))
+    }
+
     fn rotate(
         &mut self,
         key: SealedDataKey,
@@ -514,7 +608,7 @@ impl Change<'_> {
                 record.value = value;
             }
         }
-        self.state.data_keys.insert(id.clone(), DataKey { key, uses });
+        self.state.data_keys.insert(id.clone(), DataKey { key, uses, rotating: false });
         self.say(
             Kind::SecretsRotated,
             None,
@@ -584,6 +678,7 @@ impl Change<'_> {
             promoted: false,
             baseline: None,
             replaced: 0,
+            trial: None,
         });
     }
 

@@ -2,6 +2,7 @@
 //! and an old one bounces. Secrets in it are sealed to the node's own key; the ledger holds nothing else.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +11,12 @@ use crate::resource::Resources;
 use crate::route::Tables;
 use crate::secret::{Sealed, SecretName};
 use crate::spec::template::Template;
-use crate::spec::{Deploy, HostAccess, ModuleLimits, Probe, Registry, Schedule, SecretsAs, Volume};
+use crate::spec::{Deploy, HostAccess, ModuleLimits, Probe, Registry, SecretsAs, Volume};
+use crate::time::Timestamp;
+
+/// A scheduled run may begin this long after it was due: time enough to give a silent node up and to have another replica
+/// ready elsewhere.
+pub const RUN_WITHIN: Duration = Duration::from_secs(5 * 60);
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Goal {
@@ -38,7 +44,9 @@ pub struct ReplicaGoal {
     pub resources: Resources,
     pub liveness: Option<Probe>,
     pub readiness: Option<Probe>,
-    pub schedules: Vec<Schedule>,
+    /// The scheduled runs that are its to make, once: when each was due, by the schedule's cron expression.
+    #[serde(default)]
+    pub runs: BTreeMap<String, Timestamp>,
     pub deploy: Deploy,
 }
 

@@ -3,11 +3,13 @@
 //! window has passed since this leader's term began.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{NodeId, ReplicaId};
 use crate::replica::{Observed, ReplicaReport};
 use crate::time::Timestamp;
+use crate::traffic::Traffic;
 
 /// Nodes report this often when nothing happens.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -15,6 +17,10 @@ pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 pub const SUSPECT_AFTER: Duration = Duration::from_secs(6);
 /// Silent for so long, its replicas are placed elsewhere.
 pub const DEAD_AFTER: Duration = Duration::from_secs(30);
+
+/// Proxies of one node that have ended and whose counters are kept: a node where more than these end during one rollout
+/// has other worries than its receipt.
+const ENDED_KEPT: usize = 4;
 
 #[derive(Debug, Clone)]
 pub struct Inventory {
@@ -25,7 +31,9 @@ pub struct Inventory {
 #[derive(Debug, Clone)]
 struct Heard {
     at: Timestamp,
-    observed: Observed,
+    observed: Arc<Observed>,
+    /// What was last heard of proxies of this node that have ended, oldest first.
+    ended: Vec<Arc<Observed>>,
 }
 
 impl Inventory {
@@ -34,11 +42,16 @@ impl Inventory {
     }
 
     pub fn record(&mut self, node: NodeId, observed: Observed, now: Timestamp) {
-        self.nodes.insert(node, Heard { at: now, observed });
-    }
-
-    pub fn forget(&mut self, node: NodeId) {
-        self.nodes.remove(&node);
+        let observed = Arc::new(observed);
+        let mut ended = Vec::new();
+        if let Some(before) = self.nodes.remove(&node) {
+            ended = before.ended;
+            if before.observed.traffic.started != observed.traffic.started {
+                ended.push(before.observed);
+                ended.drain(..ended.len().saturating_sub(ENDED_KEPT));
+            }
+        }
+        self.nodes.insert(node, Heard { at: now, observed, ended });
     }
 
     pub fn heard(&self, node: NodeId) -> Option<Timestamp> {
@@ -46,11 +59,16 @@ impl Inventory {
     }
 
     pub fn observed(&self, node: NodeId) -> Option<&Observed> {
-        self.nodes.get(&node).map(|heard| &heard.observed)
+        self.nodes.get(&node).map(|heard| &*heard.observed)
     }
 
     pub fn all(&self) -> impl Iterator<Item = (NodeId, &Observed)> {
-        self.nodes.iter().map(|(node, heard)| (*node, &heard.observed))
+        self.nodes.iter().map(|(node, heard)| (*node, &*heard.observed))
+    }
+
+    /// What proxies of this node that have ended last said of their traffic, oldest first.
+    pub fn ended(&self, node: NodeId) -> impl Iterator<Item = &Traffic> {
+        self.nodes.get(&node).into_iter().flat_map(|heard| &heard.ended).map(|observed| &observed.traffic)
     }
 
     /// What the node says about a replica placed on it.
@@ -67,12 +85,9 @@ impl Inventory {
         now.since(self.last(node)) >= SUSPECT_AFTER
     }
 
-    /// Silent for the whole window. When more than half of the nodes are, the fault is probably ours, and then
-    /// nobody is called dead.
-    pub fn is_dead(&self, node: NodeId, now: Timestamp) -> bool {
-        let silent = |node: NodeId| now.since(self.last(node)) >= DEAD_AFTER;
-        let count = self.nodes.keys().filter(|node| silent(**node)).count();
-        silent(node) && count * 2 <= self.nodes.len()
+    /// Silent for the whole window.
+    pub fn is_silent(&self, node: NodeId, now: Timestamp) -> bool {
+        now.since(self.last(node)) >= DEAD_AFTER
     }
 
     /// When the next node becomes suspect or dead if it stays silent.

@@ -12,15 +12,16 @@ use std::time::Duration;
 use crate::command::{Announcement, Command};
 use crate::event::{EVENTS_MAX, Kind};
 use crate::goal::{Container, Duty, Goal, ModuleGoal, ReplicaGoal, Workload};
-use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, ServiceName};
+use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, Revision, ServiceName};
 use crate::inventory::{Inventory, SUSPECT_AFTER};
 use crate::plan::report::Waiting;
-use crate::plan::{View, plan, rollout, route};
+use crate::plan::{View, cron, plan, rollout, route};
 use crate::replica::{Observed, Phase, ReplicaReport};
+use crate::secret::SecretName;
 use crate::spec::{Service, Source};
-use crate::state::{Placement, PlacementState, RevisionRecord, State, Window};
+use crate::state::{Deployed, Placement, PlacementState, RevisionRecord, State, Window};
 use crate::time::Timestamp;
-use crate::traffic::Counters;
+use crate::traffic::Tally;
 use crate::why;
 
 /// How far back `before` in a receipt looks.
@@ -43,12 +44,21 @@ pub struct Leader {
     sent: BTreeMap<NodeId, (GoalNumber, Generation)>,
     /// A proposal is under way; its outcome must be known before the next.
     proposing: bool,
-    samples: VecDeque<(Timestamp, BTreeMap<ServiceName, Counters>)>,
+    samples: VecDeque<Sample>,
     waiting: BTreeMap<ServiceName, Vec<Waiting>>,
     announced: BTreeMap<ReplicaId, Announced>,
     /// What the proposal under way announces, and what had been announced before it.
     announcing: Option<(Vec<Announcement>, BTreeMap<ReplicaId, Announced>)>,
     orders: VecDeque<Order>,
+}
+
+/// What the proxies had counted at one moment.
+#[derive(Debug)]
+struct Sample {
+    at: Timestamp,
+    services: BTreeMap<ServiceName, Tally>,
+    /// The same proxies, of a service that was not there yet.
+    nothing: Tally,
 }
 
 /// What was last said about a replica.
@@ -134,6 +144,7 @@ impl Leader {
             (judging > now).then_some((judging, "the term's first judgement")),
             self.inventory.deadline(now).map(|at| (at, "a node falls silent")),
             rollout::deadline(view),
+            cron::deadline(view),
         ]
         .into_iter()
         .flatten()
@@ -240,69 +251,50 @@ impl Leader {
         here.filter_map(|(id, placement)| {
             let deployed = self.state.services.get(&placement.service)?;
             let template = deployed.revisions.get(&placement.revision)?;
-            // Probes and times may change without new replicas. What holds is what is wanted, else what was settled;
-            // only for replicas of neither it is the newest revision of their template, which may have been given up.
-            let settled = deployed.settled.and_then(|settled| deployed.revisions.get(&settled));
-            let newest = [Some(deployed.target_record()), settled]
-                .into_iter()
-                .flatten()
-                .chain(deployed.revisions.values().rev())
-                .find(|record| record.template == placement.revision);
-            Some((*id, self.replica_goal(placement, template, newest.unwrap_or(template))))
+            let newest = deployed.record_for(placement.revision).unwrap_or(template);
+            Some((*id, self.replica_goal(*id, deployed, placement, template, newest)))
         })
         .collect()
     }
 
-    fn replica_goal(&self, placement: &Placement, template: &RevisionRecord, newest: &RevisionRecord) -> ReplicaGoal {
-        let spec = &template.spec;
+    fn replica_goal(
+        &self,
+        id: ReplicaId,
+        deployed: &Deployed,
+        placement: &Placement,
+        template: &RevisionRecord,
+        newest: &RevisionRecord,
+    ) -> ReplicaGoal {
         let duty = match placement.state {
             PlacementState::Serve | PlacementState::Drain { .. } => Duty::Run,
             PlacementState::Stop { erase: false } => Duty::Stop,
             PlacementState::Stop { erase: true } => Duty::StopAndErase,
         };
-        let secrets = spec
-            .secrets()
-            .into_iter()
-            .filter_map(|name| {
-                let (full, _) = self.state.secret(&placement.service.project, name)?;
-                Some((name.to_owned(), full))
-            })
-            .collect();
-        ReplicaGoal {
-            service: placement.service.clone(),
-            revision: placement.revision,
-            duty,
-            workload: workload(spec, template),
-            port: spec.port,
-            env: spec.env.clone(),
-            secrets,
-            resources: spec.resources,
-            liveness: newest.spec.liveness.clone(),
-            readiness: newest.spec.readiness.clone(),
-            schedules: newest.spec.schedules.clone(),
-            deploy: newest.spec.deploy.clone(),
-        }
+        let means = |name: &str| self.state.secret(&placement.service.project, name).map(|(full, _)| full);
+        let due = |cron: &str| deployed.schedules.get(cron)?.run.filter(|run| run.replica == id).map(|run| run.due);
+        replica_goal(&placement.service, placement.revision, duty, template, newest, means, due)
     }
 
-    /// Keeps the last minute of counters.
+    /// Keeps the last minute of counters, from when every node was heard: of a proxy that is heard later nobody knows how
+    /// much of what it has counted is new.
     fn sample(&mut self, now: Timestamp) {
-        if self.samples.back().is_some_and(|(at, _)| now.since(*at) < SAMPLE_EVERY) {
+        let early = self.samples.back().is_some_and(|sample| now.since(sample.at) < SAMPLE_EVERY);
+        if early || !self.inventory.is_complete(self.state.nodes.keys().copied(), now) {
             return;
         }
         let recent = BTreeMap::new();
         let view = self.view(&recent, now);
-        let totals = self.state.services.keys().map(|name| (name.clone(), view.totals(name))).collect();
-        let at = view.counted_at();
-        self.samples.push_back((at, totals));
-        while self.samples.len() > 1 && self.samples.get(1).is_some_and(|(at, _)| now.since(*at) >= RECENT) {
+        let services = self.state.services.keys().map(|name| (name.clone(), view.tally(name))).collect();
+        let sample = Sample { at: view.counted_at(), services, nothing: view.proxies() };
+        self.samples.push_back(sample);
+        while self.samples.len() > 1 && self.samples.get(1).is_some_and(|sample| now.since(sample.at) >= RECENT) {
             self.samples.pop_front();
         }
     }
 
     /// Each service's traffic from the oldest sample kept until now.
     pub fn recent(&self) -> BTreeMap<ServiceName, Window> {
-        let Some((from, oldest)) = self.samples.front() else { return BTreeMap::new() };
-        let nothing = Counters::default();
+        let Some(Sample { at: from, services, nothing }) = self.samples.front() else { return BTreeMap::new() };
         let recent = BTreeMap::new();
         let view = self.view(&recent, *from);
         let to = view.counted_at();
@@ -310,7 +302,7 @@ impl Leader {
             .services
             .keys()
             .map(|name| {
-                let counted = view.totals(name).since(oldest.get(name).unwrap_or(&nothing));
+                let counted = view.counted_since(name, services.get(name).unwrap_or(nothing), *from);
                 (name.clone(), Window::between(*from, to, &counted))
             })
             .collect()
@@ -382,6 +374,36 @@ fn announce(
         say(Kind::ReplicaRecovered, format!("{id} is ready again"));
     }
     last.troubled |= troubled;
+}
+
+/// What a node is told of one replica: of what never changes in its life, and of what newer revisions may change.
+/// `means` says which secret a name in a template stands for, `due` which run of a schedule it was given.
+pub(crate) fn replica_goal(
+    service: &ServiceName,
+    revision: Revision,
+    duty: Duty,
+    template: &RevisionRecord,
+    newest: &RevisionRecord,
+    means: impl Fn(&str) -> Option<SecretName>,
+    due: impl Fn(&str) -> Option<Timestamp>,
+) -> ReplicaGoal {
+    let spec = &template.spec;
+    let schedules = newest.spec.schedules.iter();
+    let secrets = spec.secrets().into_iter().filter_map(|name| Some((name.to_owned(), means(name)?))).collect();
+    ReplicaGoal {
+        service: service.clone(),
+        revision,
+        duty,
+        workload: workload(spec, template),
+        port: spec.port,
+        env: spec.env.clone(),
+        secrets,
+        resources: spec.resources,
+        liveness: newest.spec.liveness.clone(),
+        readiness: newest.spec.readiness.clone(),
+        runs: schedules.filter_map(|schedule| Some((schedule.cron.clone(), due(&schedule.cron)?))).collect(),
+        deploy: newest.spec.deploy.clone(),
+    }
 }
 
 fn workload(spec: &Service, record: &RevisionRecord) -> Workload {

@@ -16,6 +16,7 @@ pub mod spec;
 
 pub mod command;
 pub mod event;
+pub mod limit;
 pub mod secret;
 pub mod state;
 

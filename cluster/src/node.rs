@@ -8,7 +8,7 @@
 pub mod backoff;
 pub mod health;
 mod replica;
-mod schedule;
+mod run;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -21,13 +21,14 @@ use serde::{Deserialize, Serialize};
 use crate::goal::{Duty, Goal, ReplicaGoal, Workload};
 use crate::id::{Generation, GoalNumber, ReplicaId, Revision, ServiceName};
 use crate::inventory::REPORT_INTERVAL;
+pub use crate::replica::Purpose;
 use crate::replica::{Cause, Phase, Pulled, ReplicaReport, Saw, Usage};
 use crate::route::Tables;
 use crate::secret::{Sealed, SecretName};
 use crate::spec::Check;
 use crate::time::Timestamp;
 use replica::{Doing, Replica, Stage, Want};
-use schedule::Schedules;
+use run::Runs;
 
 /// Names one [`Action`], so that its result finds its way back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,20 +58,15 @@ pub enum Task {
     /// Take its remains away, with its volumes if `erase`. No goal: it was found here and belongs to nothing; its
     /// labels say what it is. Ends in [`Finished::Removed`].
     Remove { replica: ReplicaId, service: ServiceName, goal: Option<Arc<ReplicaGoal>>, erase: bool },
-    /// Give the data plane these tables. Ends in [`Finished::Applied`] when every worker uses them.
+    /// Give the data plane these tables. Ends in [`Finished::Applied`] when every worker uses them;
+    /// anything else, and they are given once more.
     Apply { tables: Arc<Tables>, generation: Generation },
-    /// Run the module's command once, because its schedule says so. Ends in [`Finished::Ran`].
-    Run { replica: ReplicaId, cron: String },
+    /// Run the module's command once, because its schedule said so. Ends in [`Finished::Ran`].
+    Run { replica: ReplicaId, cron: String, due: Timestamp },
 }
 
 /// The sealed secrets of a goal; opened by the hands when a replica is created and forgotten at once.
 pub type Secrets = BTreeMap<SecretName, Sealed>;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Purpose {
-    Readiness,
-    Liveness,
-}
 
 /// How an action ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +128,8 @@ pub enum Condition {
 pub const ORIENTATION_MAX: Duration = Duration::from_secs(5);
 /// See [`Reconciler::report_interval`].
 const DRAIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
+/// Between two tries to put tables into use.
+const APPLY_PAUSE: Duration = Duration::from_secs(1);
 /// A replica that is in no goal any more is given this long between SIGTERM and SIGKILL.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
@@ -147,6 +145,8 @@ pub struct Reconciler {
     last_action: u64,
     /// The tables being applied, and those that are to be next.
     applying: Option<ActionId>,
+    /// The last ones could not be applied; not before this are tables tried again.
+    apply_after: Option<Timestamp>,
     applied: (GoalNumber, Generation),
     /// Nothing is touched before a goal, from the ledger or a leader, says what belongs here.
     has_goal: bool,
@@ -154,7 +154,7 @@ pub struct Reconciler {
     oriented_by: Timestamp,
     /// It has once been so; a replica that is being fetched later does not silence the node again.
     oriented: bool,
-    schedules: Schedules,
+    runs: Runs,
     changed: bool,
 }
 
@@ -169,16 +169,18 @@ impl Reconciler {
             actions: VecDeque::new(),
             last_action: 0,
             applying: None,
+            apply_after: None,
             applied: Default::default(),
             has_goal: false,
             found: false,
             oriented_by: now + ORIENTATION_MAX,
             oriented: false,
-            schedules: Schedules::default(),
+            runs: Runs::default(),
             changed: false,
         };
         if let Some(goal) = ledger {
             reconciler.adopt(goal, now);
+            reconciler.runs.forget();
         }
         reconciler
     }
@@ -226,6 +228,9 @@ impl Reconciler {
             self.applying = None;
             if let Finished::Applied { number, generation } = finished {
                 self.applied = (number, generation);
+            } else {
+                // What went wrong may go wrong again, and must not keep later tables from being used.
+                self.apply_after = Some(now + APPLY_PAUSE);
             }
             self.changed = true;
         } else if let Some(replica) = self.under_way.remove(&id) {
@@ -253,12 +258,14 @@ impl Reconciler {
 
     /// When [`handle_timeout`](Reconciler::handle_timeout) should be called next, and why.
     pub fn poll_timeout(&self) -> Option<(Timestamp, &'static str)> {
+        let apply = self.apply_after.map(|at| (at, "tables that could not be applied are tried again"));
         let orientation = (!self.oriented).then_some((self.oriented_by, "the first report is due anyway"));
         self.replicas
             .values()
             .filter_map(Replica::deadline)
-            .chain(self.schedules.deadline())
+            .chain(self.runs.deadline())
             .chain(orientation)
+            .chain(apply)
             .min_by_key(|(at, _)| *at)
     }
 
@@ -274,7 +281,10 @@ impl Reconciler {
 
     /// What it says about its replicas, and the tables that are in use.
     pub fn observed(&self) -> (BTreeMap<ReplicaId, ReplicaReport>, (GoalNumber, Generation)) {
-        let replicas = self.replicas.iter().map(|(id, replica)| (*id, replica.report())).collect();
+        let report = |(id, replica): (&ReplicaId, &Replica)| {
+            (*id, ReplicaReport { runs: self.runs.of(*id), ..replica.report() })
+        };
+        let replicas = self.replicas.iter().map(report).collect();
         (replicas, self.applied)
     }
 
@@ -351,8 +361,8 @@ impl Reconciler {
             }
         }
         self.replicas.retain(|id, replica| goal.replicas.contains_key(id) || !replica.is_gone());
+        self.runs.set(&goal);
         self.goal = goal;
-        self.schedules.set(self.replicas.values().filter_map(|r| Some((r.id, r.goal.as_deref()?))), now);
         self.changed = true;
     }
 
@@ -397,6 +407,11 @@ impl Reconciler {
     }
 
     fn finish(&mut self, id: ReplicaId, action: ActionId, finished: Finished, now: Timestamp) {
+        if let Finished::Ran(result) = finished {
+            self.runs.ended(action, result);
+            self.changed = true;
+            return;
+        }
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         self.changed |= match finished {
             Finished::Probed(result) => replica.take_probe(action, result, now),
@@ -417,7 +432,9 @@ impl Reconciler {
         if !self.has_goal {
             return;
         }
-        if self.applying.is_none() && self.goal.tables.number > self.applied.0 && self.may_route(now) {
+        self.apply_after = self.apply_after.filter(|at| now < *at);
+        let may_apply = self.applying.is_none() && self.apply_after.is_none();
+        if may_apply && self.goal.tables.number > self.applied.0 && self.may_route(now) {
             let tables = Arc::new(self.goal.tables.clone());
             let generation = self.goal.generation;
             self.applying = Some(self.act(None, |_| Task::Apply { tables, generation }));
@@ -431,11 +448,13 @@ impl Reconciler {
                 }
             }
         }
-        for (id, cron) in self.schedules.due(now) {
-            let ready = self.replicas.get(&id).is_some_and(|replica| replica.phase() == Phase::Ready);
-            if ready {
-                self.act(Some(id), |replica| Task::Run { replica, cron });
-            }
+        let ready = |id| self.replicas.get(&id).is_some_and(|replica| replica.phase() == Phase::Ready);
+        let (begin, late) = self.runs.due(now, ready);
+        self.changed |= late;
+        for (id, cron, due) in begin {
+            let action = self.act(Some(id), |replica| Task::Run { replica, cron: cron.clone(), due });
+            self.runs.begun(id, &cron, action);
+            self.changed = true;
         }
     }
 
@@ -505,5 +524,47 @@ impl Reconciler {
         }
         self.actions.push_back(Action { id, task: task(about.unwrap_or_default()) });
         id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn goal(count: u64) -> Goal {
+        let number = GoalNumber { term: 1, count };
+        let tables = Tables { number, ..Tables::default() };
+        Goal { number, generation: Generation(count), tables, ..Goal::default() }
+    }
+
+    fn next_tables(node: &mut Reconciler) -> Option<(ActionId, GoalNumber)> {
+        let Action { id, task } = node.poll_action()?;
+        let Task::Apply { tables, .. } = task else { panic!("{task:?}") };
+        Some((id, tables.number))
+    }
+
+    #[test]
+    fn tables_that_could_not_be_applied_are_tried_again_and_do_not_hold_up_later_ones() {
+        let start = Timestamp(1_000) + ORIENTATION_MAX;
+        let mut node = Reconciler::new(None, Timestamp(1_000));
+        node.handle_goal(goal(1), start);
+        let (id, first) = next_tables(&mut node).unwrap();
+        let failed = || Finished::Failed(Cause::Refused { reason: "the agent failed at it".to_owned() });
+        node.handle_finished(id, failed(), start);
+        assert!(next_tables(&mut node).is_none(), "it would be tried without a pause");
+        assert_eq!(node.observed().1.0, GoalNumber::default(), "they are not acknowledged");
+
+        let (again, _why) = node.poll_timeout().unwrap();
+        assert_eq!(again, start + APPLY_PAUSE);
+        node.handle_timeout(again);
+        let (id, second) = next_tables(&mut node).unwrap();
+        assert_eq!(second, first);
+        node.handle_finished(id, failed(), again);
+        node.handle_goal(goal(2), again);
+        node.handle_timeout(again + APPLY_PAUSE);
+        let (id, third) = next_tables(&mut node).unwrap();
+        assert_eq!(third.count, 2);
+        node.handle_finished(id, Finished::Applied { number: third, generation: Generation(2) }, again + APPLY_PAUSE);
+        assert_eq!((node.observed().1.0, node.poll_timeout()), (third, None));
     }
 }

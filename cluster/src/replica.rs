@@ -79,6 +79,32 @@ pub struct ReplicaReport {
     /// ready by the old one.
     #[serde(default)]
     pub on_trial: bool,
+    /// The scheduled runs it was given, by the schedule's cron expression.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub runs: BTreeMap<String, RunReport>,
+}
+
+/// What became of a scheduled run on its node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunReport {
+    pub due: Timestamp,
+    pub state: RunState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// Its replica is not ready yet.
+    Waiting,
+    Going,
+    Done,
+    Failed {
+        reason: String,
+    },
+    /// Its replica was not ready in time, and it will not begin any more.
+    TooLate,
+    /// The agent has restarted since it was given the run: whether it had begun is not known, so it is not begun again.
+    Unknown,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -98,6 +124,8 @@ pub enum Phase {
     Stopping,
     /// Nothing of it is left; the last thing ever said about it.
     Gone,
+    /// Its node is not heard, so what it said last may not hold any more. Told to people; no node says it.
+    Unknown,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +153,8 @@ pub enum Ending {
     NotAlive { check: String, saw: Saw },
     /// Somebody removed its container.
     Removed,
+    /// Its node's container engine stopped, and took it along.
+    WithEngine,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -206,6 +236,8 @@ pub enum Cause {
     Vanished,
     /// A probe does not pass. `listening` is what the process does listen on, when that could be seen.
     ProbeFailing {
+        #[serde(default)]
+        purpose: Purpose,
         check: String,
         saw: Saw,
         tries: u32,
@@ -217,6 +249,15 @@ pub enum Cause {
         check: String,
         saw: Saw,
     },
+}
+
+/// What a probe is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    #[default]
+    Readiness,
+    Liveness,
 }
 
 /// What came back from a probe.

@@ -1,6 +1,7 @@
-//! What someone asked for. A [`Service`] is valid by construction: it is built by [`toml`] from what people
-//! write, or decoded from what another Orca wrote, through the same checks. Two of them are compared by
-//! [`change`] and nowhere else.
+//! What someone asked for. A [`Project`] is valid by construction: it is built by [`toml`] from what people write, or
+//! decoded from what a program sent, through the same checks; it is the only way for a [`Service`] into the cluster.
+//! What was accepted once is not asked again when it is read from the log or a snapshot: a rule made stricter since
+//! must not keep a control node from starting. Two services are compared by [`change`] and nowhere else.
 
 pub mod change;
 pub mod check;
@@ -28,7 +29,6 @@ pub struct Project {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(remote = "Self")]
 pub struct Service {
     pub name: Label,
     pub source: Source,
@@ -139,6 +139,18 @@ pub struct Deploy {
     pub drain_timeout: Duration,
     /// From SIGTERM to SIGKILL.
     pub stop_grace: Duration,
+    /// A canary is promoted, or given up, by what was measured of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_promote: Option<AutoPromote>,
+}
+
+/// What a canary has to show to take over without a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutoPromote {
+    /// How long it is watched.
+    pub after: Duration,
+    /// Of ten thousand requests so many must succeed: be answered, and not with a 5xx.
+    pub success_per_10_000: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,7 +162,8 @@ pub enum Strategy {
     Recreate,
     /// All new ones get ready, then all traffic moves at once.
     BlueGreen,
-    /// One new replica gets this many per cent of the requests (1 to 99) until someone promotes or rolls back.
+    /// One new replica gets this many per cent of the requests (1 to 99) until someone promotes or rolls back,
+    /// or [`AutoPromote`] does.
     Canary { weight: u8 },
 }
 
@@ -214,9 +227,8 @@ pub struct HostAccess {
     pub network: bool,
 }
 
-/// Settings of the whole cluster, from `cluster.toml`.
+/// Settings of the whole cluster, from `cluster.toml`. Whoever takes them from outside asks [`check::settings`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(remote = "Self")]
 pub struct Settings {
     pub name: Option<Label>,
     /// `example.com`: services without a domain of their own are served under it.
@@ -233,6 +245,7 @@ impl Deploy {
     pub const STOP_GRACE: Duration = Duration::from_secs(10);
     /// Per cent: enough to see errors in the receipt, few enough that they hurt little.
     pub const CANARY_WEIGHT: u8 = 10;
+    pub const AUTO_PROMOTE: AutoPromote = AutoPromote { after: Duration::from_secs(300), success_per_10_000: 9_950 };
 }
 
 impl Probe {
@@ -259,8 +272,12 @@ impl Default for ModuleLimits {
 impl Service {
     /// Whether replicas may not run at the same time, because they would share a volume, or a port of the host.
     pub fn is_exclusive(&self) -> bool {
-        let volume = self.volumes.iter().any(|v| matches!(v.source, VolumeSource::Named(_)) && !v.read_only);
-        volume || self.host.network && self.port.is_some()
+        self.keeps_data() || self.host.network && self.port.is_some()
+    }
+
+    /// Whether it writes to volumes of its own: what is in them is on one node and nowhere else.
+    pub fn keeps_data(&self) -> bool {
+        self.volumes.iter().any(|v| matches!(v.source, VolumeSource::Named(_)) && !v.read_only)
     }
 
     pub fn is_module(&self) -> bool {
@@ -298,31 +315,23 @@ pub enum HostDemand<'a> {
     Path(&'a str),
 }
 
-/// What is decoded is checked: nothing reaches a `State`, a goal or a node that the TOML would not have let through.
-/// (`remote = "Self"` makes the derived code an inherent function, which these wrap.)
-macro_rules! checked {
-    ($type:ident, $check:path) => {
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                $type::serialize(self, serializer)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
-                let value = $type::deserialize(deserializer)?;
-                match $check(&value).first() {
-                    None => Ok(value),
-                    Some(fault) => Err(serde::de::Error::custom(fault)),
-                }
-            }
-        }
-    };
+// (`remote = "Self"` makes the derived code an inherent function, which these wrap.)
+impl Serialize for Project {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Project::serialize(self, serializer)
+    }
 }
 
-checked!(Project, check::project);
-checked!(Service, check::service);
-checked!(Settings, check::settings);
+/// What is decoded is checked: nothing reaches a `State`, a goal or a node that the TOML would not have let through.
+impl<'de> Deserialize<'de> for Project {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Project, D::Error> {
+        let project = Project::deserialize(deserializer)?;
+        match check::project(&project).first() {
+            None => Ok(project),
+            Some(fault) => Err(serde::de::Error::custom(fault)),
+        }
+    }
+}
 
 impl Project {
     pub fn service_name(&self, service: &Label) -> ServiceName {

@@ -11,9 +11,9 @@ use crate::plan::report::Outcome;
 use crate::secret::{
     DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenHash, TokenId,
 };
-use crate::spec::{Route, Service, Settings, Volume, VolumeSource};
+use crate::spec::{Route, Service, Settings};
 use crate::time::Timestamp;
-use crate::traffic::Counters;
+use crate::traffic::{Counted, Tally};
 
 /// Revisions kept for each service, besides those still in use.
 pub const REVISIONS_KEPT: usize = 20;
@@ -77,6 +77,56 @@ pub struct Deployed {
     /// Where its named volumes are, once a replica that writes to them was placed: no other node has what is in them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<NodeId>,
+    /// Where each of its schedules stands, by its cron expression. Empty while no replicas are wanted: what would have
+    /// been due then is not missed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub schedules: BTreeMap<String, ScheduleRecord>,
+}
+
+/// Where a schedule stands. Each due time is decided once, by whoever leads then: a replica gets it or it is skipped, and
+/// with that `next` is a later one, so that no other leader decides it again.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ScheduleRecord {
+    /// The first due time that is not decided; none if there will be no more.
+    pub next: Option<Timestamp>,
+    /// What a replica was given and is not known to be over.
+    pub run: Option<Run>,
+    pub last: Option<LastRun>,
+    /// When an event last told how a run ended, and how many have ended in the same way since.
+    pub told: Timestamp,
+    pub untold: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    pub due: Timestamp,
+    pub replica: ReplicaId,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastRun {
+    pub due: Timestamp,
+    /// Absent if no replica was given it.
+    pub replica: Option<ReplicaId>,
+    pub ending: RunEnding,
+}
+
+/// What became of a due time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunEnding {
+    Done,
+    Failed {
+        reason: String,
+    },
+    /// It was not begun, and will not be.
+    Skipped {
+        reason: String,
+    },
+    /// A replica had it, and nobody can say how far it came.
+    Unknown {
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -103,10 +153,23 @@ pub struct Rollout {
     pub direction: Direction,
     /// A canary that was promoted goes on as a rolling update.
     pub promoted: bool,
-    /// The service's traffic since the proxies started, when the rollout began; [`None`] until it was read.
+    /// The service's traffic when the rollout began; [`None`] until it was read.
     pub baseline: Option<Baseline>,
     /// Replicas that a new one took the place of.
     pub replaced: u32,
+    /// From when a canary is measured, if it is to be promoted by that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<Trial>,
+}
+
+/// What had been counted when the first replica of a canary began to serve.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    pub since: Timestamp,
+    /// Of the canary.
+    pub tried: Tally,
+    /// Of the revision it is to take the place of.
+    pub settled: Tally,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -132,7 +195,9 @@ pub struct Failure {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Baseline {
     pub at: Timestamp,
-    pub totals: Counters,
+    /// By then.
+    #[serde(default)]
+    pub tally: Tally,
     /// In the minute before.
     pub before: Window,
 }
@@ -148,6 +213,9 @@ pub struct Window {
     /// Connections that ended before their response, or their WebSocket, did.
     pub cut: u64,
     pub p99_us: Option<u64>,
+    /// There may have been more: a proxy was restarted meanwhile, and what it had not reported is not counted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_least: bool,
 }
 
 /// How a rollout went, kept for good.
@@ -164,8 +232,9 @@ pub struct Receipt {
     /// The ten seconds after; absent until they have passed.
     pub after: Option<Window>,
     pub failure: Option<Failure>,
-    /// Counted up to the end of `during`, to compute `after` from.
-    pub totals: Counters,
+    /// By the end of `during`, to count `after` from; kept until then.
+    #[serde(default, skip_serializing_if = "Tally::is_empty")]
+    pub tally: Tally,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,6 +282,9 @@ pub struct DataKey {
     pub key: SealedDataKey,
     /// Values it has sealed.
     pub uses: u64,
+    /// A rotation to it has begun and not ended: what older keys of its scope have sealed is being sealed anew by it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rotating: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -247,8 +319,19 @@ impl State {
         })
     }
 
+    /// The secrets of a data key's scope that an older one sealed.
+    pub fn older_secrets<'a>(&'a self, key: &'a DataKeyId) -> impl Iterator<Item = (&'a SecretName, &'a SecretRecord)> {
+        let scope = self.secrets.iter().filter(move |(name, _)| name.scope() == key.scope);
+        scope.filter(move |(_, record)| record.value.key.version < key.version)
+    }
+
     pub fn placements_of<'a>(&'a self, service: &'a ServiceName) -> impl Iterator<Item = (ReplicaId, &'a Placement)> {
         self.placements.iter().filter(move |(_, p)| p.service == *service).map(|(id, p)| (*id, p))
+    }
+
+    /// What people call a node; its id if it is not known.
+    pub fn node_name(&self, id: NodeId) -> String {
+        self.nodes.get(&id).map_or_else(|| id.to_string(), |node| node.name.clone())
     }
 
     /// The service that has claimed a route, other than `except`.
@@ -307,6 +390,16 @@ impl Deployed {
         self.target_record().template
     }
 
+    /// The revision whose probes, times and schedules hold for replicas of this template, since those may change without
+    /// new replicas: what is wanted, else what was settled; only for a template of neither it is the newest revision
+    /// that has it, which may have been given up.
+    pub fn record_for(&self, template: Revision) -> Option<&RevisionRecord> {
+        let settled = self.settled.and_then(|settled| self.revisions.get(&settled));
+        let mut records =
+            [Some(self.target_record()), settled].into_iter().flatten().chain(self.revisions.values().rev());
+        records.find(|record| record.template == template)
+    }
+
     /// How many replicas are wanted now.
     pub fn wanted(&self) -> u32 {
         if self.stopped || self.removal.is_some() { 0 } else { self.spec().replicas }
@@ -317,21 +410,42 @@ impl Deployed {
         let settled = self.settled.and_then(|settled| self.revisions.get(&settled));
         settled.is_some_and(|record| record.template == self.template())
     }
-
-    pub fn named_volumes(&self) -> impl Iterator<Item = &Volume> {
-        self.spec().volumes.iter().filter(|v| matches!(v.source, VolumeSource::Named(_)))
-    }
 }
 
 impl Window {
-    pub fn between(from: Timestamp, to: Timestamp, counted: &Counters) -> Window {
+    pub fn between(from: Timestamp, to: Timestamp, counted: &Counted) -> Window {
+        let Counted { counters, at_least } = counted;
         Window {
             from,
             to,
-            requests: counted.requests,
-            errors: counted.server_errors(),
-            cut: counted.cut,
-            p99_us: counted.latency.quantile(0.99).map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
+            requests: counters.requests,
+            errors: counters.server_errors(),
+            cut: counters.cut,
+            p99_us: counters.latency.quantile(0.99).map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
+            at_least: *at_least,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_stored_before_proxies_were_told_apart_is_read() {
+        let window = r#"{"from":1,"to":2,"requests":3,"errors":0,"cut":0,"p99_us":null}"#;
+        let totals = r#"{"requests":3,"statuses":[0,3,0,0,0],"cut":0,"latency":[]}"#;
+        let baseline = format!(r#"{{"at":2,"totals":{totals},"before":{window}}}"#);
+        let rollout = format!(
+            r#"{{"to":2,"from":1,"started":2,"direction":"forward","promoted":false,"baseline":{baseline},"replaced":0}}"#
+        );
+        let receipt = format!(
+            r#"{{"revision":1,"from":null,"outcome":"done","started":1,"ended":2,"replaced":0,"before":{window},
+            "during":{window},"after":null,"failure":null,"totals":{totals}}}"#
+        );
+        let rollout: Rollout = serde_json::from_str(&rollout).unwrap();
+        assert!(rollout.baseline.is_some_and(|baseline| baseline.tally.is_empty()) && rollout.trial.is_none());
+        let receipt: Receipt = serde_json::from_str(&receipt).unwrap();
+        assert!(receipt.tally.is_empty() && !receipt.during.at_least);
     }
 }

@@ -1,6 +1,7 @@
 //! What people and programs are shown: made from the agreed state and from what nodes last said, in one place, so
 //! that the CLI, the API and the tests cannot differ.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use crate::plan::report::Waiting;
 use crate::replica::{Exit, Facts, Phase, Pulled, Trouble, Usage};
 use crate::route::RouteKey;
 use crate::spec::{Source, Strategy};
-use crate::state::{Deployed, Direction, PlacementState, Receipt, Window};
+use crate::state::{Deployed, Direction, PlacementState, Receipt, ScheduleRecord, Window};
 use crate::time::Timestamp;
 use crate::traffic::InFlight;
 use crate::why::{self, CRASH_LOOP_AFTER, Diagnosis};
@@ -62,6 +63,9 @@ pub struct ServiceStatus {
     pub replicas: Vec<ReplicaStatus>,
     /// `shop.example.com/api`; `*/` is any host.
     pub routes: Vec<String>,
+    /// By their cron expressions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub schedules: BTreeMap<String, ScheduleRecord>,
     pub rollout: Option<RolloutStatus>,
     pub waiting: Vec<Waiting>,
     /// Absent if it is as asked.
@@ -123,7 +127,7 @@ pub struct ReplicaStatus {
 }
 
 /// Everything, as of `view.now`. `waiting` is what the leader's last plan said.
-pub fn status(view: View<'_>, waiting: &std::collections::BTreeMap<ServiceName, Vec<Waiting>>) -> Status {
+pub fn status(view: View<'_>, waiting: &BTreeMap<ServiceName, Vec<Waiting>>) -> Status {
     let services = view
         .state
         .services
@@ -170,6 +174,9 @@ fn nodes(view: View<'_>) -> Vec<NodeStatus> {
 pub fn service(view: View<'_>, name: &ServiceName, deployed: &Deployed, waiting: &[Waiting]) -> ServiceStatus {
     let spec = deployed.spec();
     let replicas: Vec<ReplicaStatus> = view.state.placements_of(name).map(|(id, p)| replica(view, id, p)).collect();
+    let silent = view.state.placements_of(name).any(|(_, placement)| {
+        placement.state == PlacementState::Serve && view.inventory.is_suspect(placement.node, view.now)
+    });
     let ready = replicas.iter().filter(|r| !r.leaving && r.phase == Phase::Ready).count();
     let ready = u32::try_from(ready).unwrap_or(u32::MAX);
     let rollout = deployed.rollout.as_ref().map(|rollout| RolloutStatus {
@@ -184,7 +191,7 @@ pub fn service(view: View<'_>, name: &ServiceName, deployed: &Deployed, waiting:
     });
     ServiceStatus {
         name: name.clone(),
-        state: state(deployed, &replicas, ready, waiting),
+        state: state(deployed, &replicas, ready, waiting, silent),
         source: match &spec.source {
             Source::Image(image) => image.clone(),
             Source::Module(module) => module.path.clone(),
@@ -196,6 +203,7 @@ pub fn service(view: View<'_>, name: &ServiceName, deployed: &Deployed, waiting:
         wanted: deployed.wanted(),
         ready,
         routes: spec.routes.iter().map(|route| RouteKey(route.clone()).to_string()).collect(),
+        schedules: deployed.schedules.clone(),
         rollout,
         waiting: waiting.to_vec(),
         why: why::why(view, name, waiting),
@@ -207,6 +215,10 @@ pub fn service(view: View<'_>, name: &ServiceName, deployed: &Deployed, waiting:
 
 fn replica(view: View<'_>, id: ReplicaId, placement: &crate::state::Placement) -> ReplicaStatus {
     let report = view.inventory.replica(placement.node, id);
+    // Not heard any more, or not yet by this leader.
+    let dead = view.state.nodes.get(&placement.node).is_none_or(|node| node.dead);
+    let silent = view.inventory.is_suspect(placement.node, view.now);
+    let is_unknown = dead || silent || view.inventory.heard(placement.node).is_none();
     let mut in_flight = InFlight::default();
     for (_, seen) in view.inventory.all() {
         if let Some(busy) = seen.traffic.in_flight.get(&id) {
@@ -219,7 +231,7 @@ fn replica(view: View<'_>, id: ReplicaId, placement: &crate::state::Placement) -
         node: placement.node,
         node_name: view.state.nodes.get(&placement.node).map(|node| node.name.clone()).unwrap_or_default(),
         revision: placement.revision,
-        phase: report.map_or(Phase::Pending, |report| report.phase),
+        phase: if is_unknown { Phase::Unknown } else { report.map_or(Phase::Pending, |report| report.phase) },
         leaving: placement.state != PlacementState::Serve,
         since: report.map_or(placement.since, |report| report.since),
         address: report.and_then(|report| report.address),
@@ -234,7 +246,13 @@ fn replica(view: View<'_>, id: ReplicaId, placement: &crate::state::Placement) -
     }
 }
 
-fn state(deployed: &Deployed, replicas: &[ReplicaStatus], ready: u32, waiting: &[Waiting]) -> ServiceState {
+fn state(
+    deployed: &Deployed,
+    replicas: &[ReplicaStatus],
+    ready: u32,
+    waiting: &[Waiting],
+    silent: bool,
+) -> ServiceState {
     let wanted = deployed.wanted();
     if deployed.removal.is_some() {
         return ServiceState::Removing;
@@ -246,7 +264,8 @@ fn state(deployed: &Deployed, replicas: &[ReplicaStatus], ready: u32, waiting: &
         if rollout.direction != Direction::Forward {
             return ServiceState::RollingBack;
         }
-        if waiting.iter().any(|waiting| matches!(waiting, Waiting::ForPromotion { .. })) {
+        let is_canary = |w: &Waiting| matches!(w, Waiting::ForPromotion { .. } | Waiting::ForMeasurement { .. });
+        if waiting.iter().any(is_canary) {
             return ServiceState::Canary;
         }
         return if deployed.settled.is_some() { ServiceState::Updating } else { ServiceState::Starting };
@@ -258,7 +277,7 @@ fn state(deployed: &Deployed, replicas: &[ReplicaStatus], ready: u32, waiting: &
     let looping = serving.clone().any(|r| r.failures >= CRASH_LOOP_AFTER && r.phase != Phase::Ready);
     let troubled = serving.clone().any(|r| r.trouble.is_some() && r.phase != Phase::Ready);
     let stuck = waiting.iter().any(|w| matches!(w, Waiting::ForRoom { .. } | Waiting::ForNode { .. }));
-    match (looping, troubled || stuck, ready) {
+    match (looping, troubled || stuck || silent, ready) {
         (true, _, _) => ServiceState::CrashLooping,
         (false, true, 0) => ServiceState::Failing,
         (false, true, _) => ServiceState::Degraded,

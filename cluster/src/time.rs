@@ -16,6 +16,12 @@ impl Timestamp {
     pub fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
+
+    /// `2026-01-31 09:00 UTC`, in texts that everyone agrees on and nobody can write in their own zone.
+    pub fn to_minute(self) -> String {
+        let at = i64::try_from(self.0).ok().and_then(chrono::DateTime::from_timestamp_millis);
+        at.map_or_else(|| format!("{self:?}"), |at| at.format("%Y-%m-%d %H:%M UTC").to_string())
+    }
 }
 
 impl Add<Duration> for Timestamp {

@@ -1,18 +1,22 @@
 //! What the proxy counted. Counters only grow while a process lives, so a window is the difference of two
-//! snapshots, and a receipt made from two snapshots is exact.
+//! snapshots, and a receipt made from two snapshots is exact. Where a process ended in between, what it had reported last
+//! counts, and the window says that it is the least.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ReplicaId, Revision, ServiceName};
+use crate::id::{NodeId, ReplicaId, Revision, ServiceName};
 use crate::time::Timestamp;
 
 /// One proxy's counters at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Traffic {
     pub at: Timestamp,
+    /// When the process that counts was started, by its own clock: another one counts from zero.
+    #[serde(default)]
+    pub started: Timestamp,
     pub services: BTreeMap<ServiceName, ServiceTraffic>,
     /// What is going on now at each replica that serves or drains; absent means nothing.
     pub in_flight: BTreeMap<ReplicaId, InFlight>,
@@ -36,6 +40,13 @@ pub struct Counters {
     /// by itself is not one.
     pub cut: u64,
     pub latency: Histogram,
+    /// Microseconds of all of them together.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub latency_total_us: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -43,6 +54,26 @@ pub struct InFlight {
     pub requests: u32,
     /// WebSockets and other upgraded connections.
     pub upgraded: u32,
+}
+
+/// What every proxy had counted of one service at one moment, to take the difference from later.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Tally(pub BTreeMap<NodeId, ProxyCount>);
+
+/// What one proxy had counted since it was started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ProxyCount {
+    pub started: Timestamp,
+    pub counted: Counters,
+}
+
+/// What was counted since a tally.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counted {
+    pub counters: Counters,
+    /// A proxy was restarted or is not heard: what it counted after its last report is missing.
+    pub at_least: bool,
 }
 
 /// Times from a request's head to the end of its response, in buckets of 1/8 of a power of two of microseconds:
@@ -138,6 +169,7 @@ impl Counters {
         }
         self.cut = self.cut.saturating_add(other.cut);
         self.latency.add(&other.latency);
+        self.latency_total_us = self.latency_total_us.saturating_add(other.latency_total_us);
     }
 
     /// What was counted since an earlier snapshot of the same process. A smaller number than before means the
@@ -155,11 +187,38 @@ impl Counters {
             statuses,
             cut: self.cut.saturating_sub(earlier.cut),
             latency: self.latency.minus(&earlier.latency),
+            latency_total_us: self.latency_total_us.saturating_sub(earlier.latency_total_us),
         }
     }
 
     pub fn server_errors(&self) -> u64 {
         self.statuses[4]
+    }
+}
+
+impl Tally {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Traffic {
+    /// What was counted of this service, all of it together.
+    pub fn total(&self, service: &ServiceName) -> Counters {
+        self.services.get(service).map(ServiceTraffic::total).unwrap_or_default()
+    }
+
+    /// What replicas of one template answered.
+    pub fn of_template(&self, service: &ServiceName, template: Revision) -> Counters {
+        let counted = self.services.get(service).and_then(|traffic| traffic.revisions.get(&template));
+        counted.cloned().unwrap_or_default()
+    }
+}
+
+impl Counters {
+    /// Requests that did not succeed: answered with a 5xx, or cut. One that is both counts twice.
+    pub fn failures(&self) -> u64 {
+        self.server_errors().saturating_add(self.cut).min(self.requests)
     }
 }
 
@@ -200,7 +259,8 @@ mod tests {
     #[test]
     fn impossible_counts_are_only_wrong() {
         let most = Histogram::from_counts(vec![u64::MAX; HISTOGRAM_BUCKETS + 1000]);
-        let mut counters = Counters { requests: u64::MAX, statuses: [u64::MAX; 5], cut: 1, latency: most };
+        let mut counters =
+            Counters { requests: u64::MAX, statuses: [u64::MAX; 5], cut: 1, latency: most, latency_total_us: 1 };
         counters.add(&counters.clone());
         assert_eq!((counters.requests, counters.cut, counters.latency.total()), (u64::MAX, 2, u64::MAX));
         assert!(counters.latency.quantile(0.5).is_some());
@@ -209,8 +269,20 @@ mod tests {
     }
 
     #[test]
+    fn counters_from_before_times_were_added_up_are_read() {
+        let text = r#"{"requests":1,"statuses":[0,1,0,0,0],"cut":0,"latency":[0,1]}"#;
+        let counters: Counters = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&counters).unwrap(), text);
+    }
+
+    #[test]
     fn a_window_is_the_difference_and_a_restart_begins_anew() {
-        let counters = |requests| Counters { requests, statuses: [0, requests, 0, 0, 0], ..Counters::default() };
+        let counters = |requests| Counters {
+            requests,
+            statuses: [0, requests, 0, 0, 0],
+            latency_total_us: 7 * requests,
+            ..Counters::default()
+        };
         assert_eq!(counters(10).since(&counters(4)), counters(6));
         assert_eq!(counters(3).since(&counters(10)), counters(3));
     }

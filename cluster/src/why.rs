@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::plan::View;
 use crate::plan::report::{NoRoom, Waiting};
-use crate::replica::{Phase, ReplicaReport, Saw};
+use crate::replica::{Engine, Phase, ReplicaReport, Saw};
 use crate::spec::Service;
 use crate::state::{Deployed, Direction, Failure, PlacementState};
 pub use replica::replica;
@@ -72,6 +72,7 @@ pub fn why(view: View<'_>, name: &ServiceName, waiting: &[Waiting]) -> Option<Di
         .or_else(|| going_back(deployed))
         .or_else(|| waiting.iter().find_map(|reason| waits(view, name, reason)))
         .or_else(|| erring(view, name))
+        .or_else(|| unwatched(view, name))
         .or_else(|| restless(view, name, deployed))
         .or_else(|| given_up(deployed))
 }
@@ -83,15 +84,12 @@ fn worst_replica(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Opt
         if placement.state != PlacementState::Serve {
             continue;
         }
-        let spec = deployed.revisions.get(&placement.revision).map_or(deployed.spec(), |record| &record.spec);
-        match view.inventory.replica(placement.node, id) {
-            Some(report) => {
-                found.extend(replica(view, name, spec, id, report).map(|diagnosis| (severity(report), diagnosis)));
-            }
-            None if view.inventory.is_suspect(placement.node, view.now) => {
-                found.push((9, silent(view, placement.node, id)));
-            }
-            None => {}
+        let spec = deployed.record_for(placement.revision).map_or(deployed.spec(), |record| &record.spec);
+        // What a silent node said last may be wrong by now.
+        if view.inventory.is_suspect(placement.node, view.now) {
+            found.push((9, silent(view, placement.node, id)));
+        } else if let Some(report) = view.inventory.replica(placement.node, id) {
+            found.extend(replica(view, name, spec, id, report).map(|diagnosis| (severity(report), diagnosis)));
         }
     }
     found.sort_by_key(|(severity, _)| std::cmp::Reverse(*severity));
@@ -106,6 +104,7 @@ fn severity(report: &ReplicaReport) -> u8 {
         Phase::Pending | Phase::Pulling | Phase::Creating | Phase::Starting => 5,
         Phase::Unready => 6,
         Phase::BackOff => 7,
+        Phase::Unknown => 9,
     }
 }
 
@@ -155,6 +154,27 @@ fn erring(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
     })
 }
 
+/// All replicas were ready when their node's engine last answered, and as far as probes reach they still are.
+fn unwatched(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
+    let serving = view.state.placements_of(name).filter(|(_, placement)| placement.state == PlacementState::Serve);
+    serving.into_iter().find_map(|(id, placement)| {
+        let report = view.inventory.replica(placement.node, id)?;
+        let Engine::Unreachable { reason } = &view.inventory.observed(placement.node)?.facts.containers else {
+            return None;
+        };
+        // Only a container has an address.
+        report.address?;
+        let node = view.state.node_name(placement.node);
+        let mut diagnosis = Diagnosis::new(
+            "engine-away",
+            format!("it serves, but Docker on {node} does not answer: what ends there now is not started again"),
+            format!("on {node}: systemctl start docker"),
+        );
+        diagnosis.replica = Some(id);
+        Some(diagnosis.seen([reason.clone()]))
+    })
+}
+
 /// All replicas are ready, and one of them has not been for long because it ended not long ago.
 fn restless(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<Diagnosis> {
     let serving = view.state.placements_of(name).filter(|(_, placement)| placement.state == PlacementState::Serve);
@@ -164,7 +184,7 @@ fn restless(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<D
         Some((exit.at, id, placement, report, exit))
     });
     let (at, id, placement, report, exit) = exits.max_by_key(|(at, ..)| *at)?;
-    let spec = deployed.revisions.get(&placement.revision).map_or(deployed.spec(), |record| &record.spec);
+    let spec = deployed.record_for(placement.revision).map_or(deployed.spec(), |record| &record.spec);
     let mut diagnosis = replica::exited(name, spec, id, report, exit);
     let times = match report.restarts {
         0 | 1 => String::new(),
@@ -213,10 +233,9 @@ pub fn failure(
 }
 
 /// No node could take a replica in time.
-pub fn no_room(view: View<'_>, spec: &Service) -> Failure {
+pub fn no_room(view: View<'_>, name: &ServiceName, spec: &Service) -> Failure {
     let mut room = crate::plan::schedule::Room::new(view);
-    let name = ServiceName::new(spec.name.clone(), spec.name.clone());
-    let diagnosis = match room.place(&name, spec) {
+    let diagnosis = match room.place(name, spec) {
         Ok(_) => Diagnosis::new("late", "its replicas were not placed in time", "deploy again"),
         Err(refused) => no_room_for(view, &refused),
     };
@@ -242,21 +261,33 @@ fn waits(view: View<'_>, name: &ServiceName, waiting: &Waiting) -> Option<Diagno
         }
         Waiting::ForNode { node, .. } => Some(Diagnosis::new(
             "node-silent",
-            format!("its volume is on {}, which is not heard", node_name(view, *node)),
+            format!("its volume is on {}, which is not heard", view.state.node_name(*node)),
             "bring the node back",
         )),
         Waiting::ForReady { .. }
         | Waiting::ForDrain { .. }
         | Waiting::ForStop { .. }
         | Waiting::ForProxies
-        | Waiting::ForPromotion { .. } => None,
+        | Waiting::ForPromotion { .. }
+        | Waiting::ForMeasurement { .. } => None,
     }
 }
 
 /// In the words of what keeps all of them from it, where that is one thing.
 fn no_room_for(view: View<'_>, refused: &BTreeMap<NodeId, NoRoom>) -> Diagnosis {
     let room = "lower [service.resources], stop something, or add a node";
-    let each = refused.iter().map(|(node, reason)| format!("{}: {reason}", node_name(view, *node)));
+    let each = refused.iter().map(|(node, reason)| format!("{}: {reason}", view.state.node_name(*node)));
+    let home = refused.values().find_map(|reason| match reason {
+        NoRoom::VolumeElsewhere { on } => Some(on),
+        NoRoom::Pinned { .. }
+        | NoRoom::Label { .. }
+        | NoRoom::Memory { .. }
+        | NoRoom::Cpu { .. }
+        | NoRoom::NotHeard => None,
+    });
+    if let Some(home) = home {
+        return no_room_at_home(view, home, refused).seen(each);
+    }
     // A node that is not heard might be the one.
     let mut reasons = refused.values().filter(|reason| **reason != NoRoom::NotHeard);
     let Some(first) = reasons.next() else {
@@ -272,6 +303,11 @@ fn no_room_for(view: View<'_>, refused: &BTreeMap<NodeId, NoRoom>) -> Diagnosis 
         return Diagnosis::new("no-room", cause, room).seen(each);
     }
     let diagnosis = match first {
+        NoRoom::Pinned { to } if view.state.nodes.values().any(|node| node.name == *to) => Diagnosis::new(
+            "node-silent",
+            format!("it is pinned to node `{to}`, which is not heard"),
+            "bring that node back, or correct `node` in [service.placement]",
+        ),
         NoRoom::Pinned { to } => {
             let names = view.state.nodes.values().map(|node| format!("`{}`", node.name)).collect::<Vec<_>>().join(", ");
             Diagnosis::new(
@@ -291,20 +327,38 @@ fn no_room_for(view: View<'_>, refused: &BTreeMap<NodeId, NoRoom>) -> Diagnosis 
         NoRoom::Cpu { wanted, .. } => {
             Diagnosis::new("no-room", format!("no node has {wanted} CPUs to set aside for it"), room)
         }
-        NoRoom::NotHeard => unreachable!("left out above"),
+        NoRoom::VolumeElsewhere { .. } | NoRoom::NotHeard => unreachable!("left out above"),
     };
     diagnosis.seen(each)
 }
 
+/// Only where its volumes are can it run: what keeps it from there is the cause.
+fn no_room_at_home(view: View<'_>, home: &str, refused: &BTreeMap<NodeId, NoRoom>) -> Diagnosis {
+    let there = refused.iter().find(|(node, _)| view.state.node_name(**node) == *home).map(|(_, reason)| reason);
+    let cause = |reason: &NoRoom| format!("its volumes are on node `{home}`, which cannot take it: {reason}");
+    match there {
+        Some(NoRoom::NotHeard) | None => Diagnosis::new(
+            "node-silent",
+            format!("its volumes are on node `{home}`, which is not heard"),
+            "bring that node back: no other has what is in them",
+        ),
+        Some(reason @ (NoRoom::Memory { .. } | NoRoom::Cpu { .. })) => Diagnosis::new(
+            "no-room",
+            cause(reason),
+            format!("lower [service.resources], or stop something else on `{home}`"),
+        ),
+        Some(reason @ (NoRoom::Pinned { .. } | NoRoom::Label { .. } | NoRoom::VolumeElsewhere { .. })) => {
+            let fix = format!("let [service.placement] allow `{home}`: no other node has what is in them");
+            Diagnosis::new("volume-elsewhere", cause(reason), fix)
+        }
+    }
+}
+
 fn silent(view: View<'_>, node: NodeId, id: ReplicaId) -> Diagnosis {
-    let cause = format!("{} is not heard, so nothing is known of {id}", node_name(view, node));
+    let cause = format!("{} is not heard, so nothing is known of {id}", view.state.node_name(node));
     let mut silent = Diagnosis::new("node-silent", cause, "look at that machine; `orca nodes` says since when");
     silent.replica = Some(id);
     silent
-}
-
-fn node_name(view: View<'_>, node: NodeId) -> String {
-    view.state.nodes.get(&node).map_or_else(|| node.to_string(), |record| record.name.clone())
 }
 
 pub fn saw_words(saw: &Saw) -> String {
@@ -328,5 +382,6 @@ pub fn phase_word(phase: Phase) -> &'static str {
         Phase::BackOff => "backing off",
         Phase::Stopping => "stopping",
         Phase::Gone => "gone",
+        Phase::Unknown => "unknown",
     }
 }

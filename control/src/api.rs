@@ -13,6 +13,7 @@ pub mod service;
 pub mod status;
 pub mod token;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,7 @@ use std::time::Duration;
 use orca_cluster::command::{Applied, Command, Detail, Entry, Refusal};
 use orca_cluster::event::Actor;
 use orca_cluster::id::{ClusterId, Generation, ServiceName};
+use orca_cluster::limit::Limits;
 use orca_cluster::secret::TokenId;
 use orca_cluster::state::State;
 use orca_wire::identity::Fingerprint;
@@ -30,13 +32,14 @@ use orca_wire::{Connection, Peer, Stream};
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::auth::{self, Caller, Object, Refusals, Verb};
 use crate::blob::{BlobError, Blobs};
 use crate::clock::now;
 use crate::driver::Overview;
-use crate::raft::{ProposeError, Raft, ReadError};
+use crate::raft::{Fatal, ProposeError, Raft, ReadError};
 use crate::session::Sessions;
 use crate::vault::{Origin, Vault};
 
@@ -69,6 +72,8 @@ pub struct Core {
     pub unseal: Origin,
     /// Changes asked for so far.
     pub proposals: AtomicU64,
+    /// Requests that are waited for when the control plane ends.
+    pub under_way: TaskTracker,
 }
 
 /// A change that was made, or found made.
@@ -121,7 +126,7 @@ impl Core {
         self.led().await?;
         self.raft.read().await.map_err(|error| match error {
             ReadError::NotLeader { .. } | ReadError::NoQuorum => no_quorum(error.to_string()),
-            ReadError::Fatal(fatal) => failed(fatal.to_string()),
+            ReadError::Fatal(fatal) => ended(&fatal),
         })
     }
 
@@ -135,12 +140,12 @@ impl Core {
         self.led().await?;
         self.proposals.fetch_add(1, Ordering::Relaxed);
         let source = Some(caller.source.to_string());
-        let entry = Entry { at: now(), actor: caller.actor(), source, command };
+        let entry = Entry { at: now(), actor: caller.actor(), source, command: Limits::OURS.hold(command) };
         let committed = self.raft.propose(entry).await.map_err(|error| match &error {
             ProposeError::NotLeader { .. } | ProposeError::NoQuorum => no_quorum(error.to_string()),
             ProposeError::Unknown(_) => Refused { reason: Reason::TimedOut, message: error.to_string(), hint: None },
             ProposeError::TooLarge { .. } => invalid(error.to_string(), Some("deploy fewer services at a time")),
-            ProposeError::Fatal(fatal) => failed(fatal.to_string()),
+            ProposeError::Fatal(fatal) => ended(fatal),
         })?;
         Ok(match committed.applied {
             Applied::Done { generation, detail } => Ok(Changed { generation, detail: Some(detail) }),
@@ -159,6 +164,9 @@ impl Core {
     }
 
     fn nobody_leads(&self) -> Refused {
+        if let Some(fatal) = self.raft.failed() {
+            return ended(&fatal);
+        }
         let leader = self.raft.metrics().leader;
         let elsewhere = self.raft.members().into_iter().find(|member| Some(member.id) == leader);
         match elsewhere {
@@ -179,7 +187,10 @@ impl Core {
             };
             let check = expires.map_or(EXPIRY_CHECK, |at| at.since(now()).min(EXPIRY_CHECK));
             tokio::select! {
-                changed = states.changed() => if changed.is_err() { return },
+                changed = states.changed() => if changed.is_err() {
+                    // Raft has ended, which says nothing about the token.
+                    std::future::pending::<()>().await;
+                },
                 () = tokio::time::sleep(check) => {}
             }
         }
@@ -218,6 +229,9 @@ pub async fn serve(core: Arc<Core>, connection: Connection) {
 
 /// Carries one request out.
 async fn answer(core: &Arc<Core>, caller: &Caller, request: Request, stream: Stream) -> Result<(), StreamError> {
+    // What goes on for as long as somebody listens would be waited for in vain.
+    let is_short = !matches!(request, Request::Watch { .. } | Request::Events(_) | Request::Logs(_) | Request::Exec(_));
+    let _under_way = is_short.then(|| core.under_way.token());
     let answer = match request {
         Request::Plan(deploy) => deploy::plan(core, caller, deploy).await,
         Request::Deploy(deploy) => deploy::deploy(core, caller, deploy).await,
@@ -252,7 +266,11 @@ async fn answer(core: &Arc<Core>, caller: &Caller, request: Request, stream: Str
         Request::Whoami => token::whoami(core, caller),
         Request::Doctor => doctor::doctor(core, caller).await,
     };
-    stream.answer(&answer.unwrap_or_else(Response::Refused)).await
+    let received = stream.closed();
+    stream.answer(&answer.unwrap_or_else(Response::Refused)).await?;
+    // A connection that is closed before takes the answer with it.
+    received.await;
+    Ok(())
 }
 
 /// Sends what comes until it ends or the other side has enough.
@@ -315,6 +333,15 @@ pub fn failed(message: String) -> Refused {
     Refused { reason: Reason::Failed, message, hint: None }
 }
 
+/// The control plane met its end on the way. What it says names the cause; a change may be in the log all the same.
+fn ended(fatal: &Fatal) -> Refused {
+    Refused {
+        reason: Reason::Failed,
+        message: format!("the control plane has stopped: {fatal}"),
+        hint: Some("this was not acknowledged: when it works again, look with `orca status` and ask anew".to_owned()),
+    }
+}
+
 fn no_quorum(message: String) -> Refused {
     Refused {
         reason: Reason::NoQuorum,
@@ -338,6 +365,11 @@ pub fn blob(error: BlobError) -> Refused {
             invalid(error.to_string(), None)
         }
         BlobError::Full(_) => Refused { reason: Reason::Conflict, message: error.to_string(), hint: None },
+        BlobError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => Refused {
+            reason: Reason::Failed,
+            message: "no space left on the control node's disk; the module was not kept".to_owned(),
+            hint: Some("free some there, and deploy again".to_owned()),
+        },
         BlobError::Write { .. } | BlobError::Read { .. } => {
             warn!(%error, "the module store fails");
             failed(error.to_string())
@@ -361,9 +393,10 @@ pub fn refused(refusal: Refusal) -> Refused {
         | Refusal::DataKeyTaken(_)
         | Refusal::Founded
         | Refusal::LastAdmin => (Reason::Conflict, None),
-        Refusal::RouteTaken { .. } | Refusal::SecretsMissing { .. } | Refusal::CannotScale { .. } => {
-            (Reason::Invalid, None)
-        }
+        Refusal::RouteTaken { .. }
+        | Refusal::SecretsMissing { .. }
+        | Refusal::CannotScale { .. }
+        | Refusal::TooMuch(_) => (Reason::Invalid, None),
         Refusal::NoDependency { .. } => (Reason::Invalid, Some("add it to the project, or correct `depends_on`")),
         Refusal::NoDataKey(_) => (Reason::Failed, Some("try again")),
     };

@@ -13,11 +13,9 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
+use orca_cluster::limit::MODULE_BYTES_MAX;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
-
-/// Largest module. A component with an interpreter in it has some 30 MiB.
-pub const MODULE_BYTES_MAX: u64 = 64 << 20;
 
 /// Most bytes of modules that nothing refers to, those on their way in included: whoever may upload could fill the
 /// disk otherwise.

@@ -5,12 +5,13 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use orca_cluster::command::{Applied, Command, Detail, Entry, Founding, NewNode};
 use orca_cluster::event::Actor;
-use orca_cluster::id::{ClusterId, NodeId};
+use orca_cluster::id::{ClusterId, Label, NodeId};
 use orca_cluster::secret::Scope;
 use orca_cluster::state::{Role, Token as TokenRecord};
 use orca_cluster::time::Timestamp;
@@ -37,6 +38,8 @@ const FIRST_USER: &str = "admin";
 
 /// What is said once, to whoever started the first server.
 pub struct Founded {
+    /// The cluster's.
+    pub name: Label,
     /// The whole token, secret included.
     pub token: Zeroizing<String>,
     /// Key and certificate that stand for the token.
@@ -73,6 +76,11 @@ pub enum FoundError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "{} holds no cluster, but the unseal key {} of one is there; mount the disk that the cluster's data is on, or \
+         restore the data, or, if a new cluster is meant, move that key away", data.display(), key.display()
+    )]
+    OlderKey { data: PathBuf, key: PathBuf },
     #[error(transparent)]
     Raft(#[from] crate::raft::StartError),
     #[error(transparent)]
@@ -104,7 +112,7 @@ impl PeerTransport for Alone {
 /// Founds a cluster in this data directory, which holds none.
 pub async fn found(config: &Config, layout: &Layout, advertise: String, now: Timestamp) -> Result<Founded, FoundError> {
     let cluster = ClusterId(rand::random());
-    let (unseal, made) = unseal_key(config)?;
+    let (unseal, made) = unseal_key(config, layout)?;
     let (vault, root) = Vault::create(cluster, &unseal);
     let data_key = vault.new_data_key(Scope::Cluster, 1, now);
     let authority = Authority::create(cluster, now);
@@ -148,6 +156,7 @@ pub async fn found(config: &Config, layout: &Layout, advertise: String, now: Tim
     let member = Member { id: RaftId(FOUNDER), name: config.node_name.clone(), address: advertise };
     write(layout, cluster, member, founding, now).await?;
     Ok(Founded {
+        name: config.cluster_name.clone(),
         token: token.reveal(),
         user,
         ca_certificate,
@@ -157,17 +166,35 @@ pub async fn found(config: &Config, layout: &Layout, advertise: String, now: Tim
     })
 }
 
-/// The key, and where it was put if it is new.
-fn unseal_key(config: &Config) -> Result<(UnsealKey, Option<PathBuf>), VaultError> {
-    match &config.unseal {
-        UnsealSource::Variable(value) => Ok((UnsealKey::from_variable(value)?, None)),
-        UnsealSource::File(path) => match UnsealKey::create(path, &config.data_dir) {
-            Ok(key) => Ok((key, Some(path.clone()))),
-            // Brought along, or left by a founding that was interrupted.
-            Err(VaultError::File(PrivateFileError::Exists { .. })) => Ok((UnsealKey::load(path)?, None)),
-            Err(error) => Err(error),
-        },
+/// The key, and where it was put if it is new. One that was there before anything was made here is of a cluster whose
+/// data is elsewhere, on a disk that is not mounted perhaps: beside it, a new cluster would look like the loss of the
+/// old one. Whoever brings a key along gives it in the variable.
+fn unseal_key(config: &Config, layout: &Layout) -> Result<(UnsealKey, Option<PathBuf>), FoundError> {
+    let path = match &config.unseal {
+        UnsealSource::Variable(value) => return Ok((UnsealKey::from_variable(value)?, None)),
+        UnsealSource::File(path) => path,
+    };
+    let begun = layout.founding().exists() || layout.node().exists();
+    if path.exists() && !begun {
+        return Err(FoundError::OlderKey { data: config.data_dir.clone(), key: path.clone() });
     }
+    begin(layout)?;
+    match UnsealKey::create(path, &config.data_dir) {
+        Ok(key) => Ok((key, Some(path.clone()))),
+        // Left by a founding that was interrupted.
+        Err(VaultError::File(PrivateFileError::Exists { .. })) => Ok((UnsealKey::load(path)?, None)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Leaves a trace of the founding, before there is a key: by it an interrupted one is told from data that is away.
+fn begin(layout: &Layout) -> Result<(), FoundError> {
+    let making = layout.founding();
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&making).and_then(|()| match making.parent() {
+        Some(parent) => fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    });
+    made.map_err(|source| FoundError::Directory { path: making, source })
 }
 
 /// Writes the founding entry into a new store and puts the store into its place.

@@ -4,6 +4,7 @@
 
 mod problem;
 mod route;
+mod schema;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,15 +19,17 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
 use crate::api::Core;
+use crate::front::Front;
 
 pub use problem::SHUT_OUT;
 pub use route::document;
 
-/// Largest body, but for modules ([`MODULE_BYTES_MAX`](crate::blob::MODULE_BYTES_MAX)).
+/// Largest body, but for modules ([`MODULE_BYTES_MAX`](orca_cluster::limit::MODULE_BYTES_MAX)).
 const BODY_BYTES_MAX: usize = 4 << 20;
 
 /// For the head of a request; without it, connections that say nothing would be kept for ever.
@@ -51,9 +54,16 @@ pub fn router(core: Arc<Core>) -> Router {
     router.layer(axum::middleware::from_fn(problem::only_local)).with_state(core)
 }
 
-/// Serves until it is dropped.
-pub async fn serve(core: Arc<Core>, listener: TcpListener) -> Infallible {
-    let service = TowerToHyperService::new(router(core));
+/// What answers while no control plane is up: each request with the reason.
+pub fn router_without_control(front: Front) -> Router {
+    let router = Router::new().fallback(problem::no_control);
+    router.layer(axum::middleware::from_fn(problem::only_local)).with_state(front)
+}
+
+/// Serves until the control plane ends, and then until what was asked is answered.
+pub async fn serve(router: Router, listener: &TcpListener, mut ending: watch::Receiver<Option<String>>) {
+    let service = TowerToHyperService::new(router);
+    let told = ending.clone();
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -64,6 +74,7 @@ pub async fn serve(core: Arc<Core>, listener: TcpListener) -> Infallible {
                 }
                 continue;
             }
+            _ = ending.wait_for(Option::is_some) => break,
         };
         let (socket, source) = match accepted {
             Ok(accepted) => accepted,
@@ -77,22 +88,32 @@ pub async fn serve(core: Arc<Core>, listener: TcpListener) -> Infallible {
             warn!(%source, "too many HTTP connections");
             continue;
         }
-        let service = service.clone();
+        let (service, mut told) = (service.clone(), told.clone());
+        let told = async move { drop(told.wait_for(Option::is_some).await) };
         connections.spawn(async move {
             let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
                 request.extensions_mut().insert(Source(source));
                 let answer = service.call(request);
                 async move { answer.await.map_err(|never: Infallible| never) }
             });
-            let served = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_DEADLINE)
-                .max_buf_size(HEAD_BYTES_MAX)
-                .serve_connection(TokioIo::new(socket), answer)
-                .await;
+            let mut serving = std::pin::pin!(
+                http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_DEADLINE)
+                    .max_buf_size(HEAD_BYTES_MAX)
+                    .serve_connection(TokioIo::new(socket), answer)
+            );
+            let served = tokio::select! {
+                served = &mut serving => served,
+                () = told => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            };
             if let Err(error) = served {
                 debug!(%source, %error, "an HTTP connection ended early");
             }
         });
     }
+    while connections.join_next().await.is_some() {}
 }

@@ -8,7 +8,8 @@
 //!                                                      └────────── reports ◀──────┘
 //! ```
 //!
-//! [`Control::start`] opens or founds; [`Control::run`] works until told to stop; a [`Handle`] is the way in.
+//! [`Control::start`] opens or founds; [`Control::run`] works until told to stop; a [`Handle`] is the way in. The ports
+//! are a [`Front`]'s, which outlives a control plane that cannot go on.
 
 pub mod config;
 
@@ -25,6 +26,7 @@ pub mod session;
 
 pub mod api;
 pub mod auth;
+pub mod front;
 pub mod http;
 pub mod metrics;
 
@@ -34,21 +36,22 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use orca_cluster::command::{Command, Entry};
 use orca_cluster::id::ClusterId;
 use orca_cluster::state::{Cluster, State};
-use orca_cluster::time::Timestamp;
-use orca_wire::endpoint::{Caller as Dialer, LocalError};
+use orca_wire::endpoint::LocalError;
 use orca_wire::identity::{Authority, AuthorityError, Identity, IdentityError, KeyRequest};
-use orca_wire::{Endpoint, Listener, Peer, Plane};
-use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use orca_wire::{Connection, Endpoint, Listener, Peer, Plane};
+use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use api::Core;
@@ -59,6 +62,7 @@ pub use config::{Config, Layout, UnsealSource};
 use driver::{Driver, Inbox, Overview};
 use found::FoundError;
 pub use found::Founded;
+pub use front::Front;
 use peer::Peers;
 use raft::{Fatal, Raft, RaftConfig, RaftId};
 use session::{AgentPlane, Sessions};
@@ -73,6 +77,13 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 
 /// The longest sleep before a renewal: a clock that is set meanwhile is noticed within it.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60 * 60);
+
+/// How long requests that are under way may take to be answered when the control plane ends. One whose write has
+/// failed is answered at once.
+const LAST_ANSWERS_MAX: Duration = Duration::from_secs(2);
+
+/// How long connections may take to hear that it has ended.
+const GOODBYES_MAX: Duration = Duration::from_secs(1);
 
 /// Connections of people and programs that are served at the same time.
 const CLIENTS_MAX: usize = 800;
@@ -90,6 +101,8 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    #[error("the store {} is not there; mount the disk it is on, or restore it from a backup", path.display())]
+    NoStore { path: PathBuf },
     #[error("{} has a control node's store, but not the identity that goes with it", path.display())]
     Identity {
         path: PathBuf,
@@ -135,7 +148,14 @@ pub enum StartError {
     Fatal(#[from] Fatal),
 }
 
-/// Why a control node cannot go on. The process should end; the next start says what can be done.
+impl StartError {
+    /// Whether the unseal key is another one than the cluster's, which only a person can have brought about.
+    pub fn is_wrong_key(&self) -> bool {
+        matches!(self, StartError::Vault(VaultError::WrongUnsealKey { .. } | VaultError::UnsealKeyForm { .. }))
+    }
+}
+
+/// Why a control node cannot go on. Opening it again says what can be done.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
@@ -150,82 +170,79 @@ pub struct Control {
     core: Arc<Core>,
     driver: Driver,
     plane: AgentPlane,
-    endpoint: Endpoint,
-    listener: Listener,
-    http: TcpListener,
+    front: Front,
+    listener: OwnedMutexGuard<Listener>,
     refused: mpsc::Receiver<Refusal>,
-    identity: watch::Sender<Identity>,
     layout: Layout,
     founded: Option<Founded>,
     stop: CancellationToken,
-    quic: SocketAddr,
 }
 
 /// The way in to a control node; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     core: Arc<Core>,
-    identity: watch::Receiver<Identity>,
-    quic: SocketAddr,
-    http: SocketAddr,
+    front: Front,
     stop: CancellationToken,
 }
 
 impl Control {
     /// Opens the data directory, or founds a cluster in it if it is empty, and listens.
     pub async fn start(config: Config) -> Result<(Control, Handle), StartError> {
-        // What is refused is refused before anything is made.
-        if !config.listen_http.ip().is_loopback() {
-            return Err(StartError::PlainHttp { address: config.listen_http });
-        }
-        let http = TcpListener::bind(config.listen_http).await.and_then(|http| Ok((http.local_addr()?, http)));
-        let (http_address, http) = http.map_err(|source| StartError::Http { address: config.listen_http, source })?;
-
+        let http = front::bind_http(&config).await?;
         let layout = Layout::new(&config.data_dir);
         // One that cannot be looked at is not absent: founding anew would write over its node's identity.
         let exists = layout.raft().try_exists();
         let founded = match exists.map_err(|source| StartError::Store { path: layout.raft(), source })? {
             true => None,
             false => {
+                // A port that is taken is better known before there is a cluster. Those who listen need its identity.
+                let taken = |source| StartError::Quic { address: config.listen_quic, source: LocalError::Bind(source) };
+                std::net::UdpSocket::bind(config.listen_quic).map_err(taken)?;
                 let advertise = config.advertise.clone().unwrap_or_else(|| config.listen_quic.to_string());
                 Some(found::found(&config, &layout, advertise, now()).await?)
             }
         };
+        let front = Front::with(&config, http)?;
+        let (mut control, handle) = Control::open(&config, &front).await?;
+        control.founded = founded;
+        Ok((control, handle))
+    }
 
-        // Even one that has expired says who we are; it is renewed below.
-        let identity = Identity::load(&layout.node(), None, Timestamp(0))
-            .map_err(|source| StartError::Identity { path: layout.node(), source })?;
+    /// Opens the control plane of a cluster that was founded, behind ports that are open.
+    pub async fn open(config: &Config, front: &Front) -> Result<(Control, Handle), StartError> {
+        let layout = Layout::new(&config.data_dir);
+        // Opening would make an empty one where the disk with the right one is away.
+        let exists = layout.raft().try_exists();
+        if !exists.map_err(|source| StartError::Store { path: layout.raft(), source })? {
+            return Err(StartError::NoStore { path: layout.raft() });
+        }
+        let identity = front.identity().borrow().clone();
         let &Peer::Node { raft: Some(raft_id), .. } = identity.peer() else {
             return Err(StartError::NoVoter { path: layout.node(), peer: identity.peer().clone() });
         };
         let cluster = identity.cluster();
-
-        let states = Arc::new(OnceLock::new());
+        let mut listener = front.listener().await;
+        let raft_config = RaftConfig::new(RaftId(raft_id), cluster.to_string(), layout.raft());
+        let raft = Raft::start(raft_config, Peers::new(front.endpoint().clone())).await?;
         let (refusals, refused) = Refusals::new();
         let refusals = Arc::new(refusals);
-        let door = Door { states: states.clone(), refusals: refusals.clone() };
-        let quic =
-            Endpoint::server(config.listen_quic, identity.clone(), move |dialer: &Dialer<'_>| door.admit(dialer));
-        let in_quic = |source| StartError::Quic { address: config.listen_quic, source };
-        let (endpoint, mut listener) = quic.map_err(in_quic)?;
-        let quic_address = endpoint.local_address().map_err(in_quic)?;
-
-        let raft_config = RaftConfig::new(RaftId(raft_id), cluster.to_string(), layout.raft());
-        let raft = Raft::start(raft_config, Peers::new(endpoint.clone())).await?;
-        // Set once, here.
-        let _ = states.set(raft.watch());
+        front.let_in(raft.watch(), refusals.clone());
         let opened = async {
             let record = cluster_record(&raft, &mut listener).await?;
-            open(&config, &layout, &raft, &record, identity, &endpoint)
+            unsealed(config, &layout, &raft, &record, identity, front.endpoint())
         };
         let Opened { vault, unseal, authority, identity, blobs } = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
+                front.say(error.to_string());
+                listener.turn_away(&error.to_string());
                 // So that the store is closed when the caller hears of it.
                 raft.shutdown().await;
                 return Err(error);
             }
         };
+        front.renewed(identity);
 
         let published = Driver::overview(&raft);
         let (vault, sessions, inbox) = (Arc::new(vault), Sessions::default(), Arc::new(Inbox::default()));
@@ -241,33 +258,15 @@ impl Control {
             data_dir: config.data_dir.clone(),
             unseal: unseal.origin().clone(),
             proposals: AtomicU64::new(0),
+            under_way: TaskTracker::new(),
         });
         let plane = AgentPlane { sessions: sessions.clone(), inbox: inbox.clone(), blobs };
         let driver = Driver { raft, vault, cluster, inbox, sessions, published };
-        let identity = watch::Sender::new(identity);
         let stop = CancellationToken::new();
-        let handle = Handle {
-            core: core.clone(),
-            identity: identity.subscribe(),
-            quic: quic_address,
-            http: http_address,
-            stop: stop.clone(),
-        };
-        info!(quic = %quic_address, http = %http_address, %cluster, "control node started");
-        let control = Control {
-            core,
-            driver,
-            plane,
-            endpoint,
-            listener,
-            http,
-            refused,
-            identity,
-            layout,
-            founded,
-            stop,
-            quic: quic_address,
-        };
+        let handle = Handle { core: core.clone(), front: front.clone(), stop: stop.clone() };
+        info!(quic = %front.quic_address(), http = %front.http_address(), %cluster, "control node started");
+        let front = front.clone();
+        let control = Control { core, driver, plane, front, listener, refused, layout, founded: None, stop };
         Ok((control, handle))
     }
 
@@ -276,38 +275,53 @@ impl Control {
         self.founded.take()
     }
 
-    /// Works until [`Handle::shutdown`], then hands leadership over and closes; or until Raft can do no more, when
-    /// the process must end.
+    /// Works until [`Handle::shutdown`], then hands leadership over and closes; or until Raft can do no more. Then the
+    /// ports stay open, and another can be [opened](Control::open) behind them.
     pub async fn run(self) -> Result<(), RunError> {
-        let Control {
-            core,
-            driver,
-            plane,
-            endpoint,
-            listener,
-            http,
-            refused,
-            identity,
-            layout,
-            founded: _,
-            stop,
-            quic,
-        } = self;
+        let Control { core, driver, plane, front, mut listener, refused, layout, founded: _, stop } = self;
         let raft = core.raft.clone();
+        let (end, ending) = watch::channel(None);
+        let mut connections = std::pin::pin!(accept(core.clone(), plane, &mut listener, ending.clone()).fuse());
+        let mut http = std::pin::pin!(http::serve(http::router(core.clone()), front.http(), ending).fuse());
         let ended = tokio::select! {
             () = stop.cancelled() => Ok(()),
             fatal = raft.fatal() => Err(fatal.into()),
             // It ends when Raft has; that knows why.
             () = driver.run() => Err(raft.fatal().await.into()),
-            () = accept(core.clone(), plane, listener) => Err(RunError::Endpoint(quic)),
-            never = http::serve(core.clone(), http) => match never {},
+            // Nothing was told to end, so that only their ports can have failed.
+            () = &mut connections => Err(RunError::Endpoint(front.quic_address())),
+            () = &mut http => Err(RunError::Endpoint(front.http_address())),
             never = announce(core.clone(), refused) => match never {},
-            never = keep_certified(core.clone(), identity, layout, endpoint.clone()) => match never {},
+            never = keep_certified(core.clone(), front.clone(), layout) => match never {},
         };
-        if let Err(error) = &ended {
-            error!(%error, "the control node cannot go on");
+        let why = match &ended {
+            Ok(()) => "the control node stops".to_owned(),
+            Err(error) => {
+                error!(%error, "the control node cannot go on");
+                error.to_string()
+            }
+        };
+        front.say(why.clone());
+        if !matches!(ended, Err(RunError::Endpoint(_))) {
+            // Whoever has asked is answered: that it was done, or why not.
+            core.under_way.close();
+            let answered = async {
+                tokio::select! {
+                    () = core.under_way.wait() => {}
+                    ((), ()) = async { tokio::join!(&mut connections, &mut http) } => {}
+                }
+            };
+            if timeout(LAST_ANSWERS_MAX, answered).await.is_err() {
+                debug!("some requests are cut short");
+            }
+            end.send_replace(Some(why));
+            if timeout(GOODBYES_MAX, async { tokio::join!(connections, http) }).await.is_err() {
+                debug!("some connections are not closed in good order");
+            }
         }
-        endpoint.close("the control node stops").await;
+        if ended.is_ok() {
+            front.close().await;
+        }
         raft.shutdown().await;
         ended
     }
@@ -328,17 +342,17 @@ impl Handle {
         self.core.cluster
     }
 
-    /// The node's identity, for its agent; a new one whenever it was renewed.
-    pub fn identity(&self) -> watch::Receiver<Identity> {
-        self.identity.clone()
+    /// The ports, which stay open when the control plane cannot go on.
+    pub fn front(&self) -> &Front {
+        &self.front
     }
 
     pub fn quic_address(&self) -> SocketAddr {
-        self.quic
+        self.front.quic_address()
     }
 
     pub fn http_address(&self) -> SocketAddr {
-        self.http
+        self.front.http_address()
     }
 
     /// Resolves when Raft can do no more.
@@ -361,7 +375,7 @@ struct Opened {
     blobs: Blobs,
 }
 
-fn open(
+fn unsealed(
     config: &Config,
     layout: &Layout,
     raft: &Raft,
@@ -382,62 +396,6 @@ fn open(
     let blobs = Blobs::open(layout.modules())?;
     blobs.sweep(&api::deploy::modules(&raft.state()))?;
     Ok(Opened { vault, unseal, authority, identity, blobs })
-}
-
-/// Decides at the handshake who comes in. What they may do is decided with each request.
-struct Door {
-    states: Arc<OnceLock<watch::Receiver<Arc<State>>>>,
-    refusals: Arc<Refusals>,
-}
-
-impl Door {
-    fn admit(&self, dialer: &Dialer<'_>) -> Result<(), String> {
-        let state = self.states.get().map(|states| states.borrow().clone());
-        let now = now();
-        match (dialer.plane, dialer.peer) {
-            // A voter that comes first brings the state that would name it.
-            (Plane::Peer, Peer::Node { node, .. }) => match state {
-                Some(state) if state.cluster.is_some() && !state.nodes.contains_key(node) => not_a_member(),
-                Some(_) | None => Ok(()),
-            },
-            (Plane::Agent, Peer::Node { node, .. }) => match state {
-                Some(state) if state.nodes.contains_key(node) => Ok(()),
-                Some(state) if state.cluster.is_some() => not_a_member(),
-                Some(_) | None => Err("this control node is starting; try again".to_owned()),
-            },
-            (Plane::Client, peer) => {
-                let Some(state) = state.filter(|state| state.cluster.is_some()) else {
-                    return Err("this control node is starting; try again".to_owned());
-                };
-                self.admit_user(&state, peer, dialer, now)
-            }
-            // The endpoint has refused these already.
-            (Plane::Peer | Plane::Agent, Peer::User { .. } | Peer::Anonymous) => not_a_member(),
-        }
-    }
-
-    fn admit_user(&self, state: &State, peer: &Peer, dialer: &Dialer<'_>, now: Timestamp) -> Result<(), String> {
-        let found = match (peer, dialer.token) {
-            // The certificate is proof enough, and cannot be tried out.
-            (Peer::User { token }, _) => auth::identify(state, token, dialer.address, now),
-            (Peer::Anonymous, Some((token, secret))) => {
-                let found = auth::identify_by_secret(state, token, secret, dialer.address, now);
-                if found.is_err() && self.refusals.is_shut_out(dialer.address.ip(), now) {
-                    return Err(http::SHUT_OUT.to_owned());
-                }
-                found
-            }
-            (Peer::Anonymous, None) | (Peer::Node { .. }, _) => Err(auth::Unauthenticated),
-        };
-        found.map(|_| ()).map_err(|nobody| {
-            self.refusals.unauthenticated(dialer.address, now);
-            nobody.to_string()
-        })
-    }
-}
-
-fn not_a_member() -> Result<(), String> {
-    Err("this node is not a member of the cluster any more; join it again".to_owned())
 }
 
 /// Waits until the state has the cluster in it, and answers peers meanwhile: with several control nodes, they need
@@ -466,9 +424,15 @@ async fn cluster_record(raft: &Raft, listener: &mut Listener) -> Result<Cluster,
     }
 }
 
-/// Serves every connection, each in its own task.
-async fn accept(core: Arc<Core>, plane: AgentPlane, mut listener: Listener) {
+/// Serves every connection, each in its own task, until the control plane ends; then the others are told why.
+async fn accept(
+    core: Arc<Core>,
+    plane: AgentPlane,
+    listener: &mut Listener,
+    mut ending: watch::Receiver<Option<String>>,
+) {
     let (mut clients, mut nodes) = (JoinSet::new(), JoinSet::new());
+    let told = ending.clone();
     loop {
         tokio::select! {
             connection = listener.accept() => {
@@ -486,14 +450,35 @@ async fn accept(core: Arc<Core>, plane: AgentPlane, mut listener: Listener) {
                     continue;
                 }
                 debug!(source = %connection.remote_address(), peer = %connection.peer(), plane = %connection.plane(), "connected");
+                let told = told.clone();
                 match connection.plane() {
-                    Plane::Peer => nodes.spawn(peer::serve(core.raft.clone(), connection)),
-                    Plane::Agent => nodes.spawn(plane.clone().serve(connection)),
-                    Plane::Client => clients.spawn(api::serve(core.clone(), connection)),
+                    Plane::Peer => nodes.spawn(until(told, connection.clone(), peer::serve(core.raft.clone(), connection))),
+                    Plane::Agent => nodes.spawn(until(told, connection.clone(), plane.clone().serve(connection))),
+                    Plane::Client => clients.spawn(until(told, connection.clone(), api::serve(core.clone(), connection))),
                 };
             }
             Some(ended) = clients.join_next() => served(&ended),
             Some(ended) = nodes.join_next() => served(&ended),
+            _ = ending.wait_for(Option::is_some) => break,
+        }
+    }
+    listener.turn_away("the control plane has ended; try again");
+    while let Some(ended) = clients.join_next().await {
+        served(&ended);
+    }
+    while let Some(ended) = nodes.join_next().await {
+        served(&ended);
+    }
+}
+
+/// Serves a connection to its end, or to the end of the control plane.
+async fn until(mut ending: watch::Receiver<Option<String>>, connection: Connection, serving: impl Future<Output = ()>) {
+    tokio::select! {
+        () = serving => {}
+        why = ending.wait_for(Option::is_some) => {
+            // Who ended it without a word has panicked.
+            let why = why.ok().and_then(|why| why.clone()).unwrap_or_default();
+            connection.close(&why);
         }
     }
 }
@@ -524,26 +509,20 @@ async fn announce(core: Arc<Core>, mut refused: mpsc::Receiver<Refusal>) -> Infa
 }
 
 /// Renews the node's certificate when two thirds of its life are over.
-async fn keep_certified(
-    core: Arc<Core>,
-    identity: watch::Sender<Identity>,
-    layout: Layout,
-    endpoint: Endpoint,
-) -> Infallible {
+async fn keep_certified(core: Arc<Core>, front: Front, layout: Layout) -> Infallible {
     loop {
-        let renew_at = identity.borrow().renew_at();
+        let current = front.identity().borrow().clone();
         let now = now();
-        if now < renew_at {
-            tokio::time::sleep(renew_at.since(now).min(RENEWAL_CHECK)).await;
+        if now < current.renew_at() {
+            tokio::time::sleep(current.renew_at().since(now).min(RENEWAL_CHECK)).await;
             continue;
         }
-        let current = identity.borrow().clone();
         let renewal = open_authority(&core.raft.state(), &core.vault)
-            .and_then(|authority| renewed(&authority, &current, &layout, &endpoint));
+            .and_then(|authority| renewed(&authority, &current, &layout, front.endpoint()));
         match renewal {
             Ok(new) => {
                 info!(not_after = ?new.not_after(), "the node's certificate was renewed");
-                identity.send_replace(new);
+                front.renewed(new);
             }
             Err(error) => {
                 warn!(%error, "the node's certificate could not be renewed; it is tried again");

@@ -81,6 +81,8 @@ fn latency(page: &mut Page, labels: &[(&'static str, String)], totals: &Counters
     let mut all = labels.to_vec();
     all.push(("le", "+Inf".to_owned()));
     page.sample("orca_request_duration_seconds_bucket", &all, totals.latency.total());
+    let seconds = Duration::from_micros(totals.latency_total_us).as_secs_f64();
+    page.sample("orca_request_duration_seconds_sum", labels, seconds);
     page.sample("orca_request_duration_seconds_count", labels, totals.latency.total());
 }
 
@@ -140,7 +142,7 @@ impl Page {
     }
 
     /// Names of projects and services are labels of DNS: nothing in them needs escaping.
-    fn sample(&mut self, name: &str, labels: &[(&'static str, String)], value: u64) {
+    fn sample(&mut self, name: &str, labels: &[(&'static str, String)], value: impl fmt::Display) {
         if labels.is_empty() {
             return self.line(format_args!("{name} {value}"));
         }
@@ -151,5 +153,31 @@ impl Page {
     fn line(&mut self, line: fmt::Arguments<'_>) {
         // Writing to a String cannot fail.
         let _ = writeln!(self.text, "{line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orca_cluster::traffic::{HISTOGRAM_BUCKETS, Histogram};
+
+    use super::*;
+
+    #[test]
+    fn a_histogram_has_its_sum_and_its_count() {
+        let mut counts = vec![0; HISTOGRAM_BUCKETS];
+        counts[bucket_of(Duration::from_millis(250))] = 2;
+        let latency_of = Histogram::from_counts(counts);
+        let totals = Counters { latency: latency_of, latency_total_us: 500_250, ..Counters::default() };
+        let mut page = Page::default();
+        latency(&mut page, &[("service", "web".to_owned())], &totals);
+        let last: Vec<&str> = page.text.lines().rev().take(3).collect();
+        assert_eq!(
+            last,
+            [
+                "orca_request_duration_seconds_count{service=\"web\"} 2",
+                "orca_request_duration_seconds_sum{service=\"web\"} 0.50025",
+                "orca_request_duration_seconds_bucket{service=\"web\",le=\"+Inf\"} 2",
+            ]
+        );
     }
 }

@@ -5,7 +5,7 @@
 //! a heartbeat that waits for somebody's request handler is an election.
 //!
 //! Two rules for callers. Being leader is [`Raft::leadership`] and nothing else: it is given out only after a
-//! majority confirmed it in this term. And a [`Fatal`] ends the process: the store refuses all further writes,
+//! majority confirmed it in this term. And a [`Fatal`] ends this handle: the store refuses all further writes,
 //! and only opening it again tells what is on disk.
 
 pub mod codec;
@@ -351,12 +351,15 @@ impl Raft {
             .enable_all()
             .build()
             .map_err(StartError::Threads)?;
+        let failures = store.failures();
         let started = runtime.spawn(start(config, store, transport)).await;
         // The task has no way to be cancelled, and its panics are ours.
         let (id, node, store_failure, state) = match started.expect("starting raft does not panic") {
             Ok(started) => started,
             Err(error) => {
                 runtime.shutdown_background();
+                // The next try must not find the file in use by this one. What does not end in time is for it to say.
+                let _ = tokio::time::timeout(SHUTDOWN_DEADLINE, released(failures)).await;
                 return Err(error);
             }
         };
@@ -483,6 +486,11 @@ impl Raft {
                 }
             }
         }
+    }
+
+    /// Why Raft can do no more, if the store is why.
+    pub fn failed(&self) -> Option<Fatal> {
+        self.inner.store_failure.borrow().clone().map(Fatal::Store)
     }
 
     /// Answers the peer `from`, whose name the transport vouches for. To be called on whatever runtime carries

@@ -88,7 +88,7 @@ pub enum OpenError {
     Corrupt { path: PathBuf, why: String },
     #[error("{} was written by a newer orca (format {found}); start that version again", path.display())]
     NewerFormat { path: PathBuf, found: u8 },
-    #[error("no space left for {}; free some and start again, nothing is lost", path.display())]
+    #[error("no space left on the control node's disk, which {} is on; free some, and it goes on by itself", path.display())]
     Full { path: PathBuf },
     #[error("cannot open {}", path.display())]
     Io {
@@ -98,10 +98,20 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    fn of_file(path: &Path, source: io::Error) -> OpenError {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull => OpenError::Full { path },
+            _ => OpenError::Io { path, source },
+        }
+    }
+}
+
 /// Why a read or write failed. Every one of them is the end of this process's use of the store.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    #[error("no space left on the disk of the store; free some and start orca again")]
+    #[error("no space left on the control node's disk; free some, and it goes on by itself")]
     Full,
     #[error("the store is damaged: {0}")]
     Corrupt(Arc<str>),
@@ -174,7 +184,7 @@ impl Store {
     /// therefore always damage (a truncated one, say), never an interrupted start, and is never begun afresh.
     pub fn open(dir: &Path) -> Result<Store, OpenError> {
         let path = dir.join(FILE_NAME);
-        let failed = |source: io::Error| OpenError::Io { path: path.clone(), source };
+        let failed = |source: io::Error| OpenError::of_file(&path, source);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         if !path.try_exists().map_err(failed)? {
             let fresh = dir.join(format!("{FILE_NAME}.new"));
@@ -447,7 +457,7 @@ fn file_backend(path: &Path) -> Result<FileBackend, OpenError> {
         .truncate(false)
         .mode(0o600)
         .open(path)
-        .map_err(|source| OpenError::Io { path: path.into(), source })?;
+        .map_err(|source| OpenError::of_file(path, source))?;
     FileBackend::new(file).map_err(|error| Fault::from(error).at(path))
 }
 

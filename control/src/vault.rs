@@ -78,6 +78,8 @@ pub enum VaultError {
     File(PrivateFileError),
     #[error("data key {key} does not open: it is damaged, or of another cluster")]
     DataKey { key: DataKeyId },
+    #[error("data key {key}, which sealed secret {name}, is gone")]
+    NoKey { key: DataKeyId, name: SecretName },
     #[error("{entry} does not open: it is damaged, or was moved there from another place")]
     Value { entry: String },
     #[error("data key {key} is not for {entry}")]

@@ -20,7 +20,7 @@ use orca_cluster::traffic::Traffic;
 use tokio::sync::{mpsc, oneshot};
 
 pub use body::{Body, BodyError};
-use l7::access_log::Log;
+use l7::access_log::{self, Log};
 use l7::count::Book;
 use l7::listen;
 use l7::worker::{self, Order, Sources};
@@ -211,7 +211,7 @@ impl DataPlane {
             AccessLog::Stdout => Some(Log::start(Box::new(io::stdout())).map_err(StartError::AccessLog)?),
             AccessLog::Writer(writer) => Some(Log::start(writer).map_err(StartError::AccessLog)?),
             AccessLog::File(path) => {
-                let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+                let file = access_log::open(&path);
                 Some(file.and_then(|file| Log::start(Box::new(file))).map_err(StartError::AccessLog)?)
             }
         };

@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
 use orca_cluster::id::{LABEL_LENGTH_MAX, Label};
+use orca_cluster::limit::MODULE_BYTES_MAX;
 use orca_cluster::spec::toml::{self, FILE_BYTES_MAX, Problem, SourceFile};
 use orca_cluster::spec::{Project, Settings, Source};
 
 use crate::exit::Failure;
 
-/// Largest module that is read: components are a few megabytes, and it is all in memory at once.
-const MODULE_BYTES_MAX: u64 = 256 << 20;
 const SERVICE_FILE: &str = "service.toml";
 const CLUSTER_FILE: &str = "cluster.toml";
 const SERVICES_DIRECTORY: &str = "services";
@@ -191,7 +190,9 @@ fn read_modules(project: &mut Project, file: &Path, modules: &mut BTreeMap<Strin
         let mut bytes = Vec::new();
         fs::File::open(&path).map_err(failed)?.take(MODULE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > MODULE_BYTES_MAX {
-            return Err(Failure::input(format!("{name} has more than {} MiB", MODULE_BYTES_MAX >> 20)));
+            let fix = "build it for release (`cargo build --release`), and strip it; large data belongs in a volume";
+            let message = format!("{name} has more than {} MiB, which is the most", MODULE_BYTES_MAX >> 20);
+            return Err(Failure::input(message).fix(fix));
         }
         if !bytes.starts_with(b"\0asm") {
             return Err(Failure::input(format!("{name} is no WebAssembly"))
@@ -267,6 +268,11 @@ mod tests {
         assert!(missing.message.contains("web.wasm"), "{}", missing.message);
         write(tree.path(), "p/web.wasm", "hello");
         assert!(read(std::slice::from_ref(&file), false).unwrap_err().message.contains("no WebAssembly"));
+        // As large as a control node takes, and one byte more.
+        let large = write(tree.path(), "p/web.wasm", "\0asm");
+        fs::File::options().write(true).open(large).unwrap().set_len(64 * 1024 * 1024 + 1).unwrap();
+        let refused = read(std::slice::from_ref(&file), false).unwrap_err();
+        assert!(refused.message.contains("has more than 64 MiB"), "{}", refused.message);
         write(tree.path(), "p/web.wasm", "\0asm");
         let read = read(&[file], false).unwrap();
         let digest = "cd5d4935a48c0672cb06407bb443bc0087aff947c6b864bac886982c73b3027f";

@@ -159,6 +159,11 @@ impl Session {
         match error {
             DialError::Silent { .. } => self.unreachable("no answer in time"),
             DialError::Unreachable { source, .. } => self.unreachable(source),
+            DialError::Unavailable { reason, .. } => {
+                Failure::new(Exit::Unreachable, format!("no control plane is up at {}", self.where_to()))
+                    .why(reason.clone())
+                    .fix("what runs there goes on; it opens by itself as soon as it can: then try again")
+            }
             DialError::Busy { .. } => self.unreachable("it has too many connections; try again in a moment"),
             DialError::Stranger { stranger, .. } => {
                 Failure::new(Exit::Unreachable, format!("what answers at {} is not to be trusted", self.where_to()))

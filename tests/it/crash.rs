@@ -13,8 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Load, Node, PATIENCE, Rates, Running, Setup, container, container_ids, docker, probe, requires_docker, signal,
-    started_at, wait_for, wait_until,
+    Load, Node, PATIENCE, Rates, Running, Setup, container, container_ids, docker, probe, request, requires_docker,
+    signal, started_at, wait_for, wait_until,
 };
 
 /// The product promises one second and the container's own start; a loaded machine gets more.
@@ -313,6 +313,9 @@ fn what_was_acknowledged_outlives_kills_at_any_moment() {
     assert_eq!(node.text("counter", "/version").trim(), "new");
 }
 
+/// How a full disk is named, to whoever asks and in the log.
+const NO_SPACE: &str = "no space left on the control node's disk";
+
 /// A small file system for the data of a server.
 #[derive(Debug)]
 struct SmallDisk {
@@ -377,11 +380,8 @@ fn a_full_disk_is_named_and_loses_nothing() {
         Some(ran)
     });
     eprintln!("{} more went in; then {refused}", acknowledged.len());
-    let named = "no space left on the disk of the store";
-    wait_until("the log to name the cause", PATIENCE, || node.log().contains(named));
-    // FIXME: whoever asked should be told the same. Today the control plane closes the connection, and then is not
-    // there until it can write again.
-    assert_eq!(refused.code, 10, "{refused}");
+    refused.exited(1).says(&[NO_SPACE, "free some", "not acknowledged", "orca status"]);
+    wait_until("the log to name the cause", PATIENCE, || node.log().contains(NO_SPACE));
     load.go_on(200);
     disk.free();
     wait_until("writes to work again", PATIENCE, || {
@@ -402,6 +402,188 @@ fn a_full_disk_is_named_and_loses_nothing() {
     assert_eq!(again, listed);
 }
 
+/// Whoever asks is told that there is no control plane, and why.
+#[track_caller]
+fn assert_told_why(node: &Node, parts: &[&str]) {
+    wait_until("the log to name the cause", PATIENCE, || parts.iter().all(|part| node.log().contains(part)));
+    wait_until("the API to name the cause", PATIENCE, || {
+        let answer = request(node.control(), "GET", "/api/v1/health", &[], b"");
+        answer.is_ok_and(|answer| answer.status == 503 && parts.iter().all(|part| answer.body.contains(part)))
+    });
+    let status = wait_for("the command line to name the cause", PATIENCE, || {
+        let status = node.orca(&["status"]);
+        parts.iter().all(|part| status.stderr.contains(part)).then_some(status)
+    });
+    eprintln!("{}", status.0);
+    status.0.exited(10);
+    assert!(node.orca(&["doctor"]).stdout.contains(parts[0]), "the doctor says it too");
+}
+
+/// What `spoil` does, having killed the server, keeps the control plane from opening: what ran is served all the same,
+/// and after `mend` everything works without another start.
+fn without_control(node: &mut Node, spoil: impl FnOnce(&mut Node), said: &[&str], mend: impl FnOnce(&Node)) {
+    node.deploy(&probe("web", "")).succeeded();
+    spoil(node);
+    node.spawn();
+    wait_until("what ran to be served", PATIENCE, || node.get("web", "/").is_ok_and(|answer| answer.status == 200));
+    let load = Load::start(node.target("web"), Rates::plain());
+    assert_told_why(node, said);
+    load.go_on(100);
+    mend(node);
+    wait_until("the control plane to open", PATIENCE, || node.is_healthy());
+    assert!(node.is_running(), "it needed no restart");
+    node.deploy(&probe("web", "[service.env]\nVERSION = \"2\"\n")).succeeded();
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "what runs does not need the control plane: {tally}");
+    assert_eq!(node.text("web", "/version").trim(), "2");
+}
+
+#[test]
+fn a_disk_that_is_full_at_boot_keeps_nothing_from_being_served() {
+    let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let Some(disk) = SmallDisk::mount(place.path(), "64m") else {
+        eprintln!("skipped: file systems can be mounted by root only");
+        return;
+    };
+    let mut node = Node::with(Setup { data_dir: Some(place.path().join("data")), ..Setup::default() });
+    node.deploy(&probe("web", "")).succeeded();
+    // Whether the store can be opened depends on the room it has inside, so both before and after the start.
+    let refused = |node: &Node| {
+        let mut numbers = 0..;
+        let set = |name: &str| node.orca_with_input(&["secrets", "set", name, "--project", node.project()], "v");
+        let refused = || Some(set(&format!("FULL{}", numbers.next()?))).filter(|ran| ran.stderr.contains(NO_SPACE));
+        let (ran, _) = wait_for("a write to be refused with the reason", PATIENCE, refused);
+        assert!(matches!(ran.code, 1 | 10), "{ran}");
+    };
+    disk.fill();
+    refused(&node);
+    node.kill9();
+    node.spawn();
+    wait_until("what ran to be served", PATIENCE, || node.get("web", "/").is_ok_and(|answer| answer.status == 200));
+    let load = Load::start(node.target("web"), Rates::plain());
+    refused(&node);
+    load.go_on(100);
+    disk.free();
+    wait_until("writes to work again", PATIENCE, || {
+        node.orca_with_input(&["secrets", "set", "AFTER", "--project", node.project()], "after").code == 0
+    });
+    assert!(node.is_running(), "it needed no restart");
+    node.deploy(&probe("web", "[service.env]\nVERSION = \"2\"\n")).succeeded();
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "what runs does not need the disk: {tally}");
+    assert_eq!(node.text("web", "/version").trim(), "2");
+}
+
+#[test]
+fn a_store_that_is_damaged_or_away_keeps_nothing_from_being_served() {
+    let mut node = Node::start();
+    let store = node.data_dir().join("raft");
+    let away = node.directory().join("away");
+    let take_away = |node: &mut Node| {
+        node.kill9();
+        fs::rename(&store, &away).unwrap();
+    };
+    let put_back = |_: &Node| fs::rename(&away, &store).unwrap();
+    without_control(&mut node, take_away, &["raft is not there", "mount the disk"], put_back);
+    assert!(!node.data_dir().join("raft.founding").exists(), "no other cluster was founded");
+
+    let (file, kept) = (store.join("raft.redb"), node.directory().join("kept"));
+    let damage = |node: &mut Node| {
+        node.kill9();
+        fs::copy(&file, &kept).unwrap();
+        fs::write(&file, "not a store").unwrap();
+    };
+    let restore = |_: &Node| fs::write(&file, fs::read(&kept).unwrap()).unwrap();
+    without_control(&mut node, damage, &["raft.redb is damaged", "restore"], restore);
+}
+
+#[test]
+fn an_unseal_key_that_is_missing_keeps_nothing_from_being_served() {
+    let mut node = Node::start();
+    let (key, kept) = (node.unseal_key(), node.directory().join("kept.key"));
+    let lose = |node: &mut Node| {
+        node.kill9();
+        fs::rename(&key, &kept).unwrap();
+    };
+    let find = |_: &Node| {
+        assert!(!key.exists(), "no new key is made for an old cluster");
+        fs::rename(&kept, &key).unwrap();
+    };
+    without_control(&mut node, lose, &["unseal key", "is missing", "restore it"], find);
+}
+
+#[test]
+fn a_data_directory_that_is_away_is_not_taken_for_a_new_one() {
+    let mut node = Node::start();
+    node.deploy(&probe("web", "")).succeeded();
+    node.terminate();
+    let (data, away) = (node.data_dir(), node.directory().join("away"));
+    fs::rename(&data, &away).unwrap();
+    // The mount point of a disk that is not there.
+    fs::create_dir(&data).unwrap();
+    let refused = node.server_fails().exited(1);
+    eprintln!("{refused}");
+    let key = node.unseal_key();
+    refused.says(&[data.to_str().unwrap(), key.to_str().unwrap(), "mount the disk", "move that key away"]);
+    assert!(!data.join("raft").exists() && !data.join("node").exists(), "nothing was founded");
+    fs::remove_dir_all(&data).unwrap();
+    fs::rename(&away, &data).unwrap();
+    node.boot();
+    wait_until("what ran to be served", PATIENCE, || node.get("web", "/").is_ok_and(|answer| answer.status == 200));
+}
+
+#[test]
+fn the_first_token_is_kept_for_its_owner_and_not_told_to_a_journal() {
+    let node = Node::start();
+    assert_eq!(fs::metadata(node.token_file()).unwrap().permissions().mode() & 0o777, 0o600);
+    let log = node.log();
+    assert!(log.contains(node.token_file().to_str().unwrap()), "{log}");
+    assert!(!log.contains(node.token()) && !log.contains("orca1."), "{log}");
+    assert_eq!(node.api("GET", "/api/v1/status", "").status, 200, "it is the token");
+}
+
+#[test]
+fn the_first_token_is_told_to_a_terminal() {
+    let node = Node::prepare(Setup::default());
+    let server = node.server_command();
+    let words = std::iter::once(server.get_program()).chain(server.get_args());
+    let words: Vec<_> = words.map(|word| word.to_str().unwrap()).collect();
+    let mut script = node.command();
+    script.args(["--quiet", "--command", &format!("exec {}", words.join(" ")), "/dev/null"]);
+    let mut terminal = Command::new("script");
+    terminal.env_clear().envs(script.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut terminal = Running::start(
+        {
+            terminal.args(script.get_args());
+            terminal
+        },
+        b"",
+    );
+    wait_until("the token", PATIENCE, || terminal.stdout().contains("orca1."));
+    assert!(!node.token_file().exists(), "and is nowhere else");
+    // Without its terminal the server ends.
+    terminal.kill();
+    terminal.end();
+    wait_until("the server's end", PATIENCE, || TcpListener::bind(node.control()).is_ok());
+}
+
+#[test]
+fn a_server_that_is_told_twice_ends_at_once() {
+    let mut node = Node::start();
+    node.deploy(&probe("web", "")).succeeded();
+    // Longer than a stop waits for requests.
+    let slow = Load::start(node.target("web").path("/sleep?20000"), Rates { keep_alive: 10, ..Rates::plain() });
+    let ready = Load::start(node.target("web"), Rates::plain());
+    ready.go_on(50);
+    signal(node.pid(), "TERM");
+    wait_until("the listener to close", PATIENCE, || node.get("web", "/").is_err());
+    assert!(node.is_running(), "it waits for the requests under way");
+    let took = node.terminate();
+    eprintln!("ended {took:?} after it was told again");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    drop((slow.stop(), ready.stop()));
+}
+
 #[test]
 fn a_wrong_unseal_key_is_refused() {
     let mut node = Node::start();
@@ -420,12 +602,6 @@ fn a_wrong_unseal_key_is_refused() {
     let refused = node.server_fails();
     eprintln!("{refused}");
     assert_ne!(refused.code, 0);
-    fs::remove_file(node.unseal_key()).unwrap();
-    let refused = node.server_fails();
-    eprintln!("{refused}");
-    assert_ne!(refused.code, 0, "no new key is made for an old cluster: {refused}");
-    assert!(!node.unseal_key().exists());
-
     fs::write(node.unseal_key(), right).unwrap();
     fs::set_permissions(node.unseal_key(), fs::Permissions::from_mode(0o600)).unwrap();
     node.boot();

@@ -277,6 +277,26 @@ fn a_canary_gets_its_share_and_then_all_or_nothing() {
 }
 
 #[test]
+fn a_canary_takes_over_by_what_it_answered() {
+    let service = |version: u32| {
+        let auto = "strategy = \"canary\"\nauto_promote = { after_secs = 1, success_rate = 99 }";
+        let env = format!("[service.env]\nVERSION = \"{version}\"");
+        probe("web", &format!("replicas = 2\n{env}\n[service.deploy]\n{auto}\n"))
+    };
+    let node = Node::start();
+    node.deploy(&service(1)).succeeded();
+    let load = Load::start(node.target("web").path("/version"), Rates::plain());
+    node.deploy(&service(2)).succeeded();
+    wait_until("the canary takes over", PATIENCE, || node.last_receipt("web")["revision"] == 2);
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}");
+    let receipt = node.last_receipt("web");
+    assert_eq!(receipt["outcome"], "done");
+    assert!(receipt["during"].get("at_least").is_none(), "no proxy was restarted: {receipt}");
+    assert_eq!(node.text("web", "/version"), "2");
+}
+
+#[test]
 fn blue_green_moves_everything_at_once() {
     requires_docker!();
     let colours = "replicas = 2\n[service.deploy]\nstrategy = \"blue-green\"\n";

@@ -5,6 +5,7 @@
 mod cli;
 mod crash;
 mod deploy;
+mod engine;
 mod scenarios;
 mod secrets;
 mod simulation;

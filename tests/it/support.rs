@@ -22,12 +22,14 @@
 //! printed.
 
 mod docker;
+mod engine;
 mod load;
 mod node;
 mod ran;
 mod wait;
 
 pub use docker::{container_ids, docker, started_at};
+pub use engine::Engine;
 pub use load::{Kind, Load, Rates, Tally};
 pub use node::{Node, Setup, container, module, orca_binary, probe, request, signal};
 pub use ran::{Ran, Running};

@@ -15,6 +15,7 @@ use std::time::Duration;
 use orca_cluster::command::{Applied, Command};
 
 use orca_cluster::id::NodeId;
+use orca_cluster::time::Timestamp;
 
 use crate::sim::workload::{project, put};
 use crate::sim::{Faults, Setup, World};
@@ -78,6 +79,13 @@ fn step(world: &mut World, command: &str) -> Option<String> {
             world.advance(Duration::from_secs_f64(seconds));
             return None;
         }
+        // Until a moment after a schedule of the service is due next.
+        "until-due" => {
+            let next = world.state.services[&service(rest, world)].schedules.values().filter_map(|s| s.next).min();
+            let due = next.expect("it has a schedule");
+            world.advance(due.since(world.now) + Duration::from_millis(80));
+            return None;
+        }
         "kill" => {
             world.kill_container(rest.parse().expect("kill r1"));
             return None;
@@ -132,7 +140,8 @@ fn step(world: &mut World, command: &str) -> Option<String> {
                 .iter()
                 .filter(|event| event.kind.to_string() == rest)
                 .map(|event| event.text.clone());
-            return Some(texts.collect::<Vec<_>>().join("; "));
+            let texts: Vec<String> = texts.collect();
+            return Some(if texts.is_empty() { "none".to_owned() } else { texts.join("; ") });
         }
         // How often something was done to a replica, beside probing it.
         "touched" => {
@@ -145,15 +154,22 @@ fn step(world: &mut World, command: &str) -> Option<String> {
             let interval = world.nodes[&id].brain.as_ref().expect("it runs").report_interval();
             return Some(format!("every {} ms", interval.as_millis()));
         }
+        // Which times of its schedules are decided next.
         "schedules" => {
-            let goals = world.leader.as_ref().map(|leader| leader.goals().values()).expect("somebody leads");
-            let crons = goals.flat_map(|goal| &goal.replicas).map(|(id, replica)| {
-                format!(
-                    "{id} {:?}",
-                    replica.schedules.iter().map(|schedule| schedule.cron.as_str()).collect::<Vec<_>>()
-                )
+            let records = &world.state.services[&service(rest, world)].schedules;
+            let next = records.iter().map(|(cron, record)| {
+                format!("`{cron}` {}", record.next.map_or_else(|| "never".to_owned(), Timestamp::to_minute))
             });
-            return Some(crons.collect::<Vec<_>>().join(", "));
+            let next: Vec<String> = next.collect();
+            return Some(if next.is_empty() { "none".to_owned() } else { next.join(", ") });
+        }
+        // What ran by itself, and where.
+        "runs" => {
+            let (name, runs) = (service(rest, world), &world.invariants.runs);
+            let runs = runs.iter().filter(|((service, ..), _)| *service == name);
+            let runs: Vec<String> =
+                runs.map(|((_, _, due), replica)| format!("{} on {replica}", due.to_minute())).collect();
+            return Some(if runs.is_empty() { "never".to_owned() } else { runs.join(", ") });
         }
         "receipt" => {
             let deployed = &world.state.services[&service(rest, world)];
@@ -199,7 +215,7 @@ fn spec(words: &str) -> String {
     for word in words {
         let (key, value) = word.split_once('=').expect("key=value");
         let _ = match key {
-            "image" | "domain" => writeln!(top, "{key} = \"{value}\""),
+            "image" | "domain" | "network" => writeln!(top, "{key} = \"{value}\""),
             "module" => {
                 port = false;
                 writeln!(top, "{key} = \"{value}\"")
@@ -215,6 +231,7 @@ fn spec(words: &str) -> String {
             "max_surge" | "max_unavailable" | "canary_weight" | "ready_timeout_secs" | "drain_timeout_secs" => {
                 writeln!(deploy, "{key} = {value}")
             }
+            "auto_promote_secs" => writeln!(deploy, "auto_promote = {{ after_secs = {value} }}"),
             "volume" => writeln!(tables, "[[service.volume]]\nname = \"{value}\"\npath = \"/data\""),
             "readiness" | "liveness" => writeln!(tables, "[service.{key}]\npath = \"{value}\"\ninterval_secs = 1"),
             "memory" => writeln!(tables, "[service.resources]\nmemory = \"{value}\""),

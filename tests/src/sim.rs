@@ -77,6 +77,8 @@ pub struct Node {
     pub name: String,
     pub runtime: Runtime,
     ledger: Option<Goal>,
+    /// When its agent, and with it its proxy, was started last.
+    started: Timestamp,
     /// Counts restarts: what was meant for an earlier life is dropped.
     life: u64,
     pub brain: Option<Reconciler>,
@@ -156,6 +158,7 @@ impl World {
                 name,
                 runtime: Runtime::default(),
                 ledger: None,
+                started: START,
                 life: 0,
                 brain: None,
                 wakes: None,
@@ -246,6 +249,7 @@ impl World {
         self.state = Arc::new(state);
         invariant::availability::check(self, &before, &entry.command);
         self.invariants.note_drains(&self.state, self.now);
+        invariant::schedule::check_skipped(self);
         applied
     }
 
@@ -410,6 +414,7 @@ impl World {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.life += 1;
+        node.started = now;
         let ledger = node.ledger.clone();
         node.tables = Arc::new(ledger.as_ref().map(|goal| goal.tables.clone()).unwrap_or_default());
         node.brain = Some(Reconciler::new(ledger, now));
@@ -457,6 +462,7 @@ impl World {
         invariant::busy::check(self, id, actions.len());
         for action in actions {
             invariant::drained::check(self, id, &action.task);
+            invariant::schedule::check(self, id, &action.task);
             let Some(node) = self.nodes.get_mut(&id) else { return };
             if let Task::Apply { tables, .. } = &action.task {
                 node.applying = Arc::clone(tables);
@@ -495,7 +501,8 @@ impl World {
             return;
         }
         let (replicas, acknowledged) = brain.observed();
-        let traffic = Traffic { at: now, services: node.runtime.counted(), in_flight: node.runtime.in_flight() };
+        let (services, in_flight) = (node.runtime.counted(), node.runtime.in_flight());
+        let traffic = Traffic { at: now, started: node.started, services, in_flight };
         let facts = Facts {
             memory: Memory(8 << 30),
             cpu: Cpu(8_000),
@@ -550,8 +557,9 @@ impl World {
                 begun.push((service.clone(), backend.replica, backend.revision, millis));
             }
             for (service, replica, revision, millis) in begun {
+                let errs = self.nodes.values().any(|node| node.runtime.errs(replica));
                 if let Some(node) = self.nodes.get_mut(&id) {
-                    let request = node.runtime.begin_request(service, replica, revision);
+                    let request = node.runtime.begin_request(service, replica, revision, errs);
                     self.at(millis, Happening::Runtime { node: id, event: request });
                 }
             }
@@ -731,6 +739,10 @@ pub fn run_seed(seed: u64) -> World {
     };
     let nodes = dice.random_range(1..4);
     let mut world = World::new(Setup { seed, nodes, faults });
+    // In some, so that the others come to rest sooner.
+    if seed.is_multiple_of(4) {
+        world.command(workload::deploy_job(&format!("replicas = {nodes}")));
+    }
     world.let_loose();
     world.advance(Duration::from_secs(dice.random_range(20..90)));
     world.tell("the faults are over".to_owned());

@@ -178,6 +178,8 @@ fn telling(error: &DialError) -> Telling {
     match error {
         DialError::Silent { .. } | DialError::Unreachable { .. } => Telling::Nothing,
         DialError::Busy { .. } | DialError::Stranger { .. } => Telling::Passing,
+        // Not for ever, but until something is done about it: whoever asks had better be told why.
+        DialError::Unavailable { .. } => Telling::Lasting,
         DialError::Refused { .. } | DialError::Incompatible { .. } => Telling::Lasting,
         DialError::Token(_) | DialError::Local { .. } => Telling::Lasting,
     }

@@ -10,11 +10,15 @@
 //! large: a length is never a reason to allocate.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use orca_cluster::limit::Limits;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Largest message, as JSON. A goal of a full node is about 1 MiB.
 pub const MESSAGE_LENGTH_MAX: usize = 16 * 1024 * 1024;
+
+// What the cluster accepts can be sent to any node.
+const _: () = assert!(Limits::OURS.message_bytes() <= MESSAGE_LENGTH_MAX as u64);
 
 /// Largest run of raw bytes in one frame; longer data is several frames, so that messages get between them.
 pub const RAW_LENGTH_MAX: usize = 64 * 1024;

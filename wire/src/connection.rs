@@ -31,6 +31,8 @@ pub(crate) mod code {
     pub const BUSY: VarInt = VarInt::from_u32(3);
     /// Nothing is heard over it any more.
     pub const DEAF: VarInt = VarInt::from_u32(4);
+    /// Nobody can be served now.
+    pub const UNAVAILABLE: VarInt = VarInt::from_u32(5);
 }
 
 /// How long a stream may take to be opened, and then to bring its request.

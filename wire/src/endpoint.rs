@@ -125,6 +125,9 @@ pub enum DialError {
     Refused { address: SocketAddr, reason: String },
     #[error("{address} has too many connections")]
     Busy { address: SocketAddr },
+    /// It is the right one, and cannot serve anybody now.
+    #[error("{address} cannot serve now: {reason}")]
+    Unavailable { address: SocketAddr, reason: String },
     #[error("{address} is of another release")]
     Incompatible {
         address: SocketAddr,
@@ -164,10 +167,19 @@ pub struct Caller<'a> {
     pub address: SocketAddr,
 }
 
-/// The owner's say: is this node still a member, is this the secret of a token that is good? The error goes to the
-/// caller. Must not wait: it looks at what the process knows.
-pub trait Admit: Fn(&Caller<'_>) -> Result<(), String> + Send + Sync + 'static {}
-impl<F: Fn(&Caller<'_>) -> Result<(), String> + Send + Sync + 'static> Admit for F {}
+/// Why the owner of an endpoint does not let a caller in. The words go to the caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rejection {
+    /// This caller may not come in.
+    Denied(String),
+    /// Nobody can be served now; the same caller may be later.
+    Unavailable(String),
+}
+
+/// The owner's say: is this node still a member, is this the secret of a token that is good? Must not wait: it looks at
+/// what the process knows.
+pub trait Admit: Fn(&Caller<'_>) -> Result<(), Rejection> + Send + Sync + 'static {}
+impl<F: Fn(&Caller<'_>) -> Result<(), Rejection> + Send + Sync + 'static> Admit for F {}
 
 /// Cheap to clone.
 #[derive(Debug, Clone)]
@@ -318,6 +330,7 @@ impl Endpoint {
 fn refused(address: SocketAddr, error: ConnectionError) -> DialError {
     match reason(&error) {
         Some((code::BUSY, _)) => DialError::Busy { address },
+        Some((code::UNAVAILABLE, reason)) => DialError::Unavailable { address, reason },
         Some((code::REFUSED | code::HELLO, reason)) => DialError::Refused { address, reason },
         _ if matches!(error, ConnectionError::TimedOut) => DialError::Silent { address },
         _ => DialError::Unreachable { address, source: error.into() },
@@ -335,6 +348,13 @@ impl Listener {
     /// the node goes on without it, and a new one starts with a sound endpoint.
     pub async fn accept(&mut self) -> Option<Connection> {
         self.accepted.recv().await
+    }
+
+    /// Sends those away who were admitted and have not been accepted.
+    pub fn turn_away(&mut self, reason: &str) {
+        while let Ok(connection) = self.accepted.try_recv() {
+            connection.close_with(code::UNAVAILABLE, reason);
+        }
     }
 }
 
@@ -434,7 +454,9 @@ async fn welcome(shared: &Shared, incoming: quinn::Incoming, admit: &impl Admit)
     let hello = Hello::own();
     let (admitted, refused) = match judge(&hello, &opening, plane, &peer, quinn.remote_address(), admit) {
         Ok(admitted) => (Some(admitted), None),
-        Err(reason) => (None, Some(reason)),
+        Err(Rejection::Denied(reason)) => (None, Some(reason)),
+        // By the code of the close, which the dialer can tell from a denial.
+        Err(Rejection::Unavailable(reason)) => return refuse(code::UNAVAILABLE, reason),
     };
     control.send(&Answer { hello, refused: refused.clone() }).await.map_err(NotAdmitted::Hello)?;
     control.finish().await.map_err(NotAdmitted::Hello)?;
@@ -455,14 +477,15 @@ fn judge(
     peer: &Peer,
     address: SocketAddr,
     admit: &impl Admit,
-) -> Result<(Agreed, Option<TokenId>), String> {
-    let agreed = own.agree(&opening.hello).map_err(|incompatible| incompatible.to_string())?;
+) -> Result<(Agreed, Option<TokenId>), Rejection> {
+    let denied = |reason: &str| Rejection::Denied(reason.to_owned());
+    let agreed = own.agree(&opening.hello).map_err(|incompatible| denied(&incompatible.to_string()))?;
     let token = match (peer, &opening.token) {
         (Peer::Node { .. } | Peer::User { .. }, _) => None,
-        (Peer::Anonymous, None) => return Err("a certificate or a token is needed".to_owned()),
+        (Peer::Anonymous, None) => return Err(denied("a certificate or a token is needed")),
         (Peer::Anonymous, Some(shown)) => match (shown.id.parse(), TokenSecret::parse(&shown.secret)) {
             (Ok(id), Some(secret)) => Some((id, secret)),
-            _ => return Err("the token is damaged".to_owned()),
+            _ => return Err(denied("the token is damaged")),
         },
     };
     let caller = Caller { plane, peer, token: token.as_ref().map(|(id, secret)| (id, secret)), address };

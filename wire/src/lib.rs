@@ -24,7 +24,7 @@ pub mod version;
 
 pub use client::Client;
 pub use connection::Connection;
-pub use endpoint::{Access, Endpoint, Listener, Wanted};
+pub use endpoint::{Access, Endpoint, Listener, Rejection, Wanted};
 pub use identity::Peer;
 pub use stream::Stream;
 

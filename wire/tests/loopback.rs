@@ -13,7 +13,7 @@ use orca_wire::client::ClientError;
 use orca_wire::endpoint::{Caller, DialError, Stranger};
 use orca_wire::identity::{Authority, Identity, KeyRequest, Token};
 use orca_wire::stream::{Item, StreamError};
-use orca_wire::{Access, Client, Connection, Endpoint, Listener, Peer, Plane, Stream, Wanted};
+use orca_wire::{Access, Client, Connection, Endpoint, Listener, Peer, Plane, Rejection, Stream, Wanted};
 use serde::{Deserialize, Serialize};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
@@ -176,7 +176,7 @@ async fn only_the_owner_admits_a_token_and_its_reason_is_told() {
     let hash = good.secret.hash();
     let admit = move |caller: &Caller<'_>| match caller.token {
         Some((_, secret)) if secret.matches(&hash) => Ok(()),
-        _ => Err("the token is used up; ask for another".to_owned()),
+        _ => Err(Rejection::Denied("the token is used up; ask for another".to_owned())),
     };
     let (server, mut listener) = Endpoint::server(ANY_PORT, node(&authority, 1, Some(1)), admit).unwrap();
     let address = server.local_address().unwrap();
@@ -385,10 +385,23 @@ async fn a_client_finds_a_node_that_answers_and_another_when_it_is_gone() {
 }
 
 #[tokio::test]
+async fn who_cannot_serve_now_says_why_and_is_not_taken_for_one_that_denies() {
+    let authority = authority();
+    let closed = |_: &Caller<'_>| Err(Rejection::Unavailable("the disk is full".to_owned()));
+    let (server, _listener) = Endpoint::server(ANY_PORT, node(&authority, 1, Some(1)), closed).unwrap();
+    let address = server.local_address().unwrap();
+    let token = Access::Token(Token::create(authority.fingerprint()));
+    for access in [token, Access::Certificate(user(&authority))] {
+        let error = dial(access, address, Plane::Client, Wanted::Control).await.unwrap_err();
+        assert!(matches!(&error, DialError::Unavailable { reason, .. } if reason == "the disk is full"), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_reports_the_most_telling_answer_without_asking_again() {
     let authority = authority();
     let nobody = std::net::UdpSocket::bind(ANY_PORT).unwrap();
-    let refuse = |_: &Caller<'_>| Err("the token has ended".to_owned());
+    let refuse = |_: &Caller<'_>| Err(Rejection::Denied("the token has ended".to_owned()));
     let (refusing, _listener) = Endpoint::server(ANY_PORT, node(&authority, 1, Some(1)), refuse).unwrap();
     let endpoint = Endpoint::client(Access::Certificate(user(&authority))).unwrap();
     let addresses = vec![nobody.local_addr().unwrap(), refusing.local_address().unwrap()];

@@ -32,6 +32,10 @@ const FRAME_LENGTH_MAX: usize = 16 << 20;
 const HEADER_LENGTH: usize = 8;
 /// Bytes kept of the end of a probe's output.
 const PROBE_OUTPUT_MAX: usize = 400;
+/// How the engine begins to say that it could not start a command.
+const NOT_STARTED: &str = "OCI runtime exec failed: ";
+/// The engine quotes the command, whose name is a path.
+const NOT_STARTED_LENGTH_MAX: usize = 16 << 10;
 /// The exit code is there when the output has ended, or a moment later.
 const CODE_TRIES: u32 = 100;
 const CODE_PAUSE: Duration = Duration::from_millis(20);
@@ -163,9 +167,58 @@ impl Docker {
 /// Why a command could not even be started, which the engine prints in its place: `OCI runtime exec failed: exec
 /// failed: unable to start container process: exec: "/x": stat /x: no such file or directory: unknown`.
 fn not_started(output: &str) -> Option<&str> {
-    let words = output.strip_prefix("OCI runtime exec failed: ")?;
+    let words = output.strip_prefix(NOT_STARTED)?;
     let words = words.rsplit_once("exec: ").map_or(words, |(_, words)| words);
     Some(words.strip_suffix(": unknown").unwrap_or(words))
+}
+
+/// Tells what a command printed from what the engine prints in the place of one that it could not start: that is on
+/// standard output too, and would be taken for the command's by whoever reads it.
+#[derive(Debug, Default)]
+pub struct Screen {
+    is_terminal: bool,
+    begun: bool,
+    /// All there is so far, if it may be the engine's.
+    held: Vec<u8>,
+}
+
+impl Screen {
+    pub fn new(is_terminal: bool) -> Screen {
+        Screen { is_terminal, ..Screen::default() }
+    }
+
+    /// What may be shown now.
+    pub fn show(&mut self, piece: Output) -> Option<Output> {
+        let engines = !self.begun && piece.bytes.starts_with(NOT_STARTED.as_bytes());
+        self.begun = true;
+        if piece.source == Source::Stdout && (engines || !self.held.is_empty()) {
+            self.held.extend_from_slice(&piece.bytes);
+            if self.held.len() <= NOT_STARTED_LENGTH_MAX {
+                return None;
+            }
+            return Some(Output { source: Source::Stdout, bytes: std::mem::take(&mut self.held).into() });
+        }
+        Some(piece)
+    }
+
+    /// What is still to be shown when the command has ended with this code, and the code that says so: as a shell does,
+    /// 127 for a command that is not there and 126 for one that cannot be run.
+    pub fn end(self, code: i64) -> (Option<Output>, i64) {
+        if self.held.is_empty() {
+            return (None, code);
+        }
+        let text = String::from_utf8_lossy(&self.held);
+        let Some(reason) = not_started(text.trim_end()).filter(|_| code != 0) else {
+            return (Some(Output { source: Source::Stdout, bytes: self.held.into() }), code);
+        };
+        // By its words: engines give 126, 127 or 1 for the same.
+        let is_absent = reason.contains("not found") || reason.contains("no such file");
+        let code = if is_absent { 127 } else { 126 };
+        // A terminal is in raw mode, where a new line alone does not go back to the left.
+        let end = if self.is_terminal { "\r\n" } else { "\n" };
+        let text = format!("orca: the command cannot be started: {reason}{end}");
+        (Some(Output { source: Source::Stderr, bytes: text.into() }), code)
+    }
 }
 
 impl ExecControl {
@@ -296,9 +349,59 @@ mod tests {
         }
 
         #[test]
+        fn what_a_command_prints_is_shown_whole_and_in_order(
+            pieces in prop::collection::vec((any::<bool>(), "(OCI runtime exec failed: )?[a-z]{0,9}"), 0..6),
+            code in prop_oneof![Just(0_i64), Just(1)],
+        ) {
+            let mut screen = Screen::default();
+            let piece = |(is_error, text): &(bool, String)| Output {
+                source: if *is_error { Source::Stderr } else { Source::Stdout },
+                bytes: text.clone().into(),
+            };
+            let mut shown: Vec<Output> = pieces.iter().filter_map(|one| screen.show(piece(one))).collect();
+            let (last, _) = screen.end(code);
+            shown.extend(last);
+            let text = |wanted: Source, of: &[Output]| {
+                let of_source = of.iter().filter(|output| output.source == wanted);
+                String::from_utf8(of_source.flat_map(|output| output.bytes.to_vec()).collect()).unwrap()
+            };
+            let all: Vec<Output> = pieces.iter().map(piece).collect();
+            prop_assert!(code != 0 || text(Source::Stdout, &shown) == text(Source::Stdout, &all));
+            prop_assert!(text(Source::Stderr, &shown).starts_with(&text(Source::Stderr, &all)));
+        }
+
+        #[test]
         fn nothing_the_engine_sends_panics(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let mut buffer = BytesMut::from(&bytes[..]);
             while let Ok(Some(_)) = Frames.decode(&mut buffer) {}
         }
+    }
+
+    #[test]
+    fn why_a_command_cannot_be_started_is_no_output_of_it_and_has_the_code_that_a_shell_gives() {
+        let engine = "OCI runtime exec failed: exec failed: unable to start container process: exec: ";
+        let ended = |text: &str, code| {
+            let mut screen = Screen::default();
+            let printed = text.as_bytes().chunks(100);
+            let piece = |bytes: &[u8]| Output { source: Source::Stdout, bytes: Bytes::copy_from_slice(bytes) };
+            let shown = printed.filter_map(|bytes| screen.show(piece(bytes))).count();
+            let (last, code) = screen.end(code);
+            let last = last.map(|last| (last.source, String::from_utf8(last.bytes.to_vec()).unwrap()));
+            (shown, last, code)
+        };
+        let said = |reason: &str| Some((Source::Stderr, format!("orca: the command cannot be started: {reason}\n")));
+        for (reason, code, wanted) in [
+            ("\"nope\": executable file not found in $PATH", 127, 127),
+            ("\"nope\": executable file not found in $PATH", 1, 127),
+            ("\"/x\": stat /x: no such file or directory", 126, 127),
+            ("\"/etc\": permission denied", 126, 126),
+            ("\"/etc\": permission denied", 1, 126),
+        ] {
+            assert_eq!(ended(&format!("{engine}{reason}: unknown\r\n"), code), (0, said(reason), wanted));
+        }
+        // It may be what the command printed, and then nothing of it is lost.
+        let whole = format!("{engine}as a book says");
+        assert_eq!(ended(&whole, 0), (0, Some((Source::Stdout, whole.clone())), 0));
+        assert_eq!(ended("something else", 127), (1, None, 127));
     }
 }

@@ -4,6 +4,7 @@
 //! wasmtime's version and every setting that changes the code. It carries a checksum over both and over the code.
 //! A file that is not exactly what this process would have written is not there: it is compiled again.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read as _, Write as _};
@@ -14,6 +15,7 @@ use std::time::SystemTime;
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
 
 use super::hex;
+use crate::module_files;
 
 /// The first bytes of a file, with the version of its layout.
 const MAGIC: &[u8; 16] = b"orca compiled 1\n";
@@ -107,7 +109,16 @@ impl Cache {
     }
 
     pub(super) fn path(&self, module_digest: &str) -> PathBuf {
-        self.directory.join(format!("{module_digest}-{}.cwasm", self.compiler))
+        self.directory.join(format!("{module_digest}{}", self.suffix()))
+    }
+
+    fn suffix(&self) -> String {
+        format!("-{}.cwasm", self.compiler)
+    }
+
+    /// Lets go of the code of modules that are not needed any more, and of what another version has compiled.
+    pub(super) fn sweep(&self, named: &BTreeSet<String>) -> io::Result<()> {
+        module_files::sweep(&self.directory, &self.suffix(), named)
     }
 
     pub(super) fn directory(&self) -> &Path {

@@ -66,7 +66,7 @@ impl Bed {
             resources: Resources::default(),
             liveness: None,
             readiness: None,
-            schedules: vec![],
+            runs: BTreeMap::new(),
             deploy: Deploy {
                 strategy: Strategy::Rolling,
                 max_unavailable: 0,
@@ -74,6 +74,7 @@ impl Bed {
                 ready_timeout: Duration::from_secs(60),
                 drain_timeout: Duration::from_secs(10),
                 stop_grace: Duration::from_secs(10),
+                auto_promote: None,
             },
         }
     }

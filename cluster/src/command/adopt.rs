@@ -5,10 +5,16 @@ use crate::event::Kind;
 use crate::id::{Generation, ReplicaId, ServiceName};
 use crate::plan::Step;
 use crate::plan::report::Outcome;
-use crate::state::{Deployed, Direction, Placement, PlacementState, REVISIONS_KEPT, Receipt};
+use crate::state::{
+    Deployed, Direction, LastRun, Placement, PlacementState, REVISIONS_KEPT, Receipt, Run, RunEnding, ScheduleRecord,
+};
+use crate::traffic::Tally;
+use std::time::Duration;
 
 /// Receipts kept for each service.
 const RECEIPTS_KEPT: usize = 50;
+/// How often a schedule is told of whose runs all end in the same way.
+const ALIKE_TOLD_EVERY: Duration = Duration::from_secs(60 * 60);
 
 impl Change<'_> {
     pub(super) fn adopt(
@@ -34,7 +40,7 @@ impl Change<'_> {
                 let replica = ReplicaId(self.state.replicas_made);
                 let Some(deployed) = self.state.services.get(&service) else { return };
                 let revision = deployed.template();
-                let exclusive = deployed.spec().is_exclusive();
+                let keeps_data = deployed.spec().keeps_data();
                 let placement = Placement {
                     service: service.clone(),
                     revision,
@@ -43,10 +49,10 @@ impl Change<'_> {
                     state: PlacementState::Serve,
                 };
                 self.state.placements.insert(replica, placement);
-                if let Some(deployed) = self.deployed(&service).filter(|_| exclusive) {
+                if let Some(deployed) = self.deployed(&service).filter(|_| keeps_data) {
                     deployed.home = Some(node);
                 }
-                let name = self.state.nodes.get(&node).map_or_else(|| node.to_string(), |record| record.name.clone());
+                let name = self.state.node_name(node);
                 self.say(Kind::RolloutStep, Some(&service), format!("{replica} ({revision}) placed on {name}"));
             }
             Step::Erase { service, node } => {
@@ -58,7 +64,7 @@ impl Change<'_> {
                 let replica = ReplicaId(self.state.replicas_made);
                 let placement = Placement { service: service.clone(), revision, node, since: self.at, state };
                 self.state.placements.insert(replica, placement);
-                let name = self.state.nodes.get(&node).map_or_else(|| node.to_string(), |record| record.name.clone());
+                let name = self.state.node_name(node);
                 self.say(Kind::RolloutStep, Some(&service), format!("its volumes on {name} are erased, as {replica}"));
             }
             Step::Drain { replica } => self.drain(replica),
@@ -92,6 +98,19 @@ impl Change<'_> {
                 for record in deployed.revisions.values_mut().filter(|record| record.template == revision) {
                     record.digest = Some(digest.clone());
                 }
+            }
+            Step::Try { service, trial } => {
+                if let Some(rollout) = self.deployed(&service).and_then(|deployed| deployed.rollout.as_mut()) {
+                    rollout.trial = Some(trial);
+                }
+            }
+            Step::Promote { service, because } => {
+                let Some(rollout) = self.deployed(&service).and_then(|deployed| deployed.rollout.as_mut()) else {
+                    return;
+                };
+                rollout.promoted = true;
+                let text = format!("{} promoted: {because}", rollout.to);
+                self.say(Kind::Promoted, Some(&service), text);
             }
             Step::GiveUp { service, failure, receipt } => {
                 let Some(deployed) = self.deployed(&service) else { return };
@@ -138,12 +157,37 @@ impl Change<'_> {
                 let Some(deployed) = self.deployed(&service) else { return };
                 if let Some(receipt) = deployed.receipts.iter_mut().rev().find(|r| r.revision == revision) {
                     receipt.after = Some(after);
+                    receipt.tally = Tally::default();
                 }
             }
             Step::Recover { service } => {
                 let Some(deployed) = self.deployed(&service) else { return };
                 deployed.settled = Some(deployed.target);
                 self.say(Kind::ReplicaRecovered, Some(&service), "is ready after all".to_owned());
+            }
+            Step::Schedule { service, next } => {
+                let Some(deployed) = self.deployed(&service) else { return };
+                deployed.schedules.retain(|cron, _| next.contains_key(cron));
+                for (cron, next) in next {
+                    let new = || ScheduleRecord { next, ..ScheduleRecord::default() };
+                    deployed.schedules.entry(cron).or_insert_with(new);
+                }
+            }
+            Step::Run { service, cron, due, replica, next } => {
+                if let Some(record) = self.schedule(&service, &cron) {
+                    record.next = next;
+                    record.run = Some(Run { due, replica });
+                }
+            }
+            Step::Ran { service, cron, due, ending } => {
+                let Some(record) = self.schedule(&service, &cron) else { return };
+                let replica = record.run.take().map(|run| run.replica);
+                self.ran(&service, &cron, LastRun { due, replica, ending });
+            }
+            Step::Skip { service, cron, due, reason, next } => {
+                let Some(record) = self.schedule(&service, &cron) else { return };
+                record.next = next;
+                self.ran(&service, &cron, LastRun { due, replica: None, ending: RunEnding::Skipped { reason } });
             }
             Step::Delete { service } => {
                 self.state.services.remove(&service);
@@ -152,16 +196,54 @@ impl Change<'_> {
             Step::Bury { node } => {
                 if let Some(record) = self.state.nodes.get_mut(&node) {
                     record.dead = true;
-                    self.say(Kind::NodeDead, None, format!("{node} is silent; its replicas are placed elsewhere"));
+                    let text = format!("{} is silent; its replicas are placed elsewhere", record.name);
+                    self.say(Kind::NodeDead, None, text);
                 }
             }
             Step::Revive { node } => {
                 if let Some(record) = self.state.nodes.get_mut(&node) {
                     record.dead = false;
-                    self.say(Kind::NodeAlive, None, format!("{node} is heard again"));
+                    let text = format!("{} is heard again", record.name);
+                    self.say(Kind::NodeAlive, None, text);
                 }
             }
         }
+    }
+
+    fn schedule(&mut self, service: &ServiceName, cron: &str) -> Option<&mut ScheduleRecord> {
+        self.deployed(service)?.schedules.get_mut(cron)
+    }
+
+    /// Remembers how a run ended and tells of it. What ends each time as it did the time before is told once in a while
+    /// only, so that a job of every minute does not push all else out of the history.
+    fn ran(&mut self, service: &ServiceName, cron: &str, last: LastRun) {
+        let at = self.at;
+        let Some(record) = self.schedule(service, cron) else { return };
+        let way = |ending: &RunEnding| std::mem::discriminant(ending);
+        let alike = record.last.as_ref().is_some_and(|before| way(&before.ending) == way(&last.ending));
+        let LastRun { due, replica, ending } = &last;
+        let on = replica.map(|replica| format!(" on {replica}")).unwrap_or_default();
+        let (kind, what) = match ending {
+            RunEnding::Done => (Kind::ScheduleRan, format!("ran{on}")),
+            RunEnding::Failed { reason } => (Kind::ScheduleFailed, format!("failed{on}: {reason}")),
+            RunEnding::Skipped { reason } => (Kind::ScheduleSkipped, format!("skipped: {reason}")),
+            RunEnding::Unknown { reason } => {
+                (Kind::ScheduleFailed, format!("began{on} perhaps, and how it ended is not known: {reason}"))
+            }
+        };
+        let mut text = format!("`{cron}` of {}: {what}", due.to_minute());
+        record.last = Some(last);
+        if alike && at.since(record.told) < ALIKE_TOLD_EVERY {
+            record.untold += 1;
+            return;
+        }
+        record.told = at;
+        match std::mem::take(&mut record.untold) {
+            0 => {}
+            untold if alike => text.push_str(&format!(" ({untold} more before it went the same way)")),
+            untold => text.push_str(&format!(" ({untold} before it went another way)")),
+        }
+        self.say(kind, Some(service), text);
     }
 
     fn drain(&mut self, replica: ReplicaId) {

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Detail, Refusal, busy, next_revision};
-use crate::event::Kind;
+use super::{Applied, Change, Command, Detail, Entry, Refusal, busy, next_revision};
+use crate::event::{Actor, Kind};
 use crate::id::{Generation, Label, Revision, ServiceName};
+use crate::limit::Limits;
 use crate::spec::Service;
 use crate::spec::change::change;
 use crate::state::{Deployed, Direction, RevisionRecord, State};
+use crate::time::Timestamp;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PutServices {
@@ -104,6 +106,17 @@ pub fn preview(state: &State, put: &PutServices) -> Result<PutOutcome, Refusal> 
     Ok(outcome)
 }
 
+/// The same, for changes that must stay within these limits.
+pub fn preview_within(state: &State, put: &PutServices, limits: &Limits) -> Result<PutOutcome, Refusal> {
+    let outcome = preview(state, put)?;
+    let command = limits.hold(Command::PutServices(put.clone()));
+    let entry = Entry { at: Timestamp::default(), actor: Actor::Orca, source: None, command };
+    match state.clone().apply(0, entry) {
+        Applied::Done { .. } | Applied::Unchanged { .. } => Ok(outcome),
+        Applied::Refused(refusal) => Err(refusal),
+    }
+}
+
 fn gives_up(put: &PutServices, owner: &ServiceName) -> bool {
     owner.project == put.project && (put.services.contains_key(&owner.service) || put.prune)
 }
@@ -188,6 +201,7 @@ impl Change<'_> {
             removal: None,
             receipts: Default::default(),
             home: None,
+            schedules: BTreeMap::new(),
         };
         self.state.services.insert(name.clone(), deployed);
         self.begin(name, revision);

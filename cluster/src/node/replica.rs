@@ -1,8 +1,10 @@
 //! One replica's life on its node: fetch, create, start, probe, serve, stop, remove. At most one of these is under
 //! way at a time; what is wanted may change meanwhile and takes effect when it ends.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::health::{Health, Verdict, default_readiness};
 use super::{ActionId, Condition, Finished, Purpose, Task, backoff};
@@ -17,6 +19,8 @@ const SIGKILLED: i64 = 128 + 9;
 const SIGTERMED: i64 = 128 + 15;
 /// Failed tries of a readiness probe after which it is worth looking at what the process listens on.
 const INSPECT_AFTER: u32 = 3;
+/// An engine that is stopped gives its containers some ten seconds each, several at a time.
+const ENGINE_STOP_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
 pub struct Replica {
@@ -339,7 +343,8 @@ impl Replica {
                 {
                     let listening = running.listening.clone().flatten();
                     let for_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
-                    let cause = Cause::ProbeFailing { check, saw, tries: health.tries, for_ms, listening };
+                    let tries = health.tries;
+                    let cause = Cause::ProbeFailing { purpose, check, saw, tries, for_ms, listening };
                     self.trouble = Some(Trouble { at: now, cause, retry_at: None });
                 }
                 true
@@ -364,7 +369,8 @@ impl Replica {
             (Verdict::Passed, _) if !running.is_on_trial() => self.trouble = None,
             (Verdict::Failed, Some(Health { last: Some(saw), failing_since: Some(since), tries, .. })) => {
                 let for_ms = u64::try_from(now.since(*since).as_millis()).unwrap_or(u64::MAX);
-                let cause = Cause::ProbeFailing { check, saw: saw.clone(), tries: *tries, for_ms, listening: None };
+                let (saw, tries, listening) = (saw.clone(), *tries, None);
+                let cause = Cause::ProbeFailing { purpose, check, saw, tries, for_ms, listening };
                 self.trouble = Some(Trouble { at: now, cause, retry_at: None });
             }
             (Verdict::Passed | Verdict::Failed | Verdict::Open, _) => {}
@@ -381,7 +387,7 @@ impl Replica {
     pub fn exited(&mut self, code: i64, out_of_memory: bool, last_lines: Vec<String>, now: Timestamp) {
         let (up, stable) = match &self.stage {
             Stage::Running(running) => {
-                let ready_for = running.ready_since.map_or(std::time::Duration::ZERO, |since| now.since(since));
+                let ready_for = running.ready_since.map_or(Duration::ZERO, |since| now.since(since));
                 (now.since(running.since), ready_for >= backoff::STABLE_AFTER)
             }
             _ => (now.since(self.begun), false),
@@ -421,9 +427,14 @@ impl Replica {
             }
             (_, Condition::Running { address, since }) => self.running(address, since, now),
             (Stage::Running(_) | Stage::Unknown, Condition::Exited { code, out_of_memory, last_lines }) => {
+                // Lists are made when an engine answers again, else its end would have been told.
+                let in_a_gap = matches!(self.stage, Stage::Running(_));
                 match self.duty() {
                     Duty::Run => self.exited(code, out_of_memory, last_lines, now),
                     Duty::Stop | Duty::StopAndErase => self.enter(Stage::Stopped, now),
+                }
+                if in_a_gap {
+                    self.ended_with_its_engine();
                 }
             }
             (Stage::Pending | Stage::BackOff { .. } | Stage::Stopped, Condition::Exited { .. }) => {}
@@ -464,6 +475,19 @@ impl Replica {
         }
     }
 
+    /// Its engine was away when it ended, or just after: then it was most likely the engine that ended it, which is no
+    /// failure of its own. What else it ended with than engines end things with, it ended with by itself.
+    fn ended_with_its_engine(&mut self) {
+        if let Some(exit) = &mut self.last_exit
+            && exit.ending == Ending::Own
+            && !exit.out_of_memory
+            && matches!(exit.code, 0 | SIGKILLED | SIGTERMED)
+        {
+            exit.ending = Ending::WithEngine;
+            self.failures = self.failures.saturating_sub(1);
+        }
+    }
+
     /// The engine answers: what failed because it did not is tried at once.
     pub fn engine_is_back(&mut self, now: Timestamp) {
         let lacked_engine =
@@ -473,6 +497,10 @@ impl Replica {
         {
             *until = now;
         }
+    }
+
+    fn ended_within(&self, span: Duration, now: Timestamp) -> bool {
+        self.last_exit.as_ref().is_some_and(|exit| now.since(exit.at) <= span)
     }
 
     /// It is in no goal any more.
@@ -644,8 +672,10 @@ impl Replica {
             (Doing::Removing, Finished::Removed) => self.enter(Stage::Gone, now),
             // From the beginning also when only the start failed: what is there already is taken as it is.
             (Doing::Fetching | Doing::Creating | Doing::Starting, Finished::Failed(cause)) => {
-                if cause == Cause::Vanished {
-                    self.was_removed();
+                match cause {
+                    Cause::Vanished => self.was_removed(),
+                    Cause::NoEngine { .. } if self.ended_within(ENGINE_STOP_MAX, now) => self.ended_with_its_engine(),
+                    _ => {}
                 }
                 self.failed(cause, Again::Fetch, now);
             }
@@ -702,6 +732,7 @@ impl Replica {
             pulled: self.pulled,
             ready_after_ms: self.ready_after_ms,
             on_trial: matches!(&self.stage, Stage::Running(running) if running.is_on_trial()),
+            runs: BTreeMap::new(),
         }
     }
 }
@@ -755,5 +786,66 @@ impl Running {
     /// judge, not the liveness probe's.
     fn has_started(&self) -> bool {
         self.ready || self.readiness.as_ref().is_none_or(|health| health.passed_once)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Label;
+
+    const BEGIN: Timestamp = Timestamp(1_000_000);
+
+    /// It is to run, has run for a minute, and has been ready nearly as long.
+    fn serving() -> Replica {
+        let label = Label::new("web").unwrap();
+        let service = ServiceName::new(label.clone(), label);
+        let mut replica = Replica::new(ReplicaId(1), service, Revision(1), Stage::Stopped, BEGIN);
+        replica.goal = Some(Arc::new(crate::node::run::tests::job(&[])));
+        replica.running(None, BEGIN, BEGIN);
+        replica
+    }
+
+    fn exited(code: i64) -> Condition {
+        Condition::Exited { code, out_of_memory: false, last_lines: vec!["bye".to_owned()] }
+    }
+
+    fn ending(replica: &Replica) -> (Option<Ending>, u32) {
+        (replica.last_exit.as_ref().map(|exit| exit.ending.clone()), replica.failures)
+    }
+
+    #[test]
+    fn what_ends_while_its_engine_is_away_is_no_failure_unless_it_has_failed() {
+        let later = BEGIN + Duration::from_secs(60);
+        for (code, expected) in [
+            (SIGTERMED, (Some(Ending::WithEngine), 0)),
+            (0, (Some(Ending::WithEngine), 0)),
+            (1, (Some(Ending::Own), 1)),
+        ] {
+            let mut replica = serving();
+            replica.found(None, exited(code), later);
+            assert_eq!(ending(&replica), expected, "{code}");
+        }
+        // The first list of all is no news: it may have ended at any time, by anything.
+        let mut replica = serving();
+        replica.stage = Stage::Unknown;
+        replica.found(None, exited(SIGTERMED), later);
+        assert_eq!(ending(&replica), (Some(Ending::Own), 1));
+    }
+
+    #[test]
+    fn what_ends_just_before_its_engine_does_ends_with_it() {
+        let no_engine = || Finished::Failed(Cause::NoEngine { reason: "connection refused".to_owned() });
+        for (pause, expected) in
+            [(Duration::from_secs(2), (Some(Ending::WithEngine), 0)), (ENGINE_STOP_MAX * 2, (Some(Ending::Own), 1))]
+        {
+            let mut replica = serving();
+            replica.exited(SIGTERMED, false, Vec::new(), BEGIN + Duration::from_secs(60));
+            assert_eq!(ending(&replica), (Some(Ending::Own), 1));
+            let now = BEGIN + Duration::from_secs(60) + pause;
+            replica.stage = Stage::Busy(ActionId(9), Doing::Starting);
+            replica.take_result(ActionId(9), no_engine(), now);
+            assert_eq!(ending(&replica), expected);
+        }
     }
 }

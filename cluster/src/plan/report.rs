@@ -63,6 +63,14 @@ pub enum Waiting {
         revision: Revision,
         weight: u8,
     },
+    /// The canary runs and is judged at `until`, or when it has answered `requests_min` requests.
+    ForMeasurement {
+        revision: Revision,
+        weight: u8,
+        until: Timestamp,
+        requests: u64,
+        requests_min: u64,
+    },
 }
 
 /// Why a node cannot take a replica.
@@ -72,6 +80,10 @@ pub enum NoRoom {
     /// The service is pinned to another.
     Pinned {
         to: String,
+    },
+    /// What is in the service's volumes is on another, and nowhere else.
+    VolumeElsewhere {
+        on: String,
     },
     Label {
         key: String,
@@ -95,6 +107,7 @@ impl std::fmt::Display for NoRoom {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             NoRoom::Pinned { to } => write!(f, "the service is pinned to node `{to}`"),
+            NoRoom::VolumeElsewhere { on } => write!(f, "the service's volumes are on node `{on}`"),
             NoRoom::Label { key, wanted, has: Some(has) } => write!(f, "label {key} is `{has}`, not `{wanted}`"),
             NoRoom::Label { key, wanted, has: None } => write!(f, "it has no label {key} = `{wanted}`"),
             NoRoom::Memory { wanted, free, total } => {

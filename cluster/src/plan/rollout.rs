@@ -11,9 +11,12 @@ use super::schedule::Room;
 use super::{Step, View};
 use crate::id::{Label, ReplicaId, Revision, ServiceName};
 use crate::replica::{Cause, Phase, ReplicaReport, Trouble};
-use crate::spec::{Service, Strategy};
-use crate::state::{Baseline, Deployed, Direction, Failure, Placement, PlacementState, Receipt, Rollout, Window};
+use crate::spec::{AutoPromote, Service, Strategy};
+use crate::state::{
+    Baseline, Deployed, Direction, Failure, Placement, PlacementState, Receipt, Rollout, Trial, Window,
+};
 use crate::time::Timestamp;
+use crate::traffic::Counters;
 use crate::why;
 use std::time::Duration;
 
@@ -22,6 +25,11 @@ use std::time::Duration;
 pub const FAILURES_MAX: u32 = 3;
 /// How long after a rollout its receipt counts `after`.
 pub const AFTER_WINDOW: Duration = Duration::from_secs(10);
+
+/// Fewer requests to a canary say nothing about a rate.
+const TRIAL_REQUESTS_MIN: u64 = 20;
+/// So many failures are no accident: a canary that has them, and too many for its rate, is given up before its time.
+const TRIAL_FAILURES_MIN: u64 = 20;
 
 #[derive(Debug, Default)]
 pub struct Next {
@@ -120,7 +128,7 @@ impl<'a> Pass<'a> {
             let silent = self.view.inventory.is_suspect(placement.node, self.view.now);
             let standing = Standing { id, placement, report, lost, silent };
             match placement.state {
-                PlacementState::Serve if lost && !self.spec.is_exclusive() => {
+                PlacementState::Serve if lost && !self.spec.keeps_data() => {
                     self.step(Step::Forget { replica: id });
                 }
                 PlacementState::Serve if lost => {
@@ -178,7 +186,7 @@ impl<'a> Pass<'a> {
         let due = receipt.during.to + AFTER_WINDOW;
         let counted_at = self.view.counted_at();
         if receipt.after.is_none() && (counted_at >= due || self.deployed.rollout.is_some()) {
-            let counted = self.view.totals(self.name).since(&receipt.totals);
+            let counted = self.view.counted_since(self.name, &receipt.tally, receipt.during.to);
             let after = Window::between(receipt.during.to, counted_at, &counted);
             self.step(Step::Complete { service: self.name.clone(), revision: receipt.revision, after });
         }
@@ -200,9 +208,9 @@ impl<'a> Pass<'a> {
 
     fn begin(&mut self) {
         let at = self.view.counted_at();
-        let totals = self.view.totals(self.name);
+        let tally = self.view.tally(self.name);
         let before = self.view.recent.get(self.name).cloned().unwrap_or_default();
-        self.step(Step::Begin { service: self.name.clone(), baseline: Baseline { at, totals, before } });
+        self.step(Step::Begin { service: self.name.clone(), baseline: Baseline { at, tally, before } });
     }
 
     /// Why the new revision has to be given up, if it has to.
@@ -261,7 +269,7 @@ impl<'a> Pass<'a> {
         }
         self.next.waiting.iter().find_map(|waiting| match waiting {
             Waiting::ForRoom { .. } if stood >= deploy.ready_timeout + deploy.drain_timeout => {
-                Some(why::no_room(self.view, self.spec))
+                Some(why::no_room(self.view, self.name, self.spec))
             }
             Waiting::ForDependency { service } if !self.is_on_its_way(service) => Some(Failure {
                 cause: format!("it depends on `{service}`, which is not ready"),
@@ -372,8 +380,68 @@ impl<'a> Pass<'a> {
         if let Some(failure) = self.obstacle(rollout) {
             self.give_up(rollout, failure);
         } else if self.fresh.iter().any(Standing::is_ready) {
-            self.wait(Waiting::ForPromotion { revision: rollout.to, weight });
+            match self.spec.deploy.auto_promote {
+                Some(auto) => self.judge(rollout, weight, auto),
+                None => self.wait(Waiting::ForPromotion { revision: rollout.to, weight }),
+            }
         }
+    }
+
+    /// Promote the canary, or give it up, by what its replicas answered.
+    fn judge(&mut self, rollout: &Rollout, weight: u8, auto: AutoPromote) {
+        let service = self.name.clone();
+        let (tried, settled) = (self.deployed.template(), self.settled_template());
+        let Some(trial) = &rollout.trial else {
+            let trial = Trial {
+                since: self.view.counted_at(),
+                tried: self.view.tally_of_template(self.name, tried),
+                settled: self.view.tally_of_template(self.name, settled),
+            };
+            self.step(Step::Try { service, trial });
+            return;
+        };
+        let counted = |template, tally| self.view.counted_of_template(self.name, template, tally, trial.since).counters;
+        let (canary, stable) = (counted(tried, &trial.tried), counted(settled, &trial.settled));
+        let (requests, failures) = (canary.requests, canary.failures());
+        let until = trial.since + auto.after;
+        let good =
+            (requests - failures).saturating_mul(10_000) >= requests.saturating_mul(auto.success_per_10_000.into());
+        let seconds = self.view.now.since(trial.since).as_secs();
+        match good {
+            true if self.view.now >= until && requests >= TRIAL_REQUESTS_MIN => {
+                let because = format!("{} in {seconds} s", succeeded(&canary));
+                self.step(Step::Promote { service, because });
+            }
+            false if failures >= TRIAL_FAILURES_MIN || self.view.now >= until && requests >= TRIAL_REQUESTS_MIN => {
+                let wanted = per_cent(auto.success_per_10_000.into(), 10_000);
+                let failure = Failure {
+                    cause: format!(
+                        "as a canary it answered {failures} of {requests} requests with an error (5xx) or not at all; \
+                         `auto_promote` wants {wanted} to succeed"
+                    ),
+                    evidence: vec![format!("{} beside it: {}", self.word_for_settled(), succeeded(&stable))],
+                    fix: Some(format!("its log says why: orca logs {} --since 10m", self.name)),
+                    asked: false,
+                };
+                self.give_up(rollout, failure);
+            }
+            true | false => self.wait(Waiting::ForMeasurement {
+                revision: rollout.to,
+                weight,
+                until,
+                requests,
+                requests_min: TRIAL_REQUESTS_MIN,
+            }),
+        }
+    }
+
+    fn settled_template(&self) -> Revision {
+        let settled = self.deployed.settled.and_then(|settled| self.deployed.revisions.get(&settled));
+        settled.map_or_else(Revision::default, |record| record.template)
+    }
+
+    fn word_for_settled(&self) -> String {
+        self.deployed.settled.map_or_else(|| "what served".to_owned(), |settled| settled.to_string())
     }
 
     /// No rollout runs: as many as wanted, of the target.
@@ -513,11 +581,10 @@ impl<'a> Pass<'a> {
     }
 
     fn receipt(&self, rollout: &Rollout, outcome: Outcome, failure: Option<Failure>) -> Receipt {
-        let totals = self.view.totals(self.name);
         let counted_at = self.view.counted_at();
         let (before, during) = match &rollout.baseline {
             Some(baseline) => {
-                let counted = totals.since(&baseline.totals);
+                let counted = self.view.counted_since(self.name, &baseline.tally, baseline.at);
                 (baseline.before.clone(), Window::between(baseline.at, counted_at, &counted))
             }
             None => Default::default(),
@@ -533,7 +600,7 @@ impl<'a> Pass<'a> {
             during,
             after: None,
             failure,
-            totals,
+            tally: self.view.tally(self.name),
         }
     }
 
@@ -573,16 +640,37 @@ impl Step {
             Step::Place { .. } | Step::Drain { .. } | Step::Stop { .. } | Step::Forget { .. } => true,
             Step::Begin { .. }
             | Step::Pin { .. }
+            | Step::Try { .. }
+            | Step::Promote { .. }
             | Step::GiveUp { .. }
             | Step::Settle { .. }
             | Step::Complete { .. }
             | Step::Recover { .. }
             | Step::Erase { .. }
+            | Step::Schedule { .. }
+            | Step::Run { .. }
+            | Step::Ran { .. }
+            | Step::Skip { .. }
             | Step::Delete { .. }
             | Step::Bury { .. }
             | Step::Revive { .. } => false,
         }
     }
+}
+
+/// `99.93% of 1500 requests succeeded`.
+fn succeeded(counters: &Counters) -> String {
+    let (requests, failures) = (counters.requests, counters.failures());
+    match requests {
+        0 => "no requests".to_owned(),
+        _ => format!("{} of {requests} requests succeeded", per_cent(requests - failures, requests)),
+    }
+}
+
+/// To a hundredth, rounded down, so that nothing that is less than all reads as 100%.
+fn per_cent(part: u64, whole: u64) -> String {
+    let hundredths = part.saturating_mul(10_000) / whole.max(1);
+    format!("{}%", hundredths as f64 / 100.0)
 }
 
 /// When the passing of time alone would change what [`next`] says, and why.
@@ -610,6 +698,9 @@ pub fn deadline(view: View<'_>) -> Option<(Timestamp, &'static str)> {
     for deployed in view.state.services.values() {
         if let Some(rollout) = &deployed.rollout {
             let deploy = &deployed.spec().deploy;
+            if let (Some(trial), Some(auto)) = (&rollout.trial, deploy.auto_promote) {
+                deadlines.push((trial.since + auto.after, "a canary is judged"));
+            }
             let limit = rollout.started + deploy.ready_timeout + deploy.drain_timeout;
             deadlines.push((limit, "a rollout should have found room"));
         }

@@ -85,9 +85,8 @@ impl<'a> Room<'a> {
         }
         // What is in its volumes is on one node and nowhere else.
         let home = self.view.state.services.get(name).and_then(|deployed| deployed.home);
-        if let Some(home) = home.filter(|home| spec.is_exclusive() && *home != id) {
-            let to = self.view.state.nodes.get(&home).map_or_else(|| home.to_string(), |node| node.name.clone());
-            return Some(NoRoom::Pinned { to });
+        if let Some(home) = home.filter(|home| spec.keeps_data() && *home != id) {
+            return Some(NoRoom::VolumeElsewhere { on: self.view.state.node_name(home) });
         }
         for (key, wanted) in &spec.placement.labels {
             let has = node.labels.get(key);

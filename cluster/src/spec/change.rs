@@ -8,8 +8,8 @@ use std::fmt::Display;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Check, Deploy, HostAccess, Module, ModuleLimits, Placement, Probe, Registry, SecretsAs, Service, Source, Strategy,
-    Volume, VolumeSource,
+    AutoPromote, Check, Deploy, HostAccess, Module, ModuleLimits, Placement, Probe, Registry, SecretsAs, Service,
+    Source, Strategy, Volume, VolumeSource,
 };
 use crate::resource::Resources;
 
@@ -56,10 +56,6 @@ impl Change {
     /// Whether the old replicas cannot go on as replicas of the new specification.
     pub fn needs_new_replicas(&self) -> bool {
         self.has(Effect::Replace)
-    }
-
-    pub fn effects(&self) -> BTreeSet<Effect> {
-        self.differences.iter().map(|difference| difference.effect).collect()
     }
 
     /// Each difference as a person would say it.
@@ -191,12 +187,18 @@ fn source_change(change: &mut Change, old: &Source, new: &Source) {
 
 /// All of it says how replicas come and go the next time they do.
 fn deploy_change(change: &mut Change, old: &Deploy, new: &Deploy) {
-    let Deploy { strategy, max_unavailable, max_surge, ready_timeout, drain_timeout, stop_grace } = new;
+    let Deploy { strategy, max_unavailable, max_surge, ready_timeout, drain_timeout, stop_grace, auto_promote } = new;
     change.compare(Effect::Remember, "strategy", &old.strategy, strategy, |strategy| match strategy {
         Strategy::Rolling => "rolling".to_owned(),
         Strategy::Recreate => "recreate".to_owned(),
         Strategy::BlueGreen => "blue-green".to_owned(),
         Strategy::Canary { weight } => format!("canary {weight}%"),
+    });
+    change.compare(Effect::Remember, "auto_promote", &old.auto_promote, auto_promote, |auto| match auto {
+        Some(AutoPromote { after, success_per_10_000 }) => {
+            format!("at {}% after {after:?}", f64::from(*success_per_10_000) / 100.0)
+        }
+        None => "none".to_owned(),
     });
     change.compare(Effect::Remember, "max_unavailable", &old.max_unavailable, max_unavailable, u32::to_string);
     change.compare(Effect::Remember, "max_surge", &old.max_surge, max_surge, u32::to_string);

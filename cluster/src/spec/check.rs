@@ -10,8 +10,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Check, Deploy, Host, HostAccess, Module, ModuleLimits, Placement, Probe, Project, Registry, SecretsAs, Service,
-    Settings, Source, Strategy, Volume, VolumeSource, image, path_prefix,
+    AutoPromote, Check, Deploy, Host, HostAccess, Module, ModuleLimits, Placement, Probe, Project, Registry, SecretsAs,
+    Service, Settings, Source, Strategy, Volume, VolumeSource, image, path_prefix,
 };
 use crate::id::Label;
 use crate::resource::{Cpu, MEMORY_MIN, Memory, Resources};
@@ -638,7 +638,8 @@ impl Faults {
     }
 
     fn deploy(&mut self, service: &Service, deploy: &Deploy) {
-        let Deploy { strategy, max_unavailable, max_surge, ready_timeout, drain_timeout, stop_grace } = deploy;
+        let Deploy { strategy, max_unavailable, max_surge, ready_timeout, drain_timeout, stop_grace, auto_promote } =
+            deploy;
         for (at, count) in [("deploy.max_unavailable", *max_unavailable), ("deploy.max_surge", *max_surge)] {
             if count > REPLICAS_MAX {
                 self.push(at, format!("{count} is out of range: 0 to {REPLICAS_MAX}"));
@@ -647,6 +648,18 @@ impl Faults {
         self.span(Place::of("deploy.ready_timeout_secs"), *ready_timeout, Duration::from_secs(1), SPAN_MAX);
         self.span(Place::of("deploy.drain_timeout_secs"), *drain_timeout, Duration::ZERO, SPAN_MAX);
         self.span(Place::of("deploy.stop_grace_secs"), *stop_grace, Duration::ZERO, SPAN_MAX);
+        if let Some(AutoPromote { after, success_per_10_000 }) = auto_promote {
+            self.span(Place::of("deploy.auto_promote.after_secs"), *after, Duration::from_secs(1), SPAN_MAX);
+            if !(1..=10_000).contains(success_per_10_000) {
+                let at = "deploy.auto_promote.success_rate";
+                self.push(at, "a success rate is more than 0 and at most 100 per cent".to_owned());
+            }
+            if !matches!(strategy, Strategy::Canary { .. }) {
+                self.add("deploy.auto_promote", "`auto_promote` needs strategy \"canary\"")
+                    .advise("add `strategy = \"canary\"`, or leave it out")
+                    .given(&["deploy.strategy"]);
+            }
+        }
 
         let replaces_one_by_one = match strategy {
             Strategy::Rolling => true,

@@ -1,15 +1,16 @@
-//! A readiness probe that does not pass: what was asked, what came back, and what the process listens on together give
+//! A probe that does not pass: what was asked, what came back, and what the process listens on together give
 //! the cause.
 
 use std::net::SocketAddr;
 
 use super::{Diagnosis, saw_words};
-use crate::replica::Saw;
+use crate::replica::{Purpose, Saw};
 use crate::spec::{Check, Probe, Service};
 
 /// What the node saw of a probe.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
+    pub purpose: Purpose,
     pub check: &'a str,
     pub saw: &'a Saw,
     pub tries: u32,
@@ -19,10 +20,39 @@ pub struct Seen<'a> {
     pub unready: bool,
 }
 
+impl Seen<'_> {
+    /// What people call the probe, and where they wrote it.
+    fn probe(&self) -> &'static str {
+        match self.purpose {
+            Purpose::Readiness => "readiness probe",
+            Purpose::Liveness => "liveness probe",
+        }
+    }
+
+    fn table(&self) -> &'static str {
+        match self.purpose {
+            Purpose::Readiness => "[service.readiness]",
+            Purpose::Liveness => "[service.liveness]",
+        }
+    }
+
+    /// What it is that a passing probe says of the process.
+    fn good(&self) -> &'static str {
+        match self.purpose {
+            Purpose::Readiness => "ready",
+            Purpose::Liveness => "alive",
+        }
+    }
+}
+
 pub fn failing(spec: &Service, seen: Seen<'_>) -> Diagnosis {
     let Seen { check, saw, tries, for_ms, .. } = seen;
     let span = format!("{:.1} s", for_ms as f64 / 1000.0);
-    let mut diagnosis = match spec.readiness.as_ref() {
+    let probe = match seen.purpose {
+        Purpose::Readiness => spec.readiness.as_ref(),
+        Purpose::Liveness => spec.liveness.as_ref(),
+    };
+    let mut diagnosis = match probe {
         Some(Probe { check: Check::Exec(_), timeout, .. }) => command(seen, timeout.as_secs()),
         Some(Probe { check: Check::Http(path), timeout, .. }) => {
             socket(spec, seen).unwrap_or_else(|| http(seen, path, timeout.as_secs()))
@@ -78,26 +108,27 @@ fn socket(spec: &Service, seen: Seen<'_>) -> Option<Diagnosis> {
 
 fn http(seen: Seen<'_>, path: &str, timeout: u64) -> Diagnosis {
     let Seen { check, saw, .. } = seen;
+    let (probe, table, good) = (seen.probe(), seen.table(), seen.good());
     match saw {
         Saw::Status(404) => Diagnosis::new(
             "probe-status",
-            format!("its readiness probe asks for {path}, which it answers with 404: there is no such path"),
-            "correct the path in [service.readiness] or `health`, or make it answer there with 200 when it is ready",
+            format!("its {probe} asks for {path}, which it answers with 404: there is no such path"),
+            format!("correct the path in {table} or `health`, or make it answer there with 200 when it is {good}"),
         ),
         Saw::Status(status @ (401 | 403)) => Diagnosis::new(
             "probe-status",
-            format!("its readiness probe is refused with status {status}: {check} needs a login"),
+            format!("its {probe} is refused with status {status}: {check} needs a login"),
             "give a path that answers without one",
         ),
         Saw::Status(status) => Diagnosis::new(
             "probe-status",
-            format!("its readiness probe gets status {status}: {check}"),
-            "see its logs for why it is not ready; it must answer 200 to 399 when it is",
+            format!("its {probe} gets status {status}: {check}"),
+            format!("see its logs for why it is not {good}; it must answer 200 to 399 when it is"),
         ),
         Saw::TimedOut => Diagnosis::new(
             "probe-timeout",
             format!("it takes connections, but gives no answer to {check} within {timeout} s"),
-            "see its logs for what it hangs on; if it is merely slow, raise `timeout_secs` in [service.readiness]",
+            format!("see its logs for what it hangs on; if it is merely slow, raise `timeout_secs` in {table}"),
         ),
         Saw::Refused | Saw::Exit { .. } | Saw::Error(_) => tcp(seen),
     }
@@ -108,32 +139,33 @@ fn grpc(seen: Seen<'_>) -> Diagnosis {
     Diagnosis::new(
         "probe-grpc",
         cause,
-        "serve grpc.health.v1.Health on that port, or use `path` or `tcp` in [service.readiness]",
+        format!("serve grpc.health.v1.Health on that port, or use `path` or `tcp` in {}", seen.table()),
     )
 }
 
 fn tcp(seen: Seen<'_>) -> Diagnosis {
-    let cause = format!("its readiness probe fails: {} -> {}", seen.check, saw_words(seen.saw));
+    let cause = format!("its {} fails: {} -> {}", seen.probe(), seen.check, saw_words(seen.saw));
     Diagnosis::new("probe-failing", cause, "see its logs for why it does not answer")
 }
 
 fn command(seen: Seen<'_>, timeout: u64) -> Diagnosis {
     let Seen { check, saw, .. } = seen;
+    let (probe, table, good) = (seen.probe(), seen.table(), seen.good());
     match saw {
         Saw::TimedOut => Diagnosis::new(
             "probe-timeout",
-            format!("its readiness probe's command does not end within {timeout} s: {check}"),
-            "raise `timeout_secs` in [service.readiness], or let the command give up earlier",
+            format!("its {probe}'s command does not end within {timeout} s: {check}"),
+            format!("raise `timeout_secs` in {table}, or let the command give up earlier"),
         ),
         Saw::Exit { code, .. } => Diagnosis::new(
             "probe-exit",
-            format!("its readiness probe's command exits with {code}: {check}"),
-            "run it with `orca exec` to see; it must exit with 0 when ready",
+            format!("its {probe}'s command exits with {code}: {check}"),
+            format!("run it with `orca exec` to see; it must exit with 0 when {good}"),
         ),
         Saw::Refused | Saw::Status(_) | Saw::Error(_) => Diagnosis::new(
             "probe-command",
-            format!("its readiness probe's command cannot be run in the container: {}", saw_words(saw)),
-            "correct `exec` in [service.readiness]: a program that is in the image, and its arguments",
+            format!("its {probe}'s command cannot be run in the container: {}", saw_words(saw)),
+            format!("correct `exec` in {table}: a program that is in the image, and its arguments"),
         ),
     }
 }

@@ -146,8 +146,9 @@ fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaRe
         Cause::NotAlive { check, saw } => not_alive(check, &saw_words(saw), ""),
         Cause::Exited => Diagnosis::new("exited", "its process has ended", format!("orca logs {name}")),
         Cause::Vanished => removed(name),
-        Cause::ProbeFailing { check, saw, tries, for_ms, listening } => {
+        Cause::ProbeFailing { purpose, check, saw, tries, for_ms, listening } => {
             let seen = probe::Seen {
+                purpose: *purpose,
                 check,
                 saw,
                 tries: *tries,
@@ -215,6 +216,14 @@ fn removed(name: &ServiceName) -> Diagnosis {
     )
 }
 
+fn ended_with_engine() -> Diagnosis {
+    Diagnosis::new(
+        "ended-with-engine",
+        "it ended when Docker on its node was stopped or restarted",
+        "nothing, if that was meant; with `\"live-restore\": true` in /etc/docker/daemon.json containers run on without Docker",
+    )
+}
+
 /// How it ended, and why, as far as that is known.
 pub fn exited(name: &ServiceName, spec: &Service, id: ReplicaId, report: &ReplicaReport, exit: &Exit) -> Diagnosis {
     let times = match report.failures {
@@ -224,9 +233,10 @@ pub fn exited(name: &ServiceName, spec: &Service, id: ReplicaId, report: &Replic
     let mut diagnosis = match &exit.ending {
         Ending::Removed => removed(name),
         Ending::NotAlive { check, saw } => not_alive(check, &saw_words(saw), &times),
+        Ending::WithEngine => ended_with_engine(),
         Ending::Own => ended(name, spec, exit, &times),
     };
-    if exit.ending != Ending::Removed {
+    if !matches!(exit.ending, Ending::Removed | Ending::WithEngine) {
         quote(&mut diagnosis.evidence, exit);
     }
     diagnosis.replica = Some(id);

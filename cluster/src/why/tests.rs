@@ -9,10 +9,10 @@ use expect_test::{Expect, expect};
 use super::{Diagnosis, failure, no_room, why};
 use crate::event::Actor;
 use crate::id::{Label, NodeId, ReplicaId, Revision, ServiceName};
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, SUSPECT_AFTER};
 use crate::plan::View;
 use crate::plan::report::{NoRoom, Outcome, Waiting};
-use crate::replica::{Cause, Ending, Exit, Observed, Phase, ReplicaReport, Saw, Trouble, Usage};
+use crate::replica::{Cause, Ending, Engine, Exit, Observed, Phase, Purpose, ReplicaReport, Saw, Trouble, Usage};
 use crate::resource::{Cpu, Memory};
 use crate::secret::{Opaque, SealingPublicKey};
 use crate::spec::toml::{SourceFile, project};
@@ -20,7 +20,7 @@ use crate::state::{
     Deployed, Direction, Failure, Node, Placement, PlacementState, Receipt, RevisionRecord, Rollout, State, Window,
 };
 use crate::time::Timestamp;
-use crate::traffic::Counters;
+use crate::traffic::Tally;
 
 const N1: NodeId = NodeId(1);
 const R7: ReplicaId = ReplicaId(7);
@@ -79,6 +79,7 @@ impl World {
             removal: None,
             receipts: Default::default(),
             home: Default::default(),
+            schedules: Default::default(),
         };
         self.state.services.insert(name(service), deployed);
         let state = PlacementState::Serve;
@@ -103,6 +104,7 @@ impl World {
             pulled: None,
             ready_after_ms: None,
             on_trial: false,
+            runs: BTreeMap::new(),
         };
         self.observed.replicas.insert(replica, report);
         self.observed.replicas.get_mut(&replica).unwrap()
@@ -170,7 +172,14 @@ fn exits(more: &str, failures: u32, exit: Exit, expect: &Expect) {
 
 fn probe(saw: Saw, listening: Option<&[&str]>) -> Cause {
     let listening = listening.map(|sockets| sockets.iter().map(|socket| socket.parse().unwrap()).collect());
-    Cause::ProbeFailing { check: "GET /healthz".to_owned(), saw, tries: 14, for_ms: 10_000, listening }
+    Cause::ProbeFailing {
+        purpose: Purpose::Readiness,
+        check: "GET /healthz".to_owned(),
+        saw,
+        tries: 14,
+        for_ms: 10_000,
+        listening,
+    }
 }
 
 fn given_up() -> Failure {
@@ -504,13 +513,39 @@ fn exits_are_told_by_how_they_were() {
 }
 
 #[test]
+fn an_engine_that_is_away_or_was_is_told_of() {
+    let mut world = World::new("");
+    let mut unreachable = |reason: &str| {
+        world.observed.facts.containers = Engine::Unreachable { reason: reason.to_owned() };
+        text(world.why())
+    };
+    assert_eq!(unreachable("connection refused"), "nothing", "a module needs no engine");
+    world.report("api", R7, Phase::Ready).address = Some("172.18.0.2:8080".parse().unwrap());
+    world.says(&expect![[r#"
+        engine-away: it serves, but Docker on n1 does not answer: what ends there now is not started again
+          connection refused
+          fix: on n1: systemctl start docker
+    "#]]);
+
+    world.observed.facts.containers = Engine::Ready { version: "28".to_owned() };
+    let exit = Exit { ending: Ending::WithEngine, ..exit(143, &["got signal 15"]) };
+    let report = world.report("api", R7, Phase::Ready);
+    (report.restarts, report.last_exit) = (1, Some(exit));
+    world.says(&expect![[r#"
+        ended-with-engine: it serves, but was restarted 12 s ago: it ended when Docker on its node was stopped or restarted
+          fix: nothing, if that was meant; with `"live-restore": true` in /etc/docker/daemon.json containers run on without Docker
+    "#]]);
+}
+
+#[test]
 fn a_start_that_will_exit_again_is_not_blamed_on_its_probe() {
     let mut world = World::new("");
     let report = world.report("api", R7, Phase::Starting);
     (report.failures, report.last_exit) = (2, Some(exit(1, &["no DATABASE_URL"])));
     let trouble = |for_ms| {
         let (check, saw) = ("connect to port 8080".to_owned(), Saw::Refused);
-        let cause = Cause::ProbeFailing { check, saw, tries: 2, for_ms, listening: None };
+        let purpose = Purpose::Readiness;
+        let cause = Cause::ProbeFailing { purpose, check, saw, tries: 2, for_ms, listening: None };
         Some(Trouble { at: NOW, cause, retry_at: None })
     };
     report.trouble = trouble(100);
@@ -715,6 +750,45 @@ fn a_probe_that_was_changed_under_a_ready_replica_is_told() {
 }
 
 #[test]
+fn a_liveness_probe_that_was_changed_is_called_one() {
+    let mut world = World::new("[service.liveness]\npath = \"/alive\"");
+    let report = world.report("api", R7, Phase::Ready);
+    report.on_trial = true;
+    let (purpose, check, saw) = (Purpose::Liveness, "GET /alive".to_owned(), Saw::Status(404));
+    let cause = Cause::ProbeFailing { purpose, check, saw, tries: 3, for_ms: 3_000, listening: None };
+    report.trouble = Some(Trouble { at: NOW, cause, retry_at: None });
+    world.says(&expect![[r#"
+        probe-status: it serves, but does not pass a probe that was changed: its liveness probe asks for /alive, which it answers with 404: there is no such path
+          GET /alive -> status 404, 3 tries in 3.0 s
+          fix: correct the path in [service.liveness] or `health`, or make it answer there with 200 when it is alive
+    "#]]);
+}
+
+#[test]
+fn of_a_replica_on_a_silent_node_nothing_is_known() {
+    let world = World::new("");
+    let status = |now| {
+        let mut inventory = Inventory::new(NOW);
+        inventory.record(N1, world.observed.clone(), NOW);
+        let (sent, recent) = (BTreeMap::new(), BTreeMap::new());
+        let view = View { state: &world.state, inventory: &inventory, sent: &sent, recent: &recent, now };
+        let status = crate::status::service(view, &name("api"), &world.state.services[&name("api")], &[]);
+        let phase = serde_json::to_string(&status.replicas[0].phase).unwrap();
+        format!("{:?}, {} ready, {phase}\n{}", status.state, status.ready, text(status.why))
+    };
+    expect![[r#"
+        Running, 1 ready, "ready"
+        nothing"#]]
+    .assert_eq(&status(NOW));
+    expect![[r#"
+        Failing, 0 ready, "unknown"
+        node-silent: n1 is not heard, so nothing is known of r7
+          fix: look at that machine; `orca nodes` says since when
+    "#]]
+    .assert_eq(&status(NOW + SUSPECT_AFTER));
+}
+
+#[test]
 fn errors_are_told_where_most_requests_end_in_one() {
     let mut world = World::new("");
     let mut window = |requests, errors| {
@@ -764,6 +838,43 @@ fn no_node_will_do() {
         no-such-node: it is pinned to node `gpu-box`, and there is none of that name
           n1: the service is pinned to node `gpu-box`
           fix: correct `node` in [service.placement]; there is `n1`
+    "#]],
+    );
+    check(
+        &[NoRoom::NotHeard, NoRoom::Pinned { to: "n1".to_owned() }],
+        expect![[r#"
+        node-silent: it is pinned to node `n1`, which is not heard
+          n1: it is not heard
+          n2: the service is pinned to node `n1`
+          fix: bring that node back, or correct `node` in [service.placement]
+    "#]],
+    );
+    let elsewhere = NoRoom::VolumeElsewhere { on: "n1".to_owned() };
+    check(
+        &[NoRoom::NotHeard, elsewhere.clone()],
+        expect![[r#"
+        node-silent: its volumes are on node `n1`, which is not heard
+          n1: it is not heard
+          n2: the service's volumes are on node `n1`
+          fix: bring that node back: no other has what is in them
+    "#]],
+    );
+    check(
+        &[memory(2), elsewhere.clone()],
+        expect![[r#"
+        no-room: its volumes are on node `n1`, which cannot take it: memory: 8Gi wanted, 2Gi of 16Gi not set aside
+          n1: memory: 8Gi wanted, 2Gi of 16Gi not set aside
+          n2: the service's volumes are on node `n1`
+          fix: lower [service.resources], or stop something else on `n1`
+    "#]],
+    );
+    check(
+        &[NoRoom::Pinned { to: "n2".to_owned() }, elsewhere],
+        expect![[r#"
+        volume-elsewhere: its volumes are on node `n1`, which cannot take it: the service is pinned to node `n2`
+          n1: the service is pinned to node `n2`
+          n2: the service's volumes are on node `n1`
+          fix: let [service.placement] allow `n1`: no other node has what is in them
     "#]],
     );
     let label = NoRoom::Label { key: "zone".to_owned(), wanted: "eu".to_owned(), has: Some("us".to_owned()) };
@@ -830,6 +941,7 @@ fn an_update_that_was_given_up_is_told_until_the_next() {
         promoted: false,
         baseline: None,
         replaced: 0,
+        trial: None,
     };
     world.api().rollout = Some(rollout);
     world.says(&expect![[r#"
@@ -848,7 +960,7 @@ fn an_update_that_was_given_up_is_told_until_the_next() {
         during: Window::default(),
         after: None,
         failure: Some(given_up()),
-        totals: Counters::default(),
+        tally: Tally::default(),
     };
     world.api().rollout = None;
     world.api().receipts.push_back(receipt);
@@ -875,6 +987,6 @@ fn a_revision_is_given_up_for_the_cause_and_how_long_it_took() {
     "#]]
     .assert_eq(&format!("{}\n{}\n", failure.cause, failure.evidence.join("\n")));
     world.state.nodes.clear();
-    let none = world.with(|view| no_room(view, view.state.services[&name("api")].spec()));
+    let none = world.with(|view| no_room(view, &name("api"), view.state.services[&name("api")].spec()));
     expect!["there is no node it could run on"].assert_eq(&none.cause);
 }

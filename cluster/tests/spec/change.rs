@@ -68,7 +68,7 @@ fn what_is_around_the_process_does_not() {
     check(
         "image = \"a\"\nport = 80\ndomain = \"a.example.com\"\nhealth = \"/h\"",
         "image = \"a\"\nport = 80\ndomain = \"b.example.com\"\nreplicas = 2\nreadiness.tcp = true\nliveness.path = \"/h\"\n\
-         [service.deploy]\nstrategy = \"canary\"\ncanary_weight = 5\nstop_grace_secs = 1\n\
+         [service.deploy]\nstrategy = \"canary\"\ncanary_weight = 5\nstop_grace_secs = 1\nauto_promote = {}\n\
          [service.registry]\nusername = \"a\"\npassword = \"${secrets.P}\"",
         expect![[r#"
             Rescale: replicas 1 -> 2
@@ -76,6 +76,7 @@ fn what_is_around_the_process_does_not() {
             Reroute: route b.example.com/ added
             Reprobe: readiness GET /h -> tcp
             Remember: strategy rolling -> canary 5%
+            Remember: auto_promote none -> at 99.5% after 300s
             Remember: stop_grace 10s -> 1s
             Remember: registry login added
             same replicas

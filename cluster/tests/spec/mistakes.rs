@@ -641,6 +641,42 @@ fn a_weight_without_a_canary() {
 }
 
 #[test]
+fn a_promotion_without_a_canary() {
+    check_key(
+        "deploy.auto_promote = { after_secs = 60 }",
+        expect![[r#"
+        error: `auto_promote` needs strategy "canary"
+         --> service.toml:5:23
+          |
+        5 | deploy.auto_promote = { after_secs = 60 }
+          |                       ^^^^^^^^^^^^^^^^^^^
+          = hint: add `strategy = "canary"`, or leave it out
+    "#]],
+    );
+}
+
+#[test]
+fn a_promotion_that_nothing_could_earn() {
+    check_key(
+        r#"domain = "example.com"
+deploy = { strategy = "canary", auto_promote = { after_secs = 0, success_rate = 100.5 } }"#,
+        expect![[r#"
+            error: 0 seconds is out of range: 1 to 3600
+             --> service.toml:6:63
+              |
+            6 | deploy = { strategy = "canary", auto_promote = { after_secs = 0, success_rate = 100.5 } }
+              |                                                               ^
+
+            error: a success rate is more than 0 and at most 100 per cent
+             --> service.toml:6:81
+              |
+            6 | deploy = { strategy = "canary", auto_promote = { after_secs = 0, success_rate = 100.5 } }
+              |                                                                                 ^^^^^
+        "#]],
+    );
+}
+
+#[test]
 fn a_canary_without_requests() {
     check_key(
         r#"deploy.strategy = "canary""#,
@@ -1694,9 +1730,6 @@ internal = true
 [service.resources]
 gpu = { count = 1, vendor = "nvidia", vram_min = "24Gi" }
 
-[service.deploy]
-auto_promote = { after_secs = 300, success_rate = 99.5 }
-
 [service.placement]
 spread = "zone"
 
@@ -1766,66 +1799,59 @@ template = "postgres"
                | ^^^
                = hint: leave it out: no container is given a GPU yet
 
-            error: not supported yet: `auto_promote`
-              --> service.toml:15:1
-               |
-            15 | auto_promote = { after_secs = 300, success_rate = 99.5 }
-               | ^^^^^^^^^^^^
-               = hint: promote by hand: `orca promote SERVICE`
-
             error: not supported yet: `spread`
-              --> service.toml:18:10
+              --> service.toml:15:10
                |
-            18 | spread = "zone"
+            15 | spread = "zone"
                |          ^^^^^^
                = hint: use `labels` or `node` to say where replicas go
 
             error: not supported yet: `rate_limit`
-              --> service.toml:20:10
+              --> service.toml:17:10
                |
-            20 | [service.rate_limit]
+            17 | [service.rate_limit]
                |          ^^^^^^^^^^
                = hint: leave it out, and limit requests in the service itself
 
             error: not supported yet: `autoscale`
-              --> service.toml:23:10
+              --> service.toml:20:10
                |
-            23 | [service.autoscale]
+            20 | [service.autoscale]
                |          ^^^^^^^^^
                = hint: leave it out and write `replicas = 3`; `orca scale` changes it at any time
 
             error: not supported yet: `size` of a volume
-              --> service.toml:30:8
+              --> service.toml:27:8
                |
-            30 | size = "10Gi"
+            27 | size = "10Gi"
                |        ^^^^^^
                = hint: leave it out: a volume may grow as large as its disk
 
             error: not supported yet: a module from a registry
-              --> service.toml:34:10
+              --> service.toml:31:10
                |
-            34 | module = "ghcr.io/org/fn:1"
+            31 | module = "ghcr.io/org/fn:1"
                |          ^^^^^^^^^^^^^^^^^^
                = hint: download the component, and name its file: `module = "./api.wasm"`
 
             error: not supported yet: a trigger `queue:`
-              --> service.toml:35:13
+              --> service.toml:32:13
                |
-            35 | triggers = ["queue:emails", "event:deploy.*"]
+            32 | triggers = ["queue:emails", "event:deploy.*"]
                |             ^^^^^^^^^^^^^^
                = hint: use `http:` or `cron:`
 
             error: not supported yet: a trigger `event:`
-              --> service.toml:35:29
+              --> service.toml:32:29
                |
-            35 | triggers = ["queue:emails", "event:deploy.*"]
+            32 | triggers = ["queue:emails", "event:deploy.*"]
                |                             ^^^^^^^^^^^^^^^^
                = hint: use `http:` or `cron:`
 
             error: not supported yet: `template`
-              --> service.toml:39:12
+              --> service.toml:36:12
                |
-            39 | template = "postgres"
+            36 | template = "postgres"
                |            ^^^^^^^^^^
                = hint: write the `image` and what it needs; `orca init` prints such files
         "#]],

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use orca_cluster::command::put::{PutOutcome, PutServices, ServiceOutcome, preview};
+use orca_cluster::command::put::{PutOutcome, PutServices, ServiceOutcome, preview, preview_within};
 use orca_cluster::command::{Command, Detail};
 use orca_cluster::id::{Label, ServiceName};
+use orca_cluster::limit::Limits;
 use orca_cluster::spec::{HostDemand, Service, Settings, Source};
 use orca_cluster::state::{Deployed, State};
 use orca_wire::message::client::{Deploy, Reason, Refused, Response};
@@ -25,7 +26,7 @@ pub async fn plan(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     core.authorise(caller, Verb::Plan, Object::Project(&deploy.project.name))?;
     let put = put(deploy)?;
     let state = core.read().await?;
-    let outcome = preview(&state, &put).map_err(refused)?;
+    let outcome = preview_within(&state, &put, &Limits::OURS).map_err(refused)?;
     check_host(core, caller, &state, &put, &outcome)?;
     Ok(Response::Planned { generation: state.generation, outcome })
 }

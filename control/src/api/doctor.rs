@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use orca_cluster::replica::Engine;
 use orca_cluster::resource::Memory;
+use orca_cluster::secret::Scope;
+use orca_cluster::state::State;
 use orca_cluster::time::Timestamp;
 use orca_wire::message::client::{Finding, Response};
 
@@ -32,6 +34,7 @@ pub async fn doctor(core: &Core, caller: &Caller) -> Answer {
     let mut findings = vec![raft(core), store(core)];
     findings.push(disk("server", free(&core.data_dir)));
     findings.extend(unseal(core));
+    findings.extend(rotations(&overview.state));
     let now = now();
     for (id, node) in &overview.state.nodes {
         findings.extend(node_findings(&overview, *id, &node.name, now));
@@ -117,6 +120,23 @@ fn unseal(core: &Core) -> Vec<Finding> {
     vec![place, good(subject, copy.to_owned())]
 }
 
+/// Rotations that have begun and not ended. Nothing is lost by them but the old key, which stays.
+fn rotations(state: &State) -> Vec<Finding> {
+    let open = state.data_keys.values().filter(|key| key.rotating);
+    let found = open.map(|key| {
+        let (scope, fix) = match &key.key.id.scope {
+            Scope::Project(project) => {
+                (format!("project {project}"), format!("orca secrets rotate --project {project}"))
+            }
+            Scope::Global | Scope::Cluster => ("every project".to_owned(), "orca secrets rotate".to_owned()),
+        };
+        let left = state.older_secrets(&key.key.id).count();
+        let message = format!("the rotation of the secrets of {scope} has not ended: {left} are under an older key");
+        bad("secrets", message, &fix)
+    });
+    found.collect()
+}
+
 fn node_findings(overview: &Overview, id: orca_cluster::id::NodeId, name: &str, now: Timestamp) -> Vec<Finding> {
     let subject = format!("node {name}");
     let Some(seen) = overview.inventory.observed(id) else {
@@ -148,4 +168,28 @@ fn node_findings(overview: &Overview, id: orca_cluster::id::NodeId, name: &str, 
         false => good(&format!("{subject} clock"), "it agrees with ours".to_owned()),
     });
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use orca_cluster::command::{Command, Entry};
+    use orca_cluster::event::Actor;
+    use orca_cluster::secret::{Ciphertext, DataKeyId, Opaque, SealedDataKey};
+
+    use super::*;
+
+    #[test]
+    fn a_rotation_that_was_broken_off_is_told_with_how_to_end_it() {
+        let mut state = State::default();
+        let id = DataKeyId { scope: Scope::Project("shop".parse().unwrap()), version: 1 };
+        let key = Ciphertext { nonce: Opaque(vec![]), bytes: Opaque(vec![]) };
+        let key = SealedDataKey { id: id.clone(), root: 1, created: Timestamp(1), key };
+        let mut apply = |index, command| {
+            state.apply(index, Entry { at: Timestamp(1), actor: Actor::Orca, source: None, command });
+            rotations(&state).into_iter().find_map(|finding| finding.fix)
+        };
+        let begun = apply(1, Command::NewDataKey { key, rotates: true });
+        assert_eq!(begun.as_deref(), Some("orca secrets rotate --project shop"));
+        assert_eq!(apply(2, Command::FinishRotation { key: id }), None);
+    }
 }

@@ -2,13 +2,16 @@
 
 use orca_cluster::command::Command;
 use orca_cluster::id::{Revision, ServiceName};
-use orca_cluster::spec::Settings;
+use orca_cluster::spec::{Settings, check};
 
-use super::{Answer, Core, deploy};
+use super::{Answer, Core, deploy, invalid};
 use crate::auth::{Caller, Object, Verb};
 
 pub async fn set_settings(core: &Core, caller: &Caller, settings: Settings) -> Answer {
     core.authorise(caller, Verb::ChangeSettings, Object::Cluster)?;
+    if let Some(fault) = check::settings(&settings).first() {
+        return Err(invalid(fault.to_string(), fault.hint.as_deref()));
+    }
     Ok(core.propose(caller, Command::SetSettings(settings)).await?.response())
 }
 

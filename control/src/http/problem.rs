@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
@@ -20,6 +20,7 @@ use super::Source;
 use crate::api::{Core, invalid, unauthenticated};
 use crate::auth::{self, Caller, Unauthenticated};
 use crate::clock::now;
+use crate::front::Front;
 
 pub const SHUT_OUT: &str = "too many tries with tokens that are not valid; wait a minute";
 
@@ -109,6 +110,11 @@ fn is_local(host: &str) -> bool {
     let bracketed = host.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(address, _)| address);
     let name = bracketed.unwrap_or_else(|| host.split_once(':').map_or(host, |(name, _)| name));
     name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+pub async fn no_control(State(front): State<Front>) -> Problem {
+    let why = front.said().unwrap_or_else(|| "the control plane is being opened; try again".to_owned());
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, crate::api::failed(why))
 }
 
 pub async fn no_route() -> Problem {

@@ -28,10 +28,11 @@ use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ComponentsBuilder, Content, HttpMethod, InfoBuilder, Object, OpenApi, OpenApiBuilder, PathItem, PathsBuilder,
-    RefOr, Required, ResponseBuilder, Schema, Type,
+    Required, ResponseBuilder, Type,
 };
 
 use super::problem::{Asked, At, Authenticated, Problem, Sent, Whole, json};
+use super::schema;
 use crate::api::{self, Core, deploy, doctor, events, invalid, logs, secret, service, status, token};
 use crate::auth::{Object as Subject, Verb};
 use crate::metrics;
@@ -46,20 +47,24 @@ pub struct Route {
     pub handler: Handler,
     summary: &'static str,
     query: &'static [(&'static str, &'static str)],
-    /// Media type and description.
-    body: Option<(&'static str, &'static str)>,
-    answer: &'static str,
+    body: Option<&'static str>,
+    /// The media types of the body, each with the type of what is sent.
+    sent: &'static [(&'static str, &'static str)],
+    /// The answer's media type, and the type of what is answered; of each line, if it is lines.
+    answer: (&'static str, &'static str),
     /// Answered without a token.
     open: bool,
 }
 
 const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
+const TOML: &str = "application/toml";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 impl Route {
     fn new(method: HttpMethod, path: &'static str, summary: &'static str, handler: Handler) -> Route {
-        Route { method, path, handler, summary, query: &[], body: None, answer: JSON, open: false }
+        let answer = (JSON, "Changed");
+        Route { method, path, handler, summary, query: &[], body: None, sent: &[], answer, open: false }
     }
 
     fn get(path: &'static str, summary: &'static str, handler: Handler) -> Route {
@@ -82,12 +87,21 @@ impl Route {
         Route { query, ..self }
     }
 
-    fn body(self, media: &'static str, description: &'static str) -> Route {
-        Route { body: Some((media, description)), ..self }
+    fn takes(self, description: &'static str, sent: &'static [(&'static str, &'static str)]) -> Route {
+        Route { body: Some(description), sent, ..self }
     }
 
-    fn answers(self, answer: &'static str) -> Route {
-        Route { answer, ..self }
+    /// Unless it is told what a change led to.
+    fn answers(self, what: &'static str) -> Route {
+        Route { answer: (self.answer.0, what), ..self }
+    }
+
+    fn in_lines(self) -> Route {
+        Route { answer: (LINES, self.answer.1), ..self }
+    }
+
+    fn in_text(self) -> Route {
+        Route { answer: (TEXT, "string"), ..self }
     }
 
     fn open(self) -> Route {
@@ -104,19 +118,24 @@ pub fn routes() -> Vec<Route> {
     ];
     const PROJECT: &[(&str, &str)] = &[("project", "only this project; absent means global, or all")];
     vec![
-        Route::get("/api/v1/health", "Whether the store works and a leader is known.", get(health)).open(),
-        Route::get("/api/v1/openapi.json", "This document.", get(openapi)).open(),
-        Route::get("/metrics", "Prometheus metrics.", get(show_metrics)).answers(TEXT),
-        Route::get("/api/v1/whoami", "Whose token this is and what it may do.", get(whoami)),
-        Route::get("/api/v1/status", "Everything there is, as of now.", get(all_status)),
-        Route::get("/api/v1/services", "All services.", get(services)),
-        Route::get("/api/v1/services/{project}/{service}", "One service.", get(one_service)),
+        Route::get("/api/v1/health", "Whether the store works and a leader is known.", get(health))
+            .answers("Health")
+            .open(),
+        Route::get("/api/v1/openapi.json", "This document.", get(openapi)).answers("any").open(),
+        Route::get("/metrics", "Prometheus metrics.", get(show_metrics)).in_text(),
+        Route::get("/api/v1/whoami", "Whose token this is and what it may do.", get(whoami)).answers("Whoami"),
+        Route::get("/api/v1/status", "Everything there is, as of now.", get(all_status)).answers("Status"),
+        Route::get("/api/v1/services", "All services.", get(services)).answers("[ServiceStatus]"),
+        Route::get("/api/v1/services/{project}/{service}", "One service.", get(one_service)).answers("ServiceStatus"),
         Route::delete("/api/v1/services/{project}/{service}", "Remove a service.", delete(remove))
             .query(&[("volumes", "its volumes too, with all that is in them")]),
-        Route::get("/api/v1/services/{project}/{service}/why", "What is wrong with it, and the fix.", get(why)),
-        Route::get("/api/v1/services/{project}/{service}/history", "Its revisions and rollouts.", get(history)),
+        Route::get("/api/v1/services/{project}/{service}/why", "What is wrong with it, and the fix.", get(why))
+            .answers("Why"),
+        Route::get("/api/v1/services/{project}/{service}/history", "Its revisions and rollouts.", get(history))
+            .answers("History"),
         Route::get("/api/v1/services/{project}/{service}/progress", "Its status whenever that changes.", get(progress))
-            .answers(LINES),
+            .answers("Progress")
+            .in_lines(),
         Route::get(
             "/api/v1/services/{project}/{service}/logs",
             "Its replicas' lines, interleaved by time.",
@@ -129,9 +148,10 @@ pub fn routes() -> Vec<Route> {
             ("follow", "go on with what is being written"),
             ("grep", "only lines that contain this"),
         ])
-        .answers(LINES),
+        .answers("LogLine")
+        .in_lines(),
         Route::post("/api/v1/services/{project}/{service}/scale", "Change the number of replicas.", post(scale))
-            .body(JSON, "`{\"replicas\": 3}`"),
+            .takes("`{\"replicas\": 3}`", &[(JSON, "Scaling")]),
         Route::post("/api/v1/services/{project}/{service}/stop", "Stop it; its specification stays.", post(stop)),
         Route::post("/api/v1/services/{project}/{service}/start", "Start it again.", post(start)),
         Route::post("/api/v1/services/{project}/{service}/restart", "New replicas of the same.", post(restart)),
@@ -146,17 +166,19 @@ pub fn routes() -> Vec<Route> {
             "Back to the revision before, or to one.",
             post(rollback),
         )
-        .body(JSON, "nothing, or `{\"to\": 3}`"),
+        .takes("nothing, or `{\"to\": 3}`", &[(JSON, "Rollback")]),
         Route::put("/api/v1/projects/{project}", "Deploy a project.", put(deploy_project))
             .query(DEPLOY)
-            .body("application/toml", "a service.toml, or, as application/json, a project"),
+            .takes("a service.toml, or a project", &[(TOML, "string"), (JSON, "Project")])
+            .answers("Deployed"),
         Route::post("/api/v1/modules/missing", "Which of these modules are not here.", post(missing_modules))
-            .body(JSON, "`{\"digests\": [\"<hex SHA-256>\"]}`"),
+            .takes("`{\"digests\": [\"<hex SHA-256>\"]}`", &[(JSON, "Digests")])
+            .answers("Digests"),
         Route::put("/api/v1/modules/{digest}", "Upload a module.", put(put_module))
-            .body("application/wasm", "its bytes; the digest is their hex SHA-256"),
+            .takes("its bytes; the digest is their hex SHA-256", &[("application/wasm", "any")]),
         Route::put("/api/v1/settings", "Replace the cluster's settings.", put(set_settings))
-            .body("application/toml", "a cluster.toml, or settings as application/json"),
-        Route::get("/api/v1/nodes", "The nodes.", get(nodes)),
+            .takes("a cluster.toml, or settings", &[(TOML, "string"), (JSON, "Settings")]),
+        Route::get("/api/v1/nodes", "The nodes.", get(nodes)).answers("Nodes"),
         Route::get("/api/v1/events", "What happened, oldest first.", get(read_events))
             .query(&[
                 ("project", "only about services of this project"),
@@ -165,21 +187,28 @@ pub fn routes() -> Vec<Route> {
                 ("last", "only the last so many"),
                 ("follow", "go on with what happens"),
             ])
-            .answers(LINES),
-        Route::get("/api/v1/secrets", "Names and versions of secrets; never values.", get(secrets)).query(PROJECT),
+            .answers("Event")
+            .in_lines(),
+        Route::get("/api/v1/secrets", "Names and versions of secrets; never values.", get(secrets))
+            .query(PROJECT)
+            .answers("Secrets"),
         Route::put("/api/v1/secrets/{name}", "Set a secret that every project may use.", put(set_global_secret))
-            .body(TEXT, "the value, as it is"),
+            .takes("the value, as it is", &[(TEXT, "string")]),
         Route::delete("/api/v1/secrets/{name}", "Remove a global secret.", delete(remove_global_secret)),
         Route::put("/api/v1/projects/{project}/secrets/{name}", "Set a secret of a project.", put(set_secret))
-            .body(TEXT, "the value, as it is"),
+            .takes("the value, as it is", &[(TEXT, "string")]),
         Route::delete("/api/v1/projects/{project}/secrets/{name}", "Remove a secret.", delete(remove_secret)),
         Route::post("/api/v1/data-keys", "Seal a scope's secrets anew under a new data key.", post(rotate))
             .query(PROJECT),
-        Route::get("/api/v1/tokens", "The tokens, without their secrets.", get(tokens)),
+        Route::get("/api/v1/tokens", "The tokens, without their secrets.", get(tokens)).answers("Tokens"),
         Route::post("/api/v1/tokens", "Make a token; its text is in the answer and nowhere else.", post(create_token))
-            .body(JSON, "`{\"name\": \"ci\", \"role\": \"deployer\", \"project\": \"shop\", \"expires\": null}`"),
+            .takes(
+                "`{\"name\": \"ci\", \"role\": \"deployer\", \"project\": \"shop\", \"expires\": null}`",
+                &[(JSON, "NewToken")],
+            )
+            .answers("Token"),
         Route::delete("/api/v1/tokens/{id}", "Revoke a token, at once.", delete(revoke_token)),
-        Route::get("/api/v1/doctor", "What the server can tell of its own health.", get(examine)),
+        Route::get("/api/v1/doctor", "What the server can tell of its own health.", get(examine)).answers("Findings"),
     ]
 }
 
@@ -195,6 +224,7 @@ pub fn document() -> OpenApi {
     });
     let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     let components = ComponentsBuilder::new().security_scheme("token", bearer);
+    let components = schema::named().fold(components, |all, (name, schema)| all.schema(name, schema));
     OpenApiBuilder::new().info(info.build()).paths(paths).components(Some(components.build())).build()
 }
 
@@ -202,12 +232,14 @@ fn operation(route: Route) -> utoipa::openapi::path::Operation {
     let in_path = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     let in_path = in_path.map(|name| parameter(name, ParameterIn::Path, None));
     let in_query = route.query.iter().map(|(name, description)| parameter(name, ParameterIn::Query, Some(description)));
-    let any = || Content::new(None::<RefOr<Schema>>);
-    let body = route.body.map(|(media, description)| {
-        RequestBodyBuilder::new().description(Some(description)).content(media, any()).build()
+    let content = |of| Content::new(Some(schema::of_type(of)));
+    let body = route.body.map(|description| {
+        let body = RequestBodyBuilder::new().description(Some(description));
+        route.sent.iter().fold(body, |body, (media, what)| body.content(*media, content(what))).build()
     });
-    let done = ResponseBuilder::new().description("done").content(route.answer, any());
-    let problem = ResponseBuilder::new().description("refused").content("application/problem+json", any());
+    let done = ResponseBuilder::new().description("done").content(route.answer.0, content(route.answer.1));
+    let problem = ResponseBuilder::new().description("refused");
+    let problem = problem.content("application/problem+json", content("Problem"));
     let security = if route.open { vec![] } else { vec![SecurityRequirement::new("token", [] as [&str; 0])] };
     OperationBuilder::new()
         .summary(Some(route.summary))

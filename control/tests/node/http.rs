@@ -2,6 +2,7 @@
 
 use orca_cluster::state::Role;
 use orca_wire::message::client::Request;
+use serde_json::Value;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -64,7 +65,7 @@ async fn a_project_is_deployed_operated_and_removed() {
     assert_eq!(text.lines().count(), 2, "{text}");
     let lines =
         http_with(&node, Some(&token), "GET", "/api/v1/services/shop/web/logs", "", Some("application/json")).await;
-    assert!(lines.body.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
+    assert!(lines.body.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
 
     let removed = ask("DELETE", "/api/v1/services/shop/web", "").await;
     assert_eq!(removed.status, 200, "{}", removed.body);
@@ -128,6 +129,145 @@ async fn health_and_metrics_tell_what_is() {
         "orca_raft_is_leader 1",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+    }
+    node.stop().await;
+}
+
+/// What about a value is not as its schema says, and where.
+fn misfit(document: &Value, schema: &Value, value: &Value, at: &str) -> Option<String> {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let named = document.pointer(reference.strip_prefix('#').unwrap());
+        return misfit(document, named.unwrap_or_else(|| panic!("{reference} is not there")), value, at);
+    }
+    if let Some(alternatives) = schema["oneOf"].as_array() {
+        let faults: Vec<_> = alternatives.iter().map(|one| misfit(document, one, value, at)).collect();
+        let fits = faults.iter().any(Option::is_none);
+        return (!fits).then(|| faults.into_iter().flatten().collect::<Vec<_>>().join(" or "));
+    }
+    let wanted = |what: &str| Some(format!("{at} is {value}, not {what}"));
+    match schema["type"].as_str() {
+        None => None,
+        Some("object") => {
+            let Some(fields) = value.as_object() else { return wanted("an object") };
+            if let Some(any) = schema.get("additionalProperties") {
+                return fields.iter().find_map(|(name, value)| misfit(document, any, value, &format!("{at}.{name}")));
+            }
+            let known = schema["properties"].as_object().unwrap();
+            let mut required = schema["required"].as_array().into_iter().flatten();
+            if let Some(absent) = required.find(|name| !fields.contains_key(name.as_str().unwrap())) {
+                return Some(format!("{at} has no {absent}"));
+            }
+            fields.iter().find_map(|(name, value)| match known.get(name) {
+                Some(schema) => misfit(document, schema, value, &format!("{at}.{name}")),
+                None => Some(format!("{at} has a {name}, which is not in the document")),
+            })
+        }
+        Some("array") => {
+            let Some(items) = value.as_array() else { return wanted("a list") };
+            items.iter().find_map(|item| misfit(document, &schema["items"], item, &format!("{at}[]")))
+        }
+        Some("string") => match schema["enum"].as_array() {
+            Some(words) if !words.contains(value) => wanted(&schema["enum"].to_string()),
+            _ if !value.is_string() => wanted("a text"),
+            _ => None,
+        },
+        Some("integer") if !value.is_i64() && !value.is_u64() => wanted("a whole number"),
+        Some("boolean") if !value.is_boolean() => wanted("a truth value"),
+        Some("null") if !value.is_null() => wanted("null"),
+        Some("integer" | "boolean" | "null") => None,
+        Some(other) => panic!("{at}: a schema of type {other}"),
+    }
+}
+
+#[tokio::test]
+async fn every_answer_is_as_the_document_says() {
+    let node = Node::found().await;
+    let _agent = node.agent().await;
+    let token = node.token();
+    let document = http(&node, None, "GET", "/api/v1/openapi.json", "").await.json();
+    let fits = async |method: &str, path: &str, template: &str, body: &str| {
+        let is_file = template.ends_with("/projects/{project}");
+        let media = (!is_file).then_some("application/json");
+        let answered = http_with(&node, Some(&token), method, path, body, media).await;
+        let operation = &document["paths"][template][method.to_lowercase()];
+        if let Some(sent) = operation.pointer("/requestBody/content/application~1json/schema")
+            && let Ok(body) = serde_json::from_str(body)
+        {
+            assert_eq!(misfit(&document, sent, &body, "what is sent"), None, "{method} {path}");
+        }
+        let status = if answered.status == 200 { "200" } else { "default" };
+        let content = operation["responses"][status]["content"].as_object().unwrap_or_else(|| panic!("{template}"));
+        let (media, content) = content.iter().next().unwrap();
+        let values: Vec<Value> = match media.as_str() {
+            "application/x-ndjson" => answered.body.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
+            "text/plain; charset=utf-8" => vec![Value::String(answered.body.clone())],
+            _ => vec![answered.json()],
+        };
+        for value in values {
+            assert_eq!(misfit(&document, &content["schema"], &value, "it"), None, "{method} {path}: {value:#}");
+        }
+        answered.status
+    };
+    let service = "/api/v1/services/{project}/{service}";
+    let project = "/api/v1/projects/{project}";
+    let secret = "/api/v1/projects/{project}/secrets/{name}";
+    let broken = "[[service]]\nname = \"web\"\nprot = 1\n";
+    for (status, method, path, template, body) in [
+        (200, "PUT", "/api/v1/projects/shop", project, web("web:1").as_str()),
+        (200, "PUT", "/api/v1/projects/shop", project, &web("web:1")),
+        (200, "PUT", "/api/v1/projects/shop/secrets/KEY", secret, "value"),
+        (200, "POST", "/api/v1/data-keys?project=shop", "/api/v1/data-keys", ""),
+        (400, "PUT", "/api/v1/projects/shop", project, broken),
+        (404, "GET", "/api/v1/services/shop/other", service, ""),
+        (200, "POST", "/api/v1/tokens", "/api/v1/tokens", "{\"name\":\"ci\",\"role\":\"viewer\"}"),
+        (
+            200,
+            "POST",
+            "/api/v1/modules/missing",
+            "/api/v1/modules/missing",
+            &format!("{{\"digests\":[\"{}\"]}}", "0".repeat(64)),
+        ),
+    ] {
+        assert_eq!(fits(method, path, template, body).await, status, "{method} {path}");
+    }
+    node.settled("shop/web").await;
+    for (method, path, template, body) in [
+        ("POST", "/api/v1/services/shop/web/scale", "/api/v1/services/{project}/{service}/scale", "{\"replicas\":3}"),
+        ("PUT", "/api/v1/projects/shop", project, &web("web:2")),
+    ] {
+        assert_eq!(fits(method, path, template, body).await, 200, "{method} {path}");
+        node.settled("shop/web").await;
+    }
+    let mut count = 0;
+    for (template, item) in document["paths"].as_object().unwrap() {
+        // That one has no end.
+        if item.get("get").is_none() || template.ends_with("/progress") || template.ends_with("openapi.json") {
+            continue;
+        }
+        let path = template.replace("{project}/{service}", "shop/web");
+        assert_eq!(fits("GET", &path, template, "").await, 200, "{path}");
+        count += 1;
+    }
+    assert!(count >= 12, "{count} routes");
+    for (path, template) in [("/api/v1/services/shop/web", service), ("/api/v1/projects/shop/secrets/KEY", secret)] {
+        assert_eq!(fits("DELETE", path, template, "").await, 200, "{path}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_document_says_of_every_body_what_is_in_it() {
+    let node = Node::found().await;
+    let document = http(&node, None, "GET", "/api/v1/openapi.json", "").await.json();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let bodies = operation["requestBody"]["content"].as_object().into_iter().flatten();
+            let answers = operation["responses"].as_object().unwrap().values();
+            let answers = answers.flat_map(|answer| answer["content"].as_object().into_iter().flatten());
+            for (media, content) in bodies.chain(answers) {
+                assert!(content["schema"].is_object(), "{method} {path}: {media}");
+            }
+        }
     }
     node.stop().await;
 }

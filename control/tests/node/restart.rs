@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use orca_cluster::state::{Role, State};
+use orca_control::found::FoundError;
 use orca_control::vault::VaultError;
-use orca_control::{Config, Control, Layout, StartError, UnsealSource};
-use orca_wire::Access;
-use orca_wire::identity::SealingKey;
+use orca_control::{Config, Control, Front, Layout, StartError, UnsealSource};
+use orca_wire::endpoint::DialError;
+use orca_wire::identity::{Identity, SealingKey};
 use orca_wire::message::client::{Request, Response, SetSecret};
+use orca_wire::stream::StreamError;
+use orca_wire::{Access, Endpoint, Plane, Wanted};
 
-use crate::support::{Asker, Node, config, web};
+use crate::support::{Asker, Node, PATIENCE, config, now, web};
 
 #[tokio::test]
 async fn a_restart_keeps_everything() {
@@ -58,6 +61,53 @@ async fn another_unseal_key_is_refused_with_its_place_and_the_right_one_still_op
     assert!(refused.contains(path.to_str().unwrap()), "{refused}");
     std::fs::rename(&kept, &path).unwrap();
     Node::open(root).await.unwrap().stop().await;
+}
+
+#[tokio::test]
+async fn a_key_without_its_data_is_of_another_cluster_unless_a_founding_was_interrupted() {
+    let root = Arc::new(tempfile::tempdir().unwrap());
+    let (data, key) = (root.path().join("data"), root.path().join("unseal.key"));
+    orca_control::vault::UnsealKey::create(&key, &data).unwrap();
+    let refused = Control::start(config(root.path())).await.err().unwrap();
+    let StartError::Found(FoundError::OlderKey { data: named, key: of }) = &refused else { panic!("{refused}") };
+    assert_eq!((named, of), (&data, &key));
+    assert!(!data.exists(), "refused before anything was made");
+
+    // What a founding leaves that ended right after it made the key.
+    std::fs::create_dir_all(Layout::new(&data).founding()).unwrap();
+    let node = Node::open(root).await.unwrap();
+    assert!(node.founded.as_ref().is_some_and(|founded| founded.unseal_key.is_none()), "with the key that was there");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_opened_is_told_behind_ports_that_stay() {
+    let root = Node::found().await.stop().await;
+    let (key, kept) = (root.path().join("unseal.key"), root.path().join("kept.key"));
+    std::fs::rename(&key, &kept).unwrap();
+    let config = config(root.path());
+    let front = Front::open(&config).await.unwrap();
+    let refused = Control::open(&config, &front).await.err().unwrap();
+    assert!(!refused.is_wrong_key(), "{refused}");
+    front.say(refused.to_string());
+    let dial = async || {
+        let identity = Identity::load(&Layout::new(&config.data_dir).admin(), None, now()).unwrap();
+        let endpoint = Endpoint::client(Access::Certificate(identity)).unwrap();
+        endpoint.dial(front.quic_address(), Plane::Client, Wanted::Control).await
+    };
+    let told = dial().await.unwrap_err();
+    assert!(matches!(&told, DialError::Unavailable { reason, .. } if *reason == refused.to_string()), "{told}");
+
+    std::fs::rename(&kept, &key).unwrap();
+    let (control, handle) = Control::open(&config, &front).await.unwrap();
+    let running = tokio::spawn(control.run());
+    let connection = dial().await.unwrap();
+    let answer: Response = connection.request(&Request::Whoami, PATIENCE).await.unwrap();
+    assert!(matches!(answer, Response::Whoami { .. }), "{answer:?}");
+    handle.shutdown();
+    running.await.unwrap().unwrap();
+    let gone = connection.closed().await;
+    assert!(matches!(&gone, StreamError::Refused(why) if why == "the control node stops"), "{gone:?}");
 }
 
 #[tokio::test]

@@ -4,9 +4,9 @@ use orca_cluster::id::NodeId;
 use orca_cluster::secret::SecretName;
 use orca_control::Layout;
 use orca_wire::identity::{SealingKey, goal_context};
-use orca_wire::message::client::{Request, Response, SetSecret};
+use orca_wire::message::client::{Reason, Request, Response, SetSecret};
 
-use crate::support::{Node, PATIENCE, files, http};
+use crate::support::{Node, PATIENCE, files, http, written};
 
 const CANARY: &str = "ORCA-CANARY-5b1f";
 
@@ -87,6 +87,14 @@ async fn rotation_changes_the_keys_and_not_the_values_and_restarts_nothing() {
     let state = node.handle.state().borrow().clone();
     let name: SecretName = "shop/KEY".parse().unwrap();
     assert_eq!((state.secrets[&name].version, state.secrets[&name].value.key.version), (2, 2));
+    let keys: Vec<String> = state.data_keys.keys().map(ToString::to_string).collect();
+    assert_eq!(keys, ["@cluster.1", "shop.2"], "the old key is gone");
+    let told: Vec<&str> = state.events.iter().rev().take(2).map(|event| event.text.as_str()).collect();
+    assert_eq!(
+        told,
+        ["1 secrets of shop sealed anew by data key 2", "data key 2 of shop made, to seal its secrets anew"]
+    );
+    assert!(state.events.iter().any(|event| event.text == "data key 1 of shop made, for new values"));
 
     // A change elsewhere makes a new goal, in which the value is still what it was.
     admin.deploy("[[service]]\nname = \"other\"\nimage = \"web:1\"\n[service.env]\nKEY = \"${secrets.KEY}\"\n").await;
@@ -95,6 +103,29 @@ async fn rotation_changes_the_keys_and_not_the_values_and_restarts_nothing() {
     let key = SealingKey::load_or_create(&Layout::new(&node.data()).node()).unwrap();
     let context = goal_context(node.handle.cluster(), NodeId(2), &name);
     assert_eq!(key.open(context.as_bytes(), &goal.secrets[&name]).unwrap().as_slice(), b"two");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn more_than_a_goal_can_hold_is_refused_with_what_to_do() {
+    let node = Node::found().await;
+    let admin = node.admin().await;
+    let large = |at: usize| SetSecret { name: format!("shop/S{at}").parse().unwrap(), value: "x".repeat(64 << 10) };
+    let Response::Refused(refused) = admin.ask(Request::SetSecrets { secrets: (0..40).map(large).collect() }).await
+    else {
+        panic!("forty were taken");
+    };
+    assert_eq!(refused.reason, Reason::Invalid);
+    assert!(refused.message.contains("of project shop would be") && refused.message.contains("orca secrets rm"));
+    assert_eq!(node.handle.state().borrow().secrets.len(), 31, "those that fit are set");
+
+    let values: String = (0..30).map(|at| format!("V{at} = \"{}\"\n", "x".repeat(4_000))).collect();
+    let text = format!("[[service]]\nname = \"web\"\nimage = \"web:1\"\nreplicas = 100\n[service.env]\n{values}");
+    for request in [Request::Plan(written(&text)), Request::Deploy(written(&text))] {
+        let Response::Refused(refused) = admin.ask(request).await else { panic!("it was accepted") };
+        assert!(refused.message.contains("use fewer replicas"), "{}", refused.message);
+    }
+    assert!(node.handle.state().borrow().services.is_empty());
     node.stop().await;
 }
 

@@ -250,6 +250,7 @@ fn observed(goal: &Goal, last: &Observed) -> Observed {
             pulled: None,
             ready_after_ms: Some(1),
             on_trial: false,
+            runs: BTreeMap::new(),
         };
         (*id, report)
     });

@@ -1,7 +1,10 @@
 //! One line of JSON for each request, written by a thread of its own: a slow disk slows the log and never a
 //! request. When the writer falls behind, lines are dropped and the next one that is written says how many.
 
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -74,6 +77,12 @@ impl Log {
     }
 }
 
+/// The file to append to. Addresses of people and what they asked for are nobody's business: a new one is for its owner,
+/// whatever the umask says. The permissions of one that is there are whoever made it's choice.
+pub fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
 fn write_all(
     mut writer: BufWriter<Box<dyn Write + Send>>,
     lines: &Receiver<Box<Line>>,
@@ -94,5 +103,25 @@ fn write_all(
             Err(RecvTimeoutError::Timeout) => writer.flush()?,
             Err(RecvTimeoutError::Disconnected) => return writer.flush(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_new_file_is_for_its_owner_only_and_one_that_is_there_stays_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let new = directory.path().join("new");
+        open(&new).unwrap().write_all(b"one").unwrap();
+        assert_eq!(mode(&new), 0o600);
+        fs::set_permissions(&new, Permissions::from_mode(0o640)).unwrap();
+        open(&new).unwrap().write_all(b"two").unwrap();
+        assert_eq!((mode(&new), fs::read(&new).unwrap()), (0o640, b"onetwo".to_vec()));
     }
 }

@@ -42,7 +42,9 @@ where
     let some_available = (0..count).any(|index| candidate(index).available);
     let (first, a) = draw(some_available, random[0])?;
     let (second, b) = draw(some_available, random[1])?;
-    // Load by weight, compared without dividing. A tie goes to the first drawn, which keeps a canary's share exact.
+    // Load by weight, compared without dividing. A tie goes to the first drawn, so without load each one's share is
+    // exactly its weight's. With load it is not: whoever has less for its weight gets more. Beside replicas with
+    // WebSockets open, a canary with a weight of 20 % got 26 % of the requests.
     let a_share = u64::from(a.load) * u64::from(b.weight.max(1));
     let b_share = u64::from(b.load) * u64::from(a.weight.max(1));
     Some(if b_share < a_share { second } else { first })

@@ -20,11 +20,12 @@ struct Tally {
     statuses: [u64; 5],
     cut: u64,
     latency: [u64; HISTOGRAM_BUCKETS],
+    latency_total_us: u64,
 }
 
 impl Default for Tally {
     fn default() -> Tally {
-        Tally { requests: 0, statuses: [0; 5], cut: 0, latency: [0; HISTOGRAM_BUCKETS] }
+        Tally { requests: 0, statuses: [0; 5], cut: 0, latency: [0; HISTOGRAM_BUCKETS], latency_total_us: 0 }
     }
 }
 
@@ -43,6 +44,8 @@ impl Cell {
         tally.requests += 1;
         tally.cut += u64::from(ended.cut);
         tally.latency[bucket_of(ended.latency)] += 1;
+        let micros = u64::try_from(ended.latency.as_micros()).unwrap_or(u64::MAX);
+        tally.latency_total_us = tally.latency_total_us.saturating_add(micros);
         if let Some(status) = ended.status {
             let class = usize::from(status.as_u16() / 100).clamp(1, 5);
             tally.statuses[class - 1] += 1;
@@ -56,6 +59,7 @@ impl Cell {
             statuses: tally.statuses,
             cut: tally.cut,
             latency: Histogram::from_counts(tally.latency.to_vec()),
+            latency_total_us: tally.latency_total_us,
         }
     }
 }
@@ -188,5 +192,20 @@ impl Book {
                 all.upgraded += upgraded;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_times_of_all_requests_are_added_up() {
+        let cell = Cell::default();
+        for millis in [1, 20, 300] {
+            cell.count(Ended { status: None, cut: false, latency: Duration::from_millis(millis) });
+        }
+        let counted = cell.read();
+        assert_eq!((counted.latency_total_us, counted.latency.total()), (321_000, 3));
     }
 }

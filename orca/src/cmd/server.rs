@@ -1,23 +1,30 @@
 //! `orca server`: control plane, agent and proxy of this node, in one process. What starts here in which order, and
 //! what happens when one of them ends, is all this file knows.
+//!
+//! Where something ran before, proxy and agent start from the ledger and need no control plane; it is opened beside
+//! them, and tried again for as long as it cannot be. Where nothing ran, a control plane that cannot be opened is the
+//! end of the start: a person is about to see it.
 
-use std::io::IsTerminal as _;
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io::{self, IsTerminal as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orca_agent::docker::socket_from_environment;
 use orca_agent::hands::chain;
 use orca_agent::{Agent, wasm};
 use orca_cluster::id::Label;
 use orca_control::vault::UNSEAL_KEY_VARIABLE;
-use orca_control::{Control, Founded, Handle, Layout, StartError, UnsealSource};
+use orca_control::{Control, Founded, Front, Handle, Layout, RunError, StartError, UnsealSource};
 use orca_dataplane::{AccessLog, DataPlane, Limits};
-use orca_wire::identity::Identity;
-use tokio::signal::unix::{SignalKind, signal};
+use orca_wire::identity::file as private;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -37,26 +44,44 @@ const FILES_PER_CONNECTION: u64 = 2;
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// And when it has handed over: nobody waits for the process to end.
 const HANDOVER_GRACE: Duration = Duration::from_secs(60);
+/// For the control plane after that: it hands over leadership and closes its store.
+const CONTROL_STOP_MAX: Duration = Duration::from_secs(15);
+/// For all of it: whoever asked it to stop is not left waiting for what never ends.
+const STOP_MAX: Duration = Duration::from_secs(30);
+/// How long a successor waits to know whether its control plane opens. Past it, it serves without.
+const DECISION_MAX: Duration = Duration::from_secs(10);
 /// Before a control plane that has failed is opened again; doubles up to the second.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
-const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(30);
+const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(15);
 const PORT_PUBLIC: u16 = 80;
 const PORT_UNPRIVILEGED: u16 = 8080;
 
 /// A server that runs; [`stop`](Server::stop) it, or it is stopped where it is.
 pub struct Server {
-    pub handle: Handle,
     pub proxy: Vec<SocketAddr>,
     pub data: PathBuf,
     /// Told once, by the start that founded the cluster.
     pub founded: Option<Founded>,
+    /// Where the control plane is reached from this machine.
+    control_address: SocketAddr,
     dataplane: DataPlane,
     agent: Agent,
-    control: JoinHandle<()>,
+    control: JoinHandle<Result<(), Failure>>,
+    standing: watch::Receiver<Standing>,
     /// Ends the control plane.
     ending: CancellationToken,
+    /// Nobody else works in the data directory meanwhile.
+    lock: File,
     /// Modules run here; it must outlive the agent.
     _modules: Background,
+}
+
+/// How the control plane of this node stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    Opening,
+    Open,
+    Failed { why: String },
 }
 
 /// A runtime that may be dropped anywhere: its threads are left to end by themselves.
@@ -78,7 +103,7 @@ impl Drop for Background {
 
 pub fn run(args: &ServerArgs, output: &Output) -> Result<ExitCode, Failure> {
     log(args.log_format, "info");
-    runtime()?.block_on(async {
+    block_on(async {
         let mut server = Server::start(args).await?;
         if let Some(founded) = server.founded.take() {
             introduce(&server, &founded, output);
@@ -86,15 +111,24 @@ pub fn run(args: &ServerArgs, output: &Output) -> Result<ExitCode, Failure> {
         for address in &server.proxy {
             info!(%address, "proxy listens");
         }
-        let door = Door::open(&server.data).map_err(|error| Failure::from_error(Exit::General, &error))?;
+        let door = Door::open(&server.data);
+        if let Err(error) = &door {
+            warn!(%error, "`orca server --take-over` will not find this server; what runs is served all the same");
+        }
+        let asked = async {
+            match &door {
+                Ok(door) => door.asked().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
         let ended = tokio::select! {
             ended = server.until_told() => ended.map(|()| None),
-            asked = door.asked() => asked.map(Some).map_err(|error| Failure::from_error(Exit::General, &error)),
+            asked = asked => asked.map(Some).map_err(|error| Failure::from_error(Exit::General, &error)),
         };
-        match ended {
-            Ok(Some(successor)) => server.hand_over(door, successor).await,
-            Ok(None) => server.stop().await,
-            Err(failure) => {
+        match (ended, door) {
+            (Ok(Some(successor)), Ok(door)) => server.hand_over(door, successor).await,
+            (Ok(_), _) => server.stop().await,
+            (Err(failure), _) => {
                 server.stop().await;
                 return Err(failure);
             }
@@ -103,8 +137,17 @@ pub fn run(args: &ServerArgs, output: &Output) -> Result<ExitCode, Failure> {
     })
 }
 
+/// Runs a server to its end.
+pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(work);
+    // A write that a broken disk never ends would be waited for.
+    runtime.shutdown_background();
+    ended
+}
+
 /// Where the control plane and the agent run; the proxy, Raft and modules have threads of their own.
-pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -117,10 +160,8 @@ pub fn log(format: LogFormat, level: &str) {
     let always = "bollard=warn,hyper=warn,wasmtime=warn,cranelift=warn,openraft=warn";
     let wanted = std::env::var("ORCA_LOG").unwrap_or_else(|_| level.to_owned());
     let filter = EnvFilter::try_new(format!("{wanted},{always}")).unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
     match format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().init(),
@@ -148,49 +189,76 @@ impl Server {
             advertise: args.advertise.clone(),
             labels: Default::default(),
         };
-        // The proxy's port first: it is the likeliest to be taken, and nothing has been made yet.
-        let modules_runtime = Background(Some(wasm::runtime().map_err(|error| failed(&error))?));
-        let agent_directory = data.join("agent");
-        let modules = Agent::modules(&agent_directory, modules_runtime.handle()).map_err(|error| failed(&error))?;
         let inheritance = match args.take_over {
             true => handover::ask(&data).await.map_err(|error| failed(&error))?,
             false => None,
         };
+        let lock = lock(&data)?;
+        // The proxy's port first: it is the likeliest to be taken, and nothing has been made yet.
+        let modules_runtime = Background(Some(wasm::runtime().map_err(|error| failed(&error))?));
+        let agent_directory = data.join("agent");
+        let modules = Agent::modules(&agent_directory, modules_runtime.handle()).map_err(|error| failed(&error))?;
         let (listeners, predecessor) = inheritance.map(Inheritance::take_apart).unzip();
         let dataplane = start_proxy(args, listeners, &modules)?;
 
-        let (mut control, handle) = Control::start(config.clone()).await.map_err(|error| {
-            let failure = Failure::from_error(Exit::General, &error);
-            match error {
-                StartError::Http { .. } | StartError::Quic { .. } => {
-                    failure.fix("stop what uses it, or choose another with --listen ADDR:PORT")
-                }
-                _ => failure,
+        let goal = Agent::recall(&agent_directory);
+        let (front, opened, founded) = match goal.as_ref().is_some_and(|goal| !goal.replicas.is_empty()) {
+            // Served whatever is wrong with the control plane, which is opened beside it.
+            true => (Front::open(&config).await.map_err(not_started)?, None, None),
+            false => {
+                let (mut control, handle) = Control::start(config.clone()).await.map_err(not_started)?;
+                let founded = control.founded();
+                (handle.front().clone(), Some((control, handle)), founded)
             }
-        })?;
-        let founded = control.founded();
-        let (ending, identity) = (CancellationToken::new(), watch::Sender::new(handle.identity().borrow().clone()));
-        let identities = identity.subscribe();
-        let control = tokio::spawn(keep_control(config, control, handle.clone(), identity, ending.clone()));
+        };
+        let (quic, identity) = (front.quic_address(), front.identity());
+        let control_address = SocketAddr::new(reachable(quic.ip()), quic.port());
+        let (ending, standing) = (CancellationToken::new(), watch::Sender::new(Standing::Opening));
+        let mut stands = standing.subscribe();
+        let keeper = Keeper { config, front, standing, ending: ending.clone() };
 
-        let quic = handle.quic_address();
         let config = orca_agent::Config {
             keys: data.join("node"),
             runtime_directory: PathBuf::from("/run/orca"),
             state_directories: std::iter::once(data.clone()).chain(unseal_file).collect(),
             docker_socket: socket_from_environment(),
-            control: vec![SocketAddr::new(reachable(quic.ip()), quic.port())],
-            identity: identities,
+            control: vec![control_address],
+            identity,
             directory: agent_directory,
+            goal,
         };
         let agent = Agent::start(config, modules, dataplane.clone()).await.map_err(|error| failed(&error))?;
+        let mut control = tokio::spawn(keeper.keep(opened));
         if let Some(predecessor) = predecessor {
+            // A successor that cannot go on had better find out while there is still another.
+            let decided = timeout(DECISION_MAX, decided(&mut control, &mut stands)).await;
+            decided.unwrap_or(Ok(()))?;
             dataplane.serving().await;
             Inheritance::serves(predecessor).await.map_err(|error| failed(&error))?;
             info!("taken over from the server that ran before");
         }
-        let proxy = dataplane.addresses();
-        Ok(Server { handle, proxy, data, founded, dataplane, agent, control, ending, _modules: modules_runtime })
+        Ok(Server {
+            proxy: dataplane.addresses(),
+            data,
+            founded,
+            control_address,
+            dataplane,
+            agent,
+            control,
+            standing: stands,
+            ending,
+            lock,
+            _modules: modules_runtime,
+        })
+    }
+
+    /// Until the control plane is open, for whoever can do nothing without it.
+    pub async fn opened(&mut self) -> Result<(), Failure> {
+        decided(&mut self.control, &mut self.standing).await?;
+        match &*self.standing.borrow() {
+            Standing::Failed { why } => Err(Failure::general("the control plane cannot be opened").why(why)),
+            Standing::Opening | Standing::Open => Ok(()),
+        }
     }
 
     /// Until somebody asks it to stop, or it cannot go on.
@@ -200,117 +268,248 @@ impl Server {
         tokio::select! {
             _ = terminate.recv() => Ok(()),
             interrupted = tokio::signal::ctrl_c() => interrupted.map_err(|error| failed(&error)),
-            ended = &mut self.control => ended.map_err(|panicked| failed(&panicked)),
+            ended = &mut self.control => ended.map_err(|panicked| failed(&panicked))?,
             ended = self.agent.ended() => Err(failed(&ended)),
         }
     }
 
-    /// Lets a successor take over: everything but the proxy ends, and the proxy when the successor serves.
+    /// Lets a successor take over: everything but the proxy ends, and the proxy when the successor serves, or when
+    /// somebody ends this process.
     async fn hand_over(self, door: Door, mut successor: Successor) {
         info!("handing over to a successor");
-        drop(self.agent);
-        self.ending.cancel();
-        if !self.control.is_finished() {
-            // It has nothing more to say: it was told to stop.
-            let _ = self.control.await;
-        }
-        loop {
-            let given = match self.dataplane.listeners() {
-                Ok(listeners) => successor.give(listeners).await,
-                Err(error) => Err(error),
-            };
-            match given {
-                Ok(()) => break,
-                Err(error) => warn!(
-                    %error,
-                    "the successor does not serve; this process goes on serving by the routes it has, without control \
-                     plane and agent: start `orca server --take-over` again"
-                ),
-            }
-            match door.asked().await {
-                Ok(next) => successor = next,
-                Err(error) => {
-                    warn!(%error, "nobody can ask for a handover any more");
-                    break;
+        let Server { dataplane, agent, control, ending, lock, _modules, .. } = self;
+        let mut signals = Signals::new();
+        drop(agent);
+        end_control(&ending, control).await;
+        drop(lock);
+        let handed_over = async {
+            loop {
+                let given = match dataplane.listeners() {
+                    Ok(listeners) => successor.give(listeners).await,
+                    Err(error) => Err(error),
+                };
+                match given {
+                    Ok(()) => break,
+                    Err(error) => warn!(
+                        %error,
+                        "the successor does not serve; this process goes on serving by the routes it has, without \
+                         control plane and agent: start `orca server --take-over` again"
+                    ),
+                }
+                match door.asked().await {
+                    Ok(next) => successor = next,
+                    Err(error) => {
+                        warn!(%error, "nobody can ask for a handover any more");
+                        break;
+                    }
                 }
             }
+            dataplane.clone().shutdown(HANDOVER_GRACE).await;
+        };
+        tokio::select! {
+            () = handed_over => {}
+            () = signals.told() => end_within(STOP_MAX, dataplane.shutdown(STOP_GRACE)).await,
         }
-        self.dataplane.shutdown(HANDOVER_GRACE).await;
     }
 
-    /// Ends what this process does. Containers go on.
+    /// Ends what this process does, in good order if that is possible in time. Containers go on.
     pub async fn stop(self) {
-        self.dataplane.shutdown(STOP_GRACE).await;
-        drop(self.agent);
-        self.ending.cancel();
-        if !self.control.is_finished() {
-            // It has nothing more to say: it was told to stop.
-            let _ = self.control.await;
-        }
+        let Server { dataplane, agent, control, ending, lock, _modules, .. } = self;
+        end_within(STOP_MAX, async {
+            dataplane.shutdown(STOP_GRACE).await;
+            drop(agent);
+            end_control(&ending, control).await;
+        })
+        .await;
+        drop(lock);
     }
 
     pub fn address(&self) -> String {
-        let quic = self.handle.quic_address();
-        SocketAddr::new(reachable(quic.ip()), quic.port()).to_string()
+        self.control_address.to_string()
     }
 }
 
-/// Runs the control plane, and opens it again when it could not go on: a disk that was full may have room again. What
-/// runs is not touched, and requests are served by the routes there are; nothing can be changed meanwhile.
-async fn keep_control(
-    config: orca_control::Config,
-    mut control: Control,
-    mut handle: Handle,
-    identity: watch::Sender<Identity>,
-    ending: CancellationToken,
-) {
-    loop {
-        let mut identities = handle.identity();
-        let running = control.run();
-        tokio::pin!(running);
-        let ended = loop {
-            tokio::select! {
-                ended = &mut running => break ended,
-                () = ending.cancelled() => {
-                    handle.shutdown();
-                    break running.await;
-                }
-                Ok(()) = identities.changed() => {
-                    identity.send_replace(identities.borrow_and_update().clone());
-                }
+/// Until it is known whether the control plane opens; an error if this process must not go on.
+async fn decided(
+    control: &mut JoinHandle<Result<(), Failure>>,
+    standing: &mut watch::Receiver<Standing>,
+) -> Result<(), Failure> {
+    tokio::select! {
+        // Without its sender it has ended, which the other branch knows more about.
+        Ok(_) = standing.wait_for(|standing| *standing != Standing::Opening) => Ok(()),
+        ended = control => ended.map_err(|panicked| Failure::from_error(Exit::General, &panicked))?,
+    }
+}
+
+async fn end_control(ending: &CancellationToken, control: JoinHandle<Result<(), Failure>>) {
+    ending.cancel();
+    if !control.is_finished() && timeout(CONTROL_STOP_MAX, control).await.is_err() {
+        warn!("the control plane does not end; a write to its disk may hang");
+    }
+}
+
+/// Waits for an end in good order, but no longer than it may take, and not when somebody asks again.
+async fn end_within(max: Duration, ending: impl Future<Output = ()>) {
+    let mut signals = Signals::new();
+    tokio::select! {
+        ended = timeout(max, ending) => {
+            if ended.is_err() {
+                warn!("not everything ended in {} s; ending all the same", max.as_secs());
             }
+        }
+        () = signals.told() => info!("asked again: ending at once"),
+    }
+}
+
+/// SIGTERM and Ctrl-C from now on, and none of before.
+struct Signals {
+    terminate: io::Result<Signal>,
+    interrupt: io::Result<Signal>,
+}
+
+impl Signals {
+    fn new() -> Signals {
+        Signals { terminate: signal(SignalKind::terminate()), interrupt: signal(SignalKind::interrupt()) }
+    }
+
+    /// What cannot be listened for never comes.
+    async fn told(&mut self) {
+        let next = async |signal: &mut io::Result<Signal>| match signal {
+            Ok(signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
         };
-        let Err(fault) = ended else { return };
-        error!(error = chain(&fault), "the control plane has stopped: what runs goes on, and nothing can be changed");
+        tokio::select! {
+            () = next(&mut self.terminate) => {}
+            () = next(&mut self.interrupt) => {}
+        }
+    }
+}
+
+/// Keeps a control plane behind the ports. One that cannot be opened, or cannot go on, is opened again and again: a
+/// disk that was full may have room, a key may be put back. What runs is not touched meanwhile, and requests are
+/// served by the routes there are; nothing can be changed, and whoever asks is told why.
+struct Keeper {
+    config: orca_control::Config,
+    front: Front,
+    standing: watch::Sender<Standing>,
+    ending: CancellationToken,
+}
+
+impl Keeper {
+    /// Until it is told to end; or the key turns out at the start to be another cluster's, which only a person can
+    /// have given, and had better see at once.
+    async fn keep(self, mut opened: Option<(Control, Handle)>) -> Result<(), Failure> {
         let mut pause = REOPEN_PAUSE;
-        (control, handle) = loop {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = ending.cancelled() => return,
+        let mut said = String::new();
+        loop {
+            let attempt = match opened.take() {
+                Some(opened) => Ok(opened),
+                None => tokio::select! {
+                    attempt = Control::open(&self.config, &self.front) => attempt,
+                    () = self.rest(Duration::MAX) => return Ok(()),
+                },
+            };
+            let why = match attempt {
+                Ok((control, handle)) => {
+                    if !said.is_empty() {
+                        info!("the control plane is open");
+                    }
+                    self.standing.send_replace(Standing::Open);
+                    let begun = Instant::now();
+                    let Err(fault) = self.run(control, handle).await else { return Ok(()) };
+                    if matches!(fault, RunError::Endpoint(_)) {
+                        // Nobody can be told anything any more, and it opens anew only with the process.
+                        return Err(Failure::from_error(Exit::General, &fault));
+                    }
+                    if begun.elapsed() > REOPEN_PAUSE_MAX {
+                        pause = REOPEN_PAUSE;
+                        said.clear();
+                    }
+                    chain(&fault)
+                }
+                Err(fault) if fault.is_wrong_key() && *self.standing.borrow() == Standing::Opening => {
+                    return Err(not_started(fault));
+                }
+                Err(fault) => chain(&fault),
+            };
+            if said != why {
+                error!(
+                    why,
+                    "the control plane is not open: what runs goes on and is served, and nothing can be changed; it is \
+                     opened as soon as that is put right"
+                );
+                said.clone_from(&why);
             }
-            // A disk that is away is no reason to found another cluster in its place.
-            let store = Layout::new(&config.data_dir).raft();
-            if !store.try_exists().unwrap_or(false) {
-                error!(path = %store.display(), "the store is not there; mount or restore it");
-                pause = (pause * 2).min(REOPEN_PAUSE_MAX);
-                continue;
-            }
-            match Control::start(config.clone()).await {
-                Ok(opened) => break opened,
-                Err(fault) => error!(error = chain(&fault), "the control plane cannot be opened again yet"),
+            self.front.say(why.clone());
+            self.standing.send_replace(Standing::Failed { why });
+            self.rest(pause).await;
+            if self.ending.is_cancelled() {
+                return Ok(());
             }
             pause = (pause * 2).min(REOPEN_PAUSE_MAX);
-        };
-        info!("the control plane is open again");
+        }
     }
+
+    async fn run(&self, control: Control, handle: Handle) -> Result<(), RunError> {
+        let mut running = std::pin::pin!(control.run());
+        tokio::select! {
+            ended = &mut running => ended,
+            () = self.ending.cancelled() => {
+                handle.shutdown();
+                running.await
+            }
+        }
+    }
+
+    /// Answers whoever asks with the reason meanwhile; shorter if it is told to end.
+    async fn rest(&self, pause: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.ending.cancelled() => {}
+            never = self.front.answer_without_control() => match never {},
+        }
+    }
+}
+
+/// Why there is no control plane, as whoever starts it is told.
+fn not_started(error: StartError) -> Failure {
+    let failure = Failure::from_error(Exit::General, &error);
+    match error {
+        StartError::Http { .. } | StartError::Quic { .. } => {
+            failure.fix("stop what uses it, or choose another with --listen ADDR:PORT")
+        }
+        _ => failure,
+    }
+}
+
+/// Held for as long as this process works in the directory: two agents would fight over the same containers. On the
+/// directory itself, so that a full disk is no obstacle.
+fn lock(data: &Path) -> Result<File, Failure> {
+    let unusable = |error: &io::Error| {
+        Failure::general(format!("the data directory {} cannot be used", data.display()))
+            .why(error.to_string())
+            .fix("make it this user's, or choose another with --data-dir DIR")
+    };
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(data);
+    let directory = made.and_then(|()| File::open(data)).map_err(|error| unusable(&error))?;
+    match directory.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Failure::general(format!("{} is in use by another server", data.display())).fix(
+                "stop that one, take over from it with `orca server --take-over`, or give another --data-dir DIR",
+            ));
+        }
+        // The store has a lock of its own where a file system has none for directories.
+        Err(TryLockError::Error(error)) => warn!(%error, "the data directory cannot be locked"),
+    }
+    Ok(directory)
 }
 
 /// What whoever founded the cluster must know: the token, once, and what to keep safe.
 pub fn introduce(server: &Server, founded: &Founded, output: &Output) {
-    let name =
-        server.handle.state().borrow().cluster.as_ref().map(|cluster| cluster.name.to_string()).unwrap_or_default();
+    let name = founded.name.as_str();
     output.complain(&format!("cluster `{name}` founded in {}\n", server.data.display()));
-    match write_founded(&name, vec![server.address()], Credential::Identity(&founded.user)) {
+    match write_founded(name, vec![server.address()], Credential::Identity(&founded.user)) {
         Ok(contexts) => output.complain(&format!("  this user's access is in {}\n", contexts.display())),
         // A service may have no home. The cluster is there all the same, and the token below opens it.
         Err(failure) => output.complain(&format!("  this user's access could not be kept: {}\n", failure.message)),
@@ -319,7 +518,17 @@ pub fn introduce(server: &Server, founded: &Founded, output: &Output) {
         output
             .complain(&format!("  keep a copy of {}: without it a backup's secrets cannot be opened\n", key.display()));
     }
-    output.complain(&format!("  administrator's token, shown this once: {}\n", *founded.token));
+    if io::stderr().is_terminal() {
+        output.complain(&format!("  administrator's token, shown this once: {}\n", *founded.token));
+        return;
+    }
+    // Nobody may be reading: it would stay in a journal, or wherever this goes, for more than its owner to find.
+    let file = Layout::new(&server.data).admin().join("token");
+    let text = Zeroizing::new(format!("{}\n", *founded.token));
+    match private::replace(&file, text.as_bytes()) {
+        Ok(()) => output.complain(&format!("  administrator's token: in {}\n", file.display())),
+        Err(error) => output.complain(&format!("  administrator's token could not be kept: {error}\n")),
+    }
 }
 
 /// Keys that are open in memory would be in a core.
@@ -410,4 +619,25 @@ fn unseal_source(args: &ServerArgs, data: &Path) -> Result<UnsealSource, Failure
 
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_that_never_comes_is_not_waited_for() {
+        let patience = Duration::from_secs(20);
+        timeout(patience, end_within(Duration::ZERO, std::future::pending())).await.unwrap();
+    }
+
+    #[test]
+    fn a_data_directory_is_one_servers() {
+        let data = tempfile::tempdir().unwrap();
+        let held = lock(data.path()).unwrap();
+        let refused = lock(data.path()).unwrap_err();
+        assert!(refused.message.contains(data.path().to_str().unwrap()), "{refused}");
+        drop(held);
+        lock(data.path()).unwrap();
+    }
 }

@@ -25,7 +25,7 @@ pub fn run(args: UpArgs, global: &Global, output: &Output) -> Result<ExitCode, F
     server::log(args.server.log_format, "warn");
     // What is wrong with the files is said before anything is started.
     let written = files::read(std::slice::from_ref(&args.dir), output.side_screen(crate::moment::now()).colour)?;
-    server::runtime()?.block_on(async {
+    server::block_on(async {
         match running(global).await {
             Some(session) => {
                 output.complain("a server runs on this machine already; deploying to it\n");
@@ -33,6 +33,10 @@ pub fn run(args: UpArgs, global: &Global, output: &Output) -> Result<ExitCode, F
             }
             None => {
                 let mut server = Server::start(&args.server).await?;
+                if let Err(failure) = server.opened().await {
+                    server.stop().await;
+                    return Err(failure);
+                }
                 output.complain(&format!("server started; its data is in {}\n", server.data.display()));
                 let access = match server.founded.take() {
                     Some(founded) => {

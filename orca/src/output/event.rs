@@ -10,8 +10,13 @@ use crate::moment;
 
 pub fn event(screen: &Screen, event: &Event) -> Text {
     let ink = match event.kind {
-        Kind::NodeDead | Kind::RolloutFailed | Kind::ReplicaExited | Kind::ReplicaTroubled | Kind::Refused => Ink::Red,
-        Kind::NodeSuspect | Kind::RolledBack | Kind::ServiceRemoved => Ink::Yellow,
+        Kind::NodeDead
+        | Kind::RolloutFailed
+        | Kind::ReplicaExited
+        | Kind::ReplicaTroubled
+        | Kind::ScheduleFailed
+        | Kind::Refused => Ink::Red,
+        Kind::NodeSuspect | Kind::RolledBack | Kind::ServiceRemoved | Kind::ScheduleSkipped => Ink::Yellow,
         Kind::NodeAlive | Kind::RolloutDone | Kind::ReplicaRecovered => Ink::Green,
         Kind::ClusterFounded
         | Kind::NodeAdmitted
@@ -29,6 +34,7 @@ pub fn event(screen: &Screen, event: &Event) -> Text {
         | Kind::SecretSet
         | Kind::SecretRemoved
         | Kind::SecretsRotated
+        | Kind::DataKeyMade
         | Kind::TokenCreated
         | Kind::TokenRevoked => Ink::Plain,
     };

@@ -59,13 +59,26 @@ pub fn receipt_line(screen: &Screen, receipt: &Receipt) -> Text {
     let errors = if during.errors > before.errors { Ink::Red } else { Ink::Plain };
     let cut = if during.cut > 0 { Ink::Red } else { Ink::Plain };
     Text::of(ink, format!("{word} {span}"))
-        .and(Ink::Plain, format!("; {} requests, ", grouped(during.requests)))
+        .and(Ink::Plain, format!("; {}{} requests, ", at_least(during), grouped(during.requests)))
         .and(errors, format!("{} 5xx", grouped(during.errors)))
         .and(Ink::Dim, format!(" (before: {})", grouped(before.errors)))
         .and(Ink::Plain, p99(during, before))
         .and(Ink::Plain, ", ")
         .and(cut, format!("{} cut", grouped(during.cut)))
+        .and(
+            Ink::Yellow,
+            if during.at_least {
+                " (a proxy was restarted or silent: what it had not reported is missing)"
+            } else {
+                ""
+            },
+        )
         .and(Ink::Dim, format!(", {} ago", screen.ago(receipt.ended)))
+}
+
+/// Said in front of what was counted, where more may have been.
+pub fn at_least(window: &Window) -> &'static str {
+    if window.at_least { "at least " } else { "" }
 }
 
 fn p99(during: &Window, before: &Window) -> String {
@@ -82,6 +95,15 @@ mod tests {
     use super::*;
     use expect_test::expect;
     use orca_cluster::id::Revision;
+
+    #[test]
+    fn a_receipt_that_may_miss_something_says_so() {
+        let mut receipt = receipt(4, Outcome::Done, None);
+        receipt.during.at_least = true;
+        expect![[r#"
+            done in 11.6s; at least 48,211 requests, 0 5xx (before: 0), p99 41 ms (before: 40 ms), 0 cut (a proxy was restarted or silent: what it had not reported is missing), 2h ago
+        "#]].assert_eq(&show(&[receipt_line(&screen(), &receipt)]));
+    }
 
     #[test]
     fn revisions_come_newest_first_with_what_they_cost() {

@@ -13,7 +13,7 @@ use orca_cluster::why::phase_word;
 use orca_wire::message::client::Progress;
 
 use super::text::{Ink, Side, Text, table};
-use super::{Screen, count, grouped, latency, megabytes, short_source, status};
+use super::{Screen, count, grouped, history, latency, megabytes, short_source, status};
 use crate::exit::{Exit, Failure};
 use crate::moment;
 
@@ -406,6 +406,7 @@ fn new_replica_news(before: Option<&ReplicaStatus>, now: &ReplicaStatus, mut say
     }
     match now.phase {
         Phase::Ready => say(Ink::Green, ready_words(now)),
+        Phase::Unknown => say(Ink::Yellow, "its node is not heard".to_owned()),
         Phase::Unready => say(Ink::Red, "not ready any more".to_owned()),
         Phase::Pulling | Phase::Starting => say(Ink::Plain, phase_word(now.phase).to_owned()),
         Phase::Pending | Phase::Creating | Phase::BackOff | Phase::Stopping | Phase::Gone => {}
@@ -505,7 +506,14 @@ fn receipt_lines(name: &ServiceName, front: &str, receipt: &Receipt) -> Vec<Text
     vec![
         Text::plain(front)
             .and(Ink::Green, "Done")
-            .and(Ink::Plain, format!(" in {span}.  Requests during deploy: {}.", grouped(during.requests)))
+            .and(
+                Ink::Plain,
+                format!(
+                    " in {span}.  Requests during deploy: {}{}.",
+                    history::at_least(during),
+                    grouped(during.requests)
+                ),
+            )
             .and(errors, format!("  5xx: {} (before: {}).", grouped(during.errors), grouped(before.errors)))
             .and(Ink::Plain, p99)
             .and(cut, format!("  Cut connections: {}.", grouped(during.cut))),

@@ -1,6 +1,8 @@
 //! A small world to look at in tests: a shop with an API that is being updated and a worker that crashes.
 
 use jiff::tz::TimeZone;
+use std::collections::BTreeMap;
+
 use orca_cluster::id::{Generation, NodeId, ReplicaId, Revision, ServiceName};
 use orca_cluster::plan::report::Outcome;
 use orca_cluster::replica::{Cause, Engine, Exit, Facts, Phase, Pulled, Trouble, Usage};
@@ -11,7 +13,7 @@ use orca_cluster::status::{
     NodeCondition, NodeStatus, ReplicaStatus, RolloutStatus, ServiceState, ServiceStatus, Status,
 };
 use orca_cluster::time::Timestamp;
-use orca_cluster::traffic::{Counters, InFlight};
+use orca_cluster::traffic::{InFlight, Tally};
 use orca_cluster::why::Diagnosis;
 use orca_wire::message::client::Progress;
 
@@ -76,11 +78,12 @@ pub fn service(text: &str, source: &str, revision: u64) -> ServiceStatus {
         why: None,
         recent: Window::default(),
         last_receipt: None,
+        schedules: BTreeMap::new(),
     }
 }
 
 pub fn window(requests: u64, errors: u64, p99_us: u64) -> Window {
-    Window { from: at(60), to: NOW, requests, errors, cut: 0, p99_us: Some(p99_us) }
+    Window { from: at(60), to: NOW, requests, errors, cut: 0, p99_us: Some(p99_us), at_least: false }
 }
 
 pub fn receipt(revision: u64, outcome: Outcome, failure: Option<Failure>) -> Receipt {
@@ -95,7 +98,7 @@ pub fn receipt(revision: u64, outcome: Outcome, failure: Option<Failure>) -> Rec
         during: window(48_211, 0, 41_000),
         after: None,
         failure,
-        totals: Counters::default(),
+        tally: Tally::default(),
     }
 }
 

@@ -8,7 +8,7 @@ use orca_cluster::id::{Label, NodeId};
 use orca_cluster::plan::report::Waiting;
 use orca_cluster::replica::{Cause, Engine, Phase};
 use orca_cluster::spec::Strategy;
-use orca_cluster::state::Window;
+use orca_cluster::state::{LastRun, Run, RunEnding, ScheduleRecord, Window};
 use orca_cluster::status::{NodeCondition, NodeStatus, ReplicaStatus, ServiceState, ServiceStatus, Status};
 use orca_cluster::why::{phase_word, saw_words};
 use orca_wire::message::client::RevisionInfo;
@@ -235,6 +235,9 @@ pub fn service(
     for url in urls(service, nodes) {
         field("url", Text::of(Ink::Cyan, url));
     }
+    for (cron, record) in &service.schedules {
+        field("schedule", schedule(screen, cron, record));
+    }
     if service.recent.requests > 0 {
         let recent = &service.recent;
         let p99 = recent.p99_us.map(|p99| format!(", p99 {}", latency(p99))).unwrap_or_default();
@@ -273,6 +276,26 @@ pub fn service(
         lines.extend(history::revisions(screen, &revisions[first..], &[]));
     }
     lines
+}
+
+/// What runs now or ran last, and when the next is due.
+fn schedule(screen: &Screen, cron: &str, record: &ScheduleRecord) -> Text {
+    let date = |at| moment::date(at, &screen.zone);
+    let mut text = Text::plain(cron.to_owned());
+    if let Some(next) = record.next {
+        text = text.and(Ink::Dim, format!(", next {}", date(next)));
+    }
+    if let Some(Run { due, replica }) = &record.run {
+        return text.and(Ink::Cyan, format!(", that of {} is on {replica}", date(*due)));
+    }
+    let Some(LastRun { due, replica: _, ending }) = &record.last else { return text };
+    let (ink, how) = match ending {
+        RunEnding::Done => (Ink::Dim, "done".to_owned()),
+        RunEnding::Failed { reason } => (Ink::Red, format!("failed: {reason}")),
+        RunEnding::Skipped { reason } => (Ink::Yellow, format!("skipped: {reason}")),
+        RunEnding::Unknown { reason } => (Ink::Yellow, format!("unknown: {reason}")),
+    };
+    text.and(Ink::Plain, format!(", that of {} ", date(*due))).and(ink, how)
 }
 
 fn digest_text(digest: Option<&str>) -> String {
@@ -321,10 +344,12 @@ fn phase(replica: &ReplicaStatus) -> (Ink, String) {
         Phase::Ready => Ink::Green,
         Phase::Pending | Phase::Pulling | Phase::Creating | Phase::Starting => Ink::Cyan,
         Phase::Unready | Phase::BackOff => Ink::Red,
+        Phase::Unknown => Ink::Yellow,
         Phase::Stopping | Phase::Gone => Ink::Dim,
     };
     let word = match replica.phase {
         Phase::Ready if replica.leaving => "draining",
+        Phase::Unknown => "unknown, its node is silent",
         phase => phase_word(phase),
     };
     (ink, word.to_owned())
@@ -396,6 +421,14 @@ pub fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> Stri
         Waiting::ForProxies => "for the proxies to take over the new routes".to_owned(),
         Waiting::ForPromotion { revision, weight } => {
             format!("for a person: {revision} gets {weight}% of the requests; `orca promote` or `orca rollback`")
+        }
+        Waiting::ForMeasurement { revision, weight, until, requests, requests_min } => {
+            let left = match until.since(screen.now).as_secs() {
+                0 => format!("when it has answered {requests_min}"),
+                left => format!("in {left}s"),
+            };
+            let answered = count(*requests, "request");
+            format!("for {revision}, which gets {weight}% of the requests, to be judged {left}; {answered} so far")
         }
     }
 }
@@ -502,6 +535,41 @@ mod tests {
     }
 
     #[test]
+    fn a_schedule_says_how_it_went_and_when_it_is_next() {
+        let due = at(60);
+        let failed = RunEnding::Failed { reason: "exit code 1".to_owned() };
+        let last = |ending| Some(LastRun { due, replica: Some(ReplicaId(1)), ending });
+        let record = ScheduleRecord { next: Some(sample::NOW), ..ScheduleRecord::default() };
+        let run = Some(Run { due, replica: ReplicaId(1) });
+        let records = [
+            record.clone(),
+            ScheduleRecord { run, ..record.clone() },
+            ScheduleRecord { last: last(RunEnding::Done), ..record.clone() },
+            ScheduleRecord { last: last(failed), ..record },
+        ];
+        let lines: Vec<Text> = records.iter().map(|record| schedule(&screen(), "* * * * *", record)).collect();
+        expect![[r#"
+            * * * * *, next 2026-01-31 14:02:11
+            * * * * *, next 2026-01-31 14:02:11, that of 2026-01-31 14:01:11 is on r1
+            * * * * *, next 2026-01-31 14:02:11, that of 2026-01-31 14:01:11 done
+            * * * * *, next 2026-01-31 14:02:11, that of 2026-01-31 14:01:11 failed: exit code 1
+        "#]]
+        .assert_eq(&show(&lines));
+    }
+
+    #[test]
+    fn a_replica_on_a_silent_node_is_not_called_ready() {
+        let mut api = sample::status().services.remove(1);
+        api.replicas[0].phase = Phase::Unknown;
+        expect![[r#"
+              r1  n1  v5  unknown, its node is silent  172.18.0.4:8080  0.12 CPU, 48Mi  1s
+              r2  n1  v5  ready                        172.18.0.4:8080  0.12 CPU, 48Mi  1s
+              r3  n1  v5  ready                        172.18.0.4:8080  0.12 CPU, 48Mi  1s
+        "#]]
+        .assert_eq(&show(&replicas(&screen(), &[api], false)));
+    }
+
+    #[test]
     fn replicas_are_listed_one_by_one() {
         expect![[r#"
               shop/api     r1  n1  v5  ready        172.18.0.4:8080  0.12 CPU, 48Mi                            1s
@@ -529,6 +597,10 @@ mod tests {
     #[test]
     fn every_reason_to_wait_is_a_sentence() {
         let room = NoRoom::Memory { wanted: Memory(1 << 30), free: Memory(256 << 20), total: Memory(2 << 30) };
+        let measured = |until, requests| {
+            let (revision, weight, requests_min) = (Revision(5), 20, 20);
+            Waiting::ForMeasurement { revision, weight, until, requests, requests_min }
+        };
         let reasons = [
             Waiting::ForReady { replica: ReplicaId(7), since: at(12), trouble: None },
             Waiting::ForRoom { refused: BTreeMap::from([(NodeId(1), room)]) },
@@ -539,6 +611,8 @@ mod tests {
             Waiting::ForStop { replica: ReplicaId(3) },
             Waiting::ForProxies,
             Waiting::ForPromotion { revision: Revision(5), weight: 20 },
+            measured(sample::NOW + Duration::from_secs(250), 1_200),
+            measured(sample::NOW, 7),
         ];
         let nodes = [sample::node()];
         let text: Vec<String> = reasons.iter().map(|reason| waiting(&screen(), &nodes, reason)).collect();
@@ -551,7 +625,9 @@ mod tests {
             for r3 to finish 31 connections, at most 20s more
             for r3 to stop
             for the proxies to take over the new routes
-            for a person: v5 gets 20% of the requests; `orca promote` or `orca rollback`"#]]
+            for a person: v5 gets 20% of the requests; `orca promote` or `orca rollback`
+            for v5, which gets 20% of the requests, to be judged in 250s; 1,200 requests so far
+            for v5, which gets 20% of the requests, to be judged when it has answered 20; 7 requests so far"#]]
         .assert_eq(&text.join("\n"));
     }
 }

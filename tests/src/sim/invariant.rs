@@ -11,6 +11,7 @@
 //! | 7 a term's first judgement comes when every node was heard or had the time to be | [`first_judgement`] |
 //! | 8 when faults stop, the world settles as asked, and nobody emits anything | [`settled`] |
 //! | 11 a replica is stopped only when its requests have ended or its drain time is over | [`drained`] |
+//! | 12 a due time is begun at most once, and never what was skipped | [`schedule`] |
 //! | nobody is woken for what is past or repeats at once what fails | [`busy`] |
 
 pub mod availability;
@@ -20,13 +21,14 @@ pub mod exclusive_volume;
 pub mod first_judgement;
 pub mod generation;
 pub mod same_log;
+pub mod schedule;
 pub mod settled;
 pub mod tables;
 pub mod unchanged;
 
 use std::collections::BTreeMap;
 
-use orca_cluster::id::{NodeId, ReplicaId};
+use orca_cluster::id::{NodeId, ReplicaId, ServiceName};
 use orca_cluster::state::{PlacementState, State};
 use orca_cluster::time::Timestamp;
 
@@ -37,6 +39,8 @@ pub struct Ledger {
     pub drains: BTreeMap<ReplicaId, Timestamp>,
     /// The second in which each node last did something, and how much.
     pub actions: BTreeMap<NodeId, (u64, usize)>,
+    /// Which replica began each scheduled run, by service, schedule and due time.
+    pub runs: BTreeMap<(ServiceName, String, Timestamp), ReplicaId>,
 }
 
 impl Ledger {

@@ -1,5 +1,5 @@
 //! A node's containers and its proxy's requests, as the world sees them: what is true, not what is believed. How a
-//! container behaves is in its image's name: `ok`, `slow`, `fades`, `crash`, `deaf`, `missing`.
+//! container behaves is in its image's name: `ok`, `errs`, `slow`, `fades`, `crash`, `deaf`, `missing`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,6 +49,8 @@ struct Request {
     service: ServiceName,
     replica: ReplicaId,
     revision: Revision,
+    /// It ends in an error.
+    errs: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -80,6 +82,7 @@ impl Runtime {
             Task::Fetch { goal, .. } => {
                 let image = match &goal.workload {
                     Workload::Container(container) => container.image.clone(),
+                    Workload::Module(module) if module.path.contains("fails") => "fails:module".to_owned(),
                     Workload::Module(_) => "ok:module".to_owned(),
                 };
                 let finished = match image.starts_with("missing") {
@@ -153,7 +156,11 @@ impl Runtime {
                 let finished = Finished::Applied { number: tables.number, generation: *generation };
                 (rng.random_range(0..10), finished)
             }
-            Task::Run { .. } => (5, Finished::Ran(Ok(()))),
+            Task::Run { replica, .. } => {
+                let fails = self.containers.get(replica).is_none_or(|module| module.image.starts_with("fails"));
+                let result = if fails { Err("exit code 1".to_owned()) } else { Ok(()) };
+                (rng.random_range(5..5_000), Finished::Ran(result))
+            }
         };
         Done { millis, finished, events }
     }
@@ -174,16 +181,23 @@ impl Runtime {
             Event::RequestEnds { request } => {
                 let request = self.requests.remove(&request)?;
                 let counters = self.counted.entry(request.service).or_default();
-                counters.revisions.entry(request.revision).or_default().requests += 1;
+                let counters = counters.revisions.entry(request.revision).or_default();
+                counters.requests += 1;
+                counters.statuses[if request.errs { 4 } else { 1 }] += 1;
                 None
             }
         }
     }
 
-    pub fn begin_request(&mut self, service: ServiceName, replica: ReplicaId, revision: Revision) -> Event {
+    pub fn begin_request(&mut self, service: ServiceName, replica: ReplicaId, revision: Revision, errs: bool) -> Event {
         self.requests_begun += 1;
-        self.requests.insert(self.requests_begun, Request { service, replica, revision });
+        self.requests.insert(self.requests_begun, Request { service, replica, revision, errs });
         Event::RequestEnds { request: self.requests_begun }
+    }
+
+    /// Whether it is here and answers with errors.
+    pub fn errs(&self, replica: ReplicaId) -> bool {
+        self.containers.get(&replica).is_some_and(|container| container.image.starts_with("errs"))
     }
 
     pub fn in_flight(&self) -> BTreeMap<ReplicaId, InFlight> {

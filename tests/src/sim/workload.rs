@@ -86,6 +86,9 @@ fn deploy(world: &mut World) -> Command {
             text.push_str("[[service.volume]]\nname = \"data\"\npath = \"/data\"\n");
         } else {
             let _ = writeln!(text, "strategy = \"{strategy}\"");
+            if strategy == "canary" && version > 3 {
+                text.push_str("auto_promote = { after_secs = 10, success_rate = 90 }\n");
+            }
             if world.rng.random_bool(0.3) {
                 text.push_str("max_unavailable = 1\nmax_surge = 0\n");
             }
@@ -93,6 +96,12 @@ fn deploy(world: &mut World) -> Command {
         text.push_str(&probes);
     }
     put(project(&text), world.rng.random_bool(0.1), world.rng.random_bool(0.3))
+}
+
+/// A module that runs every minute.
+pub fn deploy_job(more: &str) -> Command {
+    let job = "[[service]]\nname = \"job\"\nmodule = \"./job.wasm\"\ntriggers = [\"cron:* * * * *\"]";
+    put(project(&format!("{job}\n{more}\n")), false, false)
 }
 
 /// The only secret there is, set anew.

@@ -10,8 +10,8 @@ use crate::resource::{Cpu, Memory, Resources};
 use crate::spec::check::{self, Place};
 use crate::spec::template::Template;
 use crate::spec::{
-    Check, Deploy, Host, HostAccess, Module, ModuleLimits, Placement, Probe, Registry, Route, Schedule, SecretsAs,
-    Service, Source, Strategy, Volume, VolumeSource, path_prefix,
+    AutoPromote, Check, Deploy, Host, HostAccess, Module, ModuleLimits, Placement, Probe, Registry, Route, Schedule,
+    SecretsAs, Service, Source, Strategy, Volume, VolumeSource, path_prefix,
 };
 
 /// A service as far as it could be read.
@@ -67,6 +67,7 @@ pub(super) fn read(table: &mut Table<'_>) -> Draft {
             ready_timeout: Deploy::READY_TIMEOUT,
             drain_timeout: Deploy::DRAIN_TIMEOUT,
             stop_grace: Deploy::STOP_GRACE,
+            auto_promote: None,
         },
         placement: placement(table),
         volumes,
@@ -558,15 +559,18 @@ fn deploy(table: &mut Table<'_>, is_exclusive: bool) -> Deploy {
             weight
                 .conflict("`canary_weight` needs strategy \"canary\"", "add `strategy = \"canary\"`, or leave it out");
         }
-        if let Some(item) = deploy.get("auto_promote")
-            && item.table().is_some()
-        {
+        let promote = deploy.get("auto_promote");
+        let auto_promote = promote.as_ref().filter(|item| item.table().is_some()).map(|_| {
+            let AutoPromote { after, success_per_10_000 } = Deploy::AUTO_PROMOTE;
             deploy.table("auto_promote", |promote| {
-                promote.seconds("after_secs");
-                promote.get("success_rate").map(|item| item.number());
-            });
-            item.unsupported_key("`auto_promote`", "promote by hand: `orca promote SERVICE`");
-        }
+                let rate = promote.get("success_rate").and_then(|item| item.number());
+                AutoPromote {
+                    after: promote.seconds("after_secs").unwrap_or(after),
+                    // Out of range if it is: that is found where ranges are checked.
+                    success_per_10_000: rate.map_or(success_per_10_000, |rate| (rate * 100.0).round() as u32),
+                }
+            })
+        });
         Deploy {
             strategy,
             max_unavailable: deploy.count("max_unavailable").unwrap_or(0),
@@ -574,6 +578,7 @@ fn deploy(table: &mut Table<'_>, is_exclusive: bool) -> Deploy {
             ready_timeout: deploy.seconds("ready_timeout_secs").unwrap_or(Deploy::READY_TIMEOUT),
             drain_timeout: deploy.seconds("drain_timeout_secs").unwrap_or(Deploy::DRAIN_TIMEOUT),
             stop_grace: deploy.seconds("stop_grace_secs").unwrap_or(Deploy::STOP_GRACE),
+            auto_promote,
         }
     })
 }

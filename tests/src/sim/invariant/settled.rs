@@ -40,6 +40,9 @@ pub fn check(world: &World) {
         if good != deployed.wanted() as usize || placements.len() != good {
             world.broken(&format!("{name} is not as asked:\n{}", world.describe()));
         }
+        if good > 0 {
+            super::schedule::check_settled(world, name, deployed);
+        }
     }
     for (id, node) in &world.nodes {
         for replica in node.runtime.containers.keys() {
