@@ -4,9 +4,10 @@
 //! from a pool in microseconds and thrown away after; so a module cannot leak from one request into the next, and
 //! one that loops, traps or eats memory spoils its own request and no other. Three things hold that up:
 //!
-//! - **Time.** A ticker raises the engine's epoch every 10 ms. A running instance that notices lets others have a
+//! - **Time.** A ticker raises the engine's epoch every 2 ms. A running instance that notices lets others have a
 //!   turn, and ends when its time is up. Waits end at the same deadline. Guest code runs on a runtime of its own
-//!   ([`runtime`]), never on the threads of the proxy.
+//!   ([`runtime`]). Only of a module that has been quick ([`pace`]) the first turn is taken by whoever calls it, which
+//!   is a thread of the proxy; what is not through then moves.
 //! - **Memory.** Every byte of linear memory is counted against the service's limit, all memories together.
 //! - **Reach.** What an instance can see is what [`guest`] hands it; whom it can call is decided in [`outbound`].
 //!
@@ -16,18 +17,20 @@ mod cache;
 mod failure;
 mod guest;
 mod outbound;
+mod pace;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
@@ -56,9 +59,10 @@ use failure::Circumstances;
 use guest::{Allotment, CORE_INSTANCES_MAX, Deadline, Guest, TABLE_ENTRIES_MAX};
 use outbound::Policy;
 pub use outbound::Resolve;
+use pace::Pace;
 
 /// How long a running instance may go on before it lets others have a turn, and how exact a deadline is.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(2);
 /// Instances on one node at once, of all services: each reserves 4 GiB of addresses (not of memory).
 const INSTANCES_MAX: u32 = 1_000;
 /// How long a request waits for one of its replica's instances before it is told that all are busy.
@@ -174,6 +178,7 @@ struct Replica {
     outbound: Arc<Policy>,
     instances: Arc<Semaphore>,
     stopping: CancellationToken,
+    pace: Arc<Pace>,
 }
 
 impl Engine {
@@ -255,6 +260,7 @@ impl Engine {
             outbound,
             instances,
             stopping,
+            pace: Arc::default(),
         }))
     }
 
@@ -436,8 +442,10 @@ impl Module {
         let permit = replica.admit().await?;
         let (begin, begun) = oneshot::channel();
         let end = Arc::new(OnceLock::new());
-        let serving = Arc::clone(replica).serve(request, begin, Arc::clone(&end), permit);
-        let mut instance = EndsWithUs(Some(replica.engine.0.runtime.spawn(serving).abort_handle()));
+        let mut serving = Box::pin(Arc::clone(replica).serve(request, begin, Arc::clone(&end), permit));
+        let runtime = &replica.engine.0.runtime;
+        let is_over = replica.pace.is_quick() && take_turn(serving.as_mut(), runtime);
+        let mut instance = EndsWithUs((!is_over).then(|| runtime.spawn(serving).abort_handle()));
         match begun.await {
             Ok(Ok(response)) => {
                 instance.0 = None;
@@ -472,6 +480,15 @@ impl Module {
     pub fn replica(&self) -> ReplicaId {
         self.0.replica
     }
+}
+
+/// Takes an instance's first turn on this thread, as if on the runtime. Says whether it was the last, too.
+fn take_turn(instance: Pin<&mut impl Future<Output = ()>>, runtime: &tokio::runtime::Handle) -> bool {
+    // What it waits for belongs to the runtime, which asks for it anew as soon as the instance has moved there.
+    let _entered = runtime.enter();
+    let mut context = Context::from_waker(Waker::noop());
+    // A panic ends the instance, as it would there, and not our caller.
+    catch_unwind(AssertUnwindSafe(|| instance.poll(&mut context).is_ready())).unwrap_or(true)
 }
 
 /// Ends an instance when nobody waits for it any more.
@@ -550,8 +567,12 @@ impl Replica {
         // The response is passed on when the guest's turn is over, a tick later at most. Most are through by then, and
         // whoever waits wakes up once for all of it instead of for the head, for the body and for its end.
         let mut guest = std::pin::pin!(guest);
+        let mut first_turn = Some(Instant::now());
         poll_fn(|context| {
             let polled = guest.as_mut().poll(context);
+            if let Some(began) = first_turn.take() {
+                self.pace.took_turn(began.elapsed(), polled.is_ready());
+            }
             let response = given.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(response) = response
                 && let Some(begin) = begin.take()
@@ -626,8 +647,8 @@ impl Replica {
     }
 
     fn store(&self, deadline: Deadline) -> Store<Guest> {
-        let Replica { env, limits, log, outbound, .. } = self;
-        Guest::store(&self.engine.0.engine, Allotment { env, memory: limits.memory, log, outbound, deadline })
+        let Replica { env, limits, log, outbound, pace, .. } = self;
+        Guest::store(&self.engine.0.engine, Allotment { env, memory: limits.memory, log, outbound, pace, deadline })
     }
 
     /// The request as the module is to see it.

@@ -20,6 +20,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::failure::OutOfTime;
 use super::outbound::{Outbound, Policy};
+use super::pace::Pace;
 use crate::module_log::{LINE_BYTES_MAX, Source, Writer};
 
 /// Entries of all of an instance's tables together: its functions that are called through pointers. Large
@@ -54,18 +55,19 @@ pub(super) struct Allotment<'a> {
     pub(super) memory: Memory,
     pub(super) log: &'a Writer,
     pub(super) outbound: &'a Arc<Policy>,
+    pub(super) pace: &'a Arc<Pace>,
     pub(super) deadline: Deadline,
 }
 
 impl Guest {
     pub(super) fn store(engine: &wasmtime::Engine, allotment: Allotment<'_>) -> Store<Guest> {
-        let Allotment { env, memory, log, outbound, deadline } = allotment;
+        let Allotment { env, memory, log, outbound, pace, deadline } = allotment;
         let mut wasi = WasiCtx::builder();
         for (name, value) in env {
             wasi.env(name, value.as_str());
         }
-        wasi.stdout(Lines::new(Source::Stdout, log))
-            .stderr(Lines::new(Source::Stderr, log))
+        wasi.stdout(Lines::new(Source::Stdout, log, pace))
+            .stderr(Lines::new(Source::Stderr, log, pace))
             .allow_tcp(false)
             .allow_udp(false)
             .allow_ip_name_lookup(false)
@@ -219,12 +221,14 @@ struct Lines(Arc<Mutex<Partial>>);
 struct Partial {
     source: Source,
     log: Writer,
+    pace: Arc<Pace>,
     line: Vec<u8>,
 }
 
 impl Lines {
-    fn new(source: Source, log: &Writer) -> Lines {
-        Lines(Arc::new(Mutex::new(Partial { source, log: log.clone(), line: Vec::new() })))
+    fn new(source: Source, log: &Writer, pace: &Arc<Pace>) -> Lines {
+        let (log, pace) = (log.clone(), Arc::clone(pace));
+        Lines(Arc::new(Mutex::new(Partial { source, log, pace, line: Vec::new() })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Partial> {
@@ -234,6 +238,7 @@ impl Lines {
 
 impl Partial {
     fn push(&mut self, mut bytes: &[u8]) {
+        self.pace.lingered();
         while let Some(newline) = bytes.iter().position(|byte| *byte == b'\n') {
             let (end, rest) = bytes.split_at(newline);
             if self.line.is_empty() {

@@ -241,6 +241,44 @@ async fn a_looping_request_ends_at_its_deadline_and_blocks_nobody() {
     }
 }
 
+/// On one thread, as in a worker of the proxy: what it runs itself keeps it from all else.
+#[tokio::test(flavor = "current_thread")]
+async fn a_quick_module_runs_where_it_is_called_until_a_request_is_not_quick() {
+    let bench = Bench::new();
+    let module = bench.probe(|start| start.limits.timeout = Duration::from_secs(6)).await;
+    // On a busy machine it may not be quick by the clock, ever.
+    let prove = || (0..1_000).for_each(|_| module.0.pace.took_turn(Duration::ZERO, true));
+    answer(&module, "/version").await;
+    prove();
+    // Without a look at anything but the call: nothing else is needed to answer it.
+    let mut call = Box::pin(module.call(get("/version")));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(matches!(call.as_mut().poll(&mut context), Poll::Ready(Ok(_))));
+
+    prove();
+    let looping = tokio::spawn({
+        let module = module.clone();
+        async move { module.call(get("/loop")).await.map(|_| ()) }
+    });
+    while module.0.instances.available_permits() == 16 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!module.0.pace.is_quick(), "the turn it took here was its whole");
+    for _ in 0..100 {
+        assert_eq!(answer(&module, "/version").await, (StatusCode::OK, "1".to_owned()));
+    }
+    assert!(!looping.is_finished(), "it moved, and went on elsewhere");
+    let error = looping.await.expect("no panic").expect_err("it never ends by itself");
+    assert!(matches!(error, CallError::TimedOut { place: Some(_), .. }), "{error:?}");
+
+    prove();
+    let error = module.call(get("/trap")).await.map(|_| ()).expect_err("it traps");
+    assert!(!matches!(error, CallError::NoAnswer), "{error:?}");
+    prove();
+    answer(&module, "/log?line").await;
+    assert!(!module.0.pace.is_quick(), "a disk may take its time");
+}
+
 #[tokio::test]
 async fn a_request_that_eats_memory_hurts_only_itself() {
     let ends = others_are_served_during("/eat", |_| {}).await;
