@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::plan::View;
 use crate::plan::report::{NoRoom, Waiting};
-use crate::replica::{Engine, Phase, ReplicaReport, Saw};
+use crate::replica::{Phase, ReplicaReport, Saw};
 use crate::spec::Service;
 use crate::state::{Deployed, Direction, Failure, PlacementState};
 pub use replica::replica;
@@ -158,20 +158,11 @@ fn erring(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
 fn unwatched(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
     let serving = view.state.placements_of(name).filter(|(_, placement)| placement.state == PlacementState::Serve);
     serving.into_iter().find_map(|(id, placement)| {
-        let report = view.inventory.replica(placement.node, id)?;
-        let Engine::Unreachable { reason } = &view.inventory.observed(placement.node)?.facts.containers else {
-            return None;
-        };
         // Only a container has an address.
-        report.address?;
-        let node = view.state.node_name(placement.node);
-        let mut diagnosis = Diagnosis::new(
-            "engine-away",
-            format!("it serves, but Docker on {node} does not answer: what ends there now is not started again"),
-            format!("on {node}: systemctl start docker"),
-        );
-        diagnosis.replica = Some(id);
-        Some(diagnosis.seen([reason.clone()]))
+        view.inventory.replica(placement.node, id)?.address?;
+        let away = replica::engine_away(view, id)?;
+        let cause = format!("it serves, but {}: what ends there now is not started again", away.cause);
+        Some(Diagnosis { cause, ..away })
     })
 }
 

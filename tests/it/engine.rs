@@ -12,8 +12,17 @@ fn is_ready(node: &Node, replicas: u64) -> bool {
     status["state"] == "running" && status["ready"] == replicas
 }
 
-fn says(node: &Node, words: &str) -> bool {
-    node.orca(&["why", &node.name("web")]).stdout.contains(words)
+/// Waits until `orca why` says this, and shows what it said last if it never does.
+#[track_caller]
+fn wait_for_why(node: &Node, words: &str) {
+    let mut last = String::new();
+    let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        wait_until(&format!("{words:?} from `orca why`"), PATIENCE, || {
+            last = node.orca(&["why", &node.name("web")]).stdout;
+            last.contains(words)
+        })
+    }));
+    assert!(said.is_ok(), "{last}");
 }
 
 fn running(engine: &Engine) -> Vec<String> {
@@ -34,7 +43,7 @@ fn an_engine_that_is_killed_and_comes_back_costs_no_request_and_no_container() {
     load.go_on(200);
     engine.kill9();
     load.go_on(1_000);
-    wait_until("the engine's absence in `orca why`", PATIENCE, || says(&node, "does not answer"));
+    wait_for_why(&node, "Docker on n1 does not answer");
     engine.boot();
     load.go_on(500);
     wait_until("two ready replicas with the engine back", PATIENCE, || is_ready(&node, 2));
@@ -51,7 +60,7 @@ fn an_engine_that_is_killed_and_comes_back_costs_no_request_and_no_container() {
         }
     });
     node.deploy(&container("web", "2", "replicas = 2")).succeeded();
-    assert_eq!(node.text("web", "/version"), "2");
+    assert_eq!(node.text("web", "/version").trim(), "2");
 }
 
 #[test]
@@ -61,10 +70,10 @@ fn an_engine_that_stops_its_containers_with_it_gets_them_back() {
     let node = node_with(&engine);
     node.deploy(&container("web", "1", "replicas = 2")).succeeded();
     engine.terminate();
-    wait_until("the engine's absence in `orca why`", PATIENCE, || says(&node, "no Docker engine answers"));
+    wait_for_why(&node, "Docker on n1 does not answer");
     engine.boot();
     let took = wait_until("two ready replicas without a person", PATIENCE, || is_ready(&node, 2));
     eprintln!("two replicas were ready {took:.1?} after the engine answered");
-    assert_eq!(node.text("web", "/version"), "1");
-    assert!(says(&node, "it ended when Docker on its node was stopped"), "{}", node.orca(&["why", &node.name("web")]));
+    assert_eq!(node.text("web", "/version").trim(), "1");
+    wait_for_why(&node, "it ended when Docker on its node was stopped");
 }

@@ -4,7 +4,7 @@ use super::output::telling;
 use super::{CRASH_LOOP_AFTER, Diagnosis, phase_word, probe, saw_words};
 use crate::id::{ReplicaId, ServiceName};
 use crate::plan::View;
-use crate::replica::{Cause, Ending, Exit, Phase, ReplicaReport, Trouble};
+use crate::replica::{Cause, Ending, Engine, Exit, Phase, ReplicaReport, Trouble};
 use crate::spec::Service;
 
 /// Lines of a replica's output that are quoted.
@@ -41,6 +41,10 @@ pub fn replica(
         });
     };
     let mut diagnosis = match (&trouble.cause, &report.last_exit) {
+        (Cause::ProbeFailing { saw, .. }, _) if let Some(away) = engine_away(view, id) => {
+            let cause = format!("{}, nor does its container: it has most likely ended with Docker", away.cause);
+            Diagnosis { cause, ..away }.seen([format!("its probe: {}", saw_words(saw))])
+        }
         (Cause::Exited | Cause::Vanished, Some(exit)) => exited(name, spec, id, report, exit),
         (Cause::ProbeFailing { for_ms, .. }, Some(exit)) if ends_again(report, exit, *for_ms) => {
             exited(name, spec, id, report, exit)
@@ -50,6 +54,17 @@ pub fn replica(
     diagnosis.evidence.extend(next_try(trouble));
     diagnosis.replica = Some(id);
     Some(diagnosis)
+}
+
+/// The engine that a container is run by does not answer.
+pub fn engine_away(view: View<'_>, id: ReplicaId) -> Option<Diagnosis> {
+    let node = view.state.placements.get(&id)?.node;
+    let Engine::Unreachable { reason } = &view.inventory.observed(node)?.facts.containers else { return None };
+    let node = view.state.node_name(node);
+    let cause = format!("Docker on {node} does not answer");
+    let mut diagnosis = Diagnosis::new("engine-away", cause, format!("on {node}: systemctl start docker"));
+    diagnosis.replica = Some(id);
+    Some(diagnosis.seen([reason.clone()]))
 }
 
 /// A replica that exits and is started again is not ready in between; that is not what is wrong with it.

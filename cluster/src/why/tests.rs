@@ -527,6 +527,15 @@ fn an_engine_that_is_away_or_was_is_told_of() {
           fix: on n1: systemctl start docker
     "#]]);
 
+    let report = world.report("api", R7, Phase::Unready);
+    report.trouble = Some(Trouble { at: NOW, cause: probe(Saw::TimedOut, None), retry_at: None });
+    world.says(&expect![[r#"
+        engine-away: Docker on n1 does not answer, nor does its container: it has most likely ended with Docker
+          connection refused
+          its probe: no answer in time
+          fix: on n1: systemctl start docker
+    "#]]);
+
     world.observed.facts.containers = Engine::Ready { version: "28".to_owned() };
     let exit = Exit { ending: Ending::WithEngine, ..exit(143, &["got signal 15"]) };
     let report = world.report("api", R7, Phase::Ready);

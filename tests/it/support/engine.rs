@@ -35,7 +35,7 @@ impl Engine {
         fs::write(engine.path("daemon.json"), format!("{{\"deprecated-key-path\":{key:?}}}")).unwrap();
         engine.boot();
         let archive = engine.path("images.tar");
-        super::docker(&["save", "--output", archive.to_str().unwrap(), "orca-test/app:1"]);
+        super::docker(&["save", "--output", archive.to_str().unwrap(), "orca-test/app:1", "orca-test/app:2"]);
         engine.docker(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
         engine
     }
