@@ -87,8 +87,9 @@ impl Guest {
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.usage);
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
-        // Each tick a running instance looks at the clock and lets the others have a turn.
-        store.set_epoch_deadline(1);
+        // Each tick a running instance looks at the clock and lets the others have a turn; not at the first, which may come
+        // at once, and most have just begun and are nearly through.
+        store.set_epoch_deadline(2);
         store.epoch_deadline_callback(|store: StoreContextMut<'_, Guest>| match store.data().deadline.has_passed() {
             true => Err(OutOfTime.into()),
             false => Ok(UpdateDeadline::Yield(1)),
