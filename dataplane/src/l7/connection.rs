@@ -2,7 +2,7 @@
 //! above, and the clocks that keep a client from holding it for nothing. Time-outs need no timer of their own: a
 //! connection notes when its bytes last moved, and the worker's tick asks each whether it is overdue.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -25,6 +25,7 @@ use super::forward;
 use super::framing::{Framing, Violation};
 use super::page;
 use super::splice::{self, Bypass};
+use super::upstream::Rest;
 use super::worker::{Permit, Worker};
 
 /// After an answer that ends a connection, what the client still sends is read and dropped for this long and this
@@ -41,6 +42,8 @@ pub struct Client {
     pub forwarded_for: HeaderValue,
     pub pulse: Arc<Pulse>,
     pub bypass: Arc<Bypass>,
+    /// What is still to be sent of the request whose response is on its way.
+    pub rest: RefCell<Option<Rest>>,
     /// Requests begun and not ended; over 1 only for an instant between two.
     pub requests: Cell<u32>,
     /// We are ending it: what is in progress is cut by us and not given up by the client.
@@ -129,6 +132,11 @@ impl Pulse {
         }
         let since = self.waiting_since.load(Ordering::Relaxed).max(self.moved.load(Ordering::Relaxed));
         self.now().saturating_sub(since) >= time_max
+    }
+
+    /// Whether something lies here that the client does not take.
+    fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
     }
 
     pub fn upgraded(&self) {
@@ -285,6 +293,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
         worker: Rc::clone(&worker),
         pulse: Arc::clone(&pulse),
         bypass,
+        rest: RefCell::new(None),
         requests: Cell::new(0),
         is_ended_by_us: Cell::new(false),
         _permit: permit,
@@ -318,6 +327,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
             Pin::new(&mut connection).graceful_shutdown();
             polled = Pin::new(&mut connection).poll(context);
         }
+        if let Some(rest) = &*client.rest.borrow() {
+            rest.poll(context);
+        }
         match (polled, pulse.overdue(worker.patience())) {
             (Poll::Ready(_), _) => Poll::Ready(End::Finished),
             (Poll::Pending, Some(overdue)) => Poll::Ready(End::Overdue(overdue)),
@@ -338,7 +350,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
         (End::Overdue(Overdue::Head), _) if gate.framing.is_in_head() => Some(page::timed_out()),
         (End::Overdue(Overdue::Head), _) => return,
         // What was said before the violation may be half answered; then the break has to speak for itself.
-        (End::Finished, Some(violation)) if client.requests.get() == 0 => Some(page::violation(violation)),
+        (End::Finished, Some(violation)) if client.requests.get() == 0 && !pulse.is_blocked() => {
+            Some(page::violation(violation))
+        }
         (End::Finished, Some(_)) => return,
         (End::Finished, None) if gate.framing.is_in_body() => None,
         (End::Finished, None) => return,

@@ -187,6 +187,9 @@ pub enum Content {
 
 impl Counted {
     pub fn new(content: Content, exchange: Exchange) -> Counted {
+        if let Content::Relayed(body, _) = &content {
+            exchange.client.rest.replace(body.rest());
+        }
         Counted { content, exchange: Some(exchange) }
     }
 
@@ -197,6 +200,7 @@ impl Counted {
 
     fn done(&mut self) {
         let Some(exchange) = self.exchange.take() else { return };
+        exchange.client.rest.take();
         if let Content::Relayed(body, replica) = std::mem::replace(&mut self.content, Content::Ours(Body::empty()))
             && let Some(link) = body.into_link()
         {
@@ -256,6 +260,9 @@ impl http_body::Body for Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        if let Some(exchange) = &self.exchange {
+            exchange.client.rest.take();
+        }
         // The library does not poll a body that says it has ended.
         if self.is_end_stream() {
             self.done();

@@ -288,7 +288,9 @@ impl Way<'_> {
         let link = match kept {
             Some(link) => link,
             None => Link::connect(address, worker.limits.connect_time_max).await.map_err(|error| {
-                replica.failed(worker.now());
+                if !is_our_shortage(&error) {
+                    replica.failed(worker.now());
+                }
                 Failed::Refused(error)
             })?,
         };
@@ -343,6 +345,13 @@ impl Way<'_> {
         }
         Ok(Passed::Response(response.map(Content::Ours)))
     }
+}
+
+/// Whether a connection failed for want of something that is ours: descriptors, ports, memory.
+fn is_our_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    Errno::from_io_error(error).is_some_and(|errno| shortages.contains(&errno))
 }
 
 /// Makes a replica's response ours.

@@ -96,10 +96,12 @@ pub fn take_head(read: &mut BytesMut, is_answer_to_head: bool) -> Result<Option<
         let [name, name_end, value, value_end] = place.map(usize::from);
         let name = HeaderName::from_bytes(&head[name..name_end]).map_err(|_| Invalid::Syntax)?;
         let value = HeaderValue::from_maybe_shared(head.slice(value..value_end)).map_err(|_| Invalid::Syntax)?;
-        said.note(&name, &value)?;
-        headers.append(name, value);
+        if said.is_new(&name, &value)? {
+            headers.append(name, value);
+        }
     }
-    let keeps_alive = !said.close && (version == Version::HTTP_11 || said.keep_alive);
+    // Chunks are not HTTP/1.0 (RFC 9112, section 6.1): who sends them there may mean something else by the rest.
+    let keeps_alive = !said.close && (version == Version::HTTP_11 || (said.keep_alive && !said.chunked));
     let extent = if is_answer_to_head || status.is_informational() || matches!(status.as_u16(), 204 | 304) {
         Extent::Sized(0)
     } else {
@@ -118,14 +120,17 @@ struct Said {
 }
 
 impl Said {
-    fn note(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), Invalid> {
+    /// Takes note of a field, and says whether it says anything: the same length once more means that length.
+    fn is_new(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<bool, Invalid> {
         if name == header::CONTENT_LENGTH {
             let length = decimal(value.as_bytes()).ok_or(Invalid::Length)?;
-            // The same number twice means that number.
-            if self.length.replace(length).is_some_and(|before| before != length) {
-                return Err(Invalid::Length);
-            }
-        } else if name == header::TRANSFER_ENCODING {
+            return match self.length.replace(length) {
+                None => Ok(true),
+                Some(before) if before == length => Ok(false),
+                Some(_) => Err(Invalid::Length),
+            };
+        }
+        if name == header::TRANSFER_ENCODING {
             if self.chunked || !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
                 return Err(Invalid::Encoding);
             }
@@ -136,7 +141,7 @@ impl Said {
                 self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn extent(&self) -> Result<Extent, Invalid> {
@@ -186,6 +191,10 @@ impl Chunks {
     pub fn next(&mut self, read: &mut BytesMut) -> Result<Option<Piece>, Invalid> {
         loop {
             match self.0 {
+                // The library takes a line without a size for the last chunk's.
+                Place::Size if read.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) => {
+                    return Err(Invalid::Chunk);
+                }
                 Place::Size => match httparse::parse_chunk_size(read) {
                     Ok(httparse::Status::Complete((line, size))) => {
                         read.advance(line);
@@ -295,6 +304,7 @@ mod tests {
         assert!(!keeps("HTTP/1.1 200 OK\r\n\r\n"));
         assert!(!keeps("HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"));
         assert!(keeps("HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n"));
+        assert!(!keeps("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n"));
     }
 
     #[test]
@@ -335,7 +345,18 @@ mod tests {
 
     #[test]
     fn malformed_chunks_are_refused() {
-        for text in ["x\r\n", "3\r\nabcd\r\n0\r\n\r\n", "3 abc", "-1\r\n", "11111111111111111\r\n", "3\nabc\r\n"] {
+        for text in [
+            "x\r\n",
+            "\r\n\r\n",
+            ";x\r\n\r\n",
+            " \r\n",
+            "3\r\nabc\r\n\r\n\r\n",
+            "3\r\nabcd\r\n0\r\n\r\n",
+            "3 abc",
+            "-1\r\n",
+            "11111111111111111\r\n",
+            "3\nabc\r\n",
+        ] {
             assert_eq!(unchunk(text.as_bytes(), 100).err(), Some(Invalid::Chunk), "{text:?}");
         }
         let endless = format!("1;{}", "x".repeat(CHUNK_LINE_BYTES_MAX));

@@ -25,9 +25,9 @@ pub const WORTH_IT: u64 = 32 << 10;
 /// ordinary user have (`/proc/sys/fs/pipe-user-pages-soft`).
 const PIPE_BYTES: usize = 256 << 10;
 /// Pipes of one worker, two descriptors each. Bodies beyond that are copied.
-const PIPES_MAX: usize = 128;
+const PIPES_MAX: usize = 32;
 
-/// Stand for bytes in a pipe. Nobody reads them: they take room in no file and no memory.
+/// Stand for bytes in a pipe. Nobody reads them, so they take no memory.
 static STAND_IN: [u8; PIPE_BYTES] = [0; PIPE_BYTES];
 
 /// Whether a slice stands for bytes in a pipe.

@@ -10,7 +10,7 @@ use http::header::{self, HeaderMap};
 use http::{Method, Uri};
 use http_body::Body as _;
 use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
 
 use super::header::may_be_trailer;
 use crate::body::{Body, BodyError};
@@ -43,6 +43,9 @@ enum Place {
     Chunked,
     /// Nothing is added any more.
     Ended,
+    /// Nor will it ever be whole: what the replica has of it must not be taken for the request, nor the connection used
+    /// for another.
+    Broken,
 }
 
 #[derive(Debug)]
@@ -101,12 +104,33 @@ impl Upload {
         (!self.is_body_touched).then_some(self.body)
     }
 
-    /// Sends what there is, and is ready when that was all.
-    pub fn poll(&mut self, stream: &mut TcpStream, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    /// Sends what there is, and is ready when that was all. After an error there is nothing more to come of it.
+    pub fn poll(&mut self, to: &mut OwnedWriteHalf, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if self.place == Place::Broken {
+            return Poll::Pending;
+        }
+        let polled = self.poll_on(to, context);
+        // A body says once that it broke off, and after that it looks as if it had ended.
+        let has_failed = match &polled {
+            Poll::Ready(Err(Broken::Writing(_))) => self.has_begun,
+            Poll::Ready(Err(Broken::Reading(_))) => true,
+            Poll::Ready(Ok(())) | Poll::Pending => false,
+        };
+        if has_failed {
+            self.place = Place::Broken;
+        }
+        polled
+    }
+
+    fn poll_on(&mut self, to: &mut OwnedWriteHalf, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         loop {
-            // Before anything is written: a small body goes out with its head.
+            // Before anything is written: a small body goes out with its head. After that each piece when the one before
+            // has been taken.
+            let is_due = self.piece.is_empty()
+                && self.tail.is_empty()
+                && (self.written == self.head.len() || !self.is_body_touched);
             let is_waiting = match self.place {
-                Place::Sized | Place::Chunked if self.piece.is_empty() && self.tail.is_empty() => {
+                Place::Sized | Place::Chunked if is_due => {
                     self.poll_body(context).map_err(Broken::Reading)?.is_pending()
                 }
                 _ => false,
@@ -118,7 +142,7 @@ impl Upload {
                     _ => continue,
                 }
             }
-            ready!(self.poll_write(stream, context)).map_err(Broken::Writing)?;
+            ready!(self.poll_write(to, context)).map_err(Broken::Writing)?;
         }
     }
 
@@ -126,13 +150,13 @@ impl Upload {
         self.written == self.head.len() && self.piece.is_empty() && self.tail.is_empty()
     }
 
-    fn poll_write(&mut self, stream: &mut TcpStream, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write(&mut self, to: &mut OwnedWriteHalf, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let head = &self.head[self.written..];
         let mut written = if self.piece.is_empty() && self.tail.is_empty() {
-            ready!(Pin::new(stream).poll_write(context, head))?
+            ready!(Pin::new(to).poll_write(context, head))?
         } else {
             let slices = [IoSlice::new(head), IoSlice::new(&self.piece), IoSlice::new(self.tail)];
-            ready!(Pin::new(stream).poll_write_vectored(context, &slices))?
+            ready!(Pin::new(to).poll_write_vectored(context, &slices))?
         };
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));

@@ -1,11 +1,14 @@
 //! A connection to a replica, and one request and its response on it. Everything happens in the task of the client's
 //! connection: no hand-over, no wake-up between tasks, and the response's bytes go from one socket's buffer to the
-//! other's. While a response comes, the rest of the request's body still goes out.
+//! other's. While a response comes, the rest of the request's body still goes out, whether the client takes the response
+//! or not ([`Rest`]). When the response has ended, so has the request: what is left of it is not sent.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,6 +18,7 @@ use http::{HeaderMap, StatusCode};
 use http_body::{Frame, SizeHint};
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::io::poll_read_buf;
 
 use super::response::{Chunks, Extent, Head, Invalid, Piece, take_head};
@@ -31,7 +35,8 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// A connection on which one request at a time can be sent.
 #[derive(Debug)]
 pub struct Link {
-    stream: TcpStream,
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
     /// Read and not yet taken.
     read: BytesMut,
     /// Whether a request was answered on it before.
@@ -66,13 +71,14 @@ impl Link {
         };
         stream.set_nodelay(true)?;
         SockRef::from(&stream).set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE))?;
-        Ok(Link { stream, read: BytesMut::new(), reused: false })
+        let (from, to) = stream.into_split();
+        Ok(Link { from, to, read: BytesMut::new(), reused: false })
     }
 
     /// Whether it is as it was left. A server that has closed it, or said something nobody asked for, is not to be
     /// sent a request on it. Costs no system call while nothing has happened.
     pub fn is_quiet(&self) -> bool {
-        let read = self.stream.try_read(&mut [0]);
+        let read = self.from.try_read(&mut [0]);
         self.read.is_empty() && matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
@@ -90,7 +96,7 @@ impl Link {
                 unreachable!("polled after its end");
             };
             if sending.is_ok() {
-                match request.poll(&mut this.stream, context) {
+                match request.poll(&mut this.to, context) {
                     Poll::Ready(Err(upload::Broken::Reading(error))) => return Poll::Ready(Err(Failed::Client(error))),
                     Poll::Ready(Err(upload::Broken::Writing(error))) if !request.has_begun => {
                         return Poll::Ready(Err(Failed::Unsent(error)));
@@ -100,7 +106,7 @@ impl Link {
                     Poll::Ready(Ok(())) | Poll::Pending => {}
                 }
             }
-            let head = ready!(this.poll_head(is_head, context))?;
+            let head = ready!(read_head(&mut this.from, &mut this.read, is_head, context))?;
             let (Some(link), Some(upload)) = (link.take(), upload.take()) else {
                 unreachable!("both were there a moment ago");
             };
@@ -109,43 +115,12 @@ impl Link {
         .await
     }
 
-    fn poll_head(&mut self, is_head: bool, context: &mut Context<'_>) -> Poll<Result<Head, Failed>> {
-        loop {
-            if !self.read.is_empty() {
-                match take_head(&mut self.read, is_head).map_err(Failed::Invalid)? {
-                    // What comes before the response itself is between the replica and us.
-                    Some(head) if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS => {
-                        continue;
-                    }
-                    Some(head) => return Poll::Ready(Ok(head)),
-                    None => {}
-                }
-            }
-            let read = match ready!(self.poll_read(READ_BYTES_MIN, context)) {
-                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-                read => read,
-            };
-            if let Err(error) = read {
-                let is_silent = self.read.is_empty();
-                return Poll::Ready(Err(if is_silent {
-                    Failed::Broken(error)
-                } else {
-                    Failed::Invalid(Invalid::HeadCut)
-                }));
-            }
-        }
-    }
-
-    /// Reads what has arrived, up to so many bytes and perhaps a few more.
-    fn poll_read(&mut self, most: usize, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.read.reserve(most);
-        poll_read_buf(Pin::new(&mut self.stream), context, &mut self.read)
-    }
-
     fn answer(self, head: Head, upload: Upload, bypass: &Arc<Bypass>) -> Result<Answer, Failed> {
         let Head { status, headers, extent, keeps_alive } = head;
+        let Link { from, to, read, .. } = self;
         if status == StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(Answer::Switched(headers, self.stream, self.read.freeze()));
+            let stream = from.reunite(to).map_err(|error| Failed::Broken(io::Error::other(error)))?;
+            return Ok(Answer::Switched(headers, stream, read.freeze()));
         }
         let left = match extent {
             Extent::Sized(size) => Left::Sized(size),
@@ -153,20 +128,93 @@ impl Link {
             Extent::Open => Left::Open,
         };
         let bypass = matches!(left, Left::Sized(size) if size >= splice::WORTH_IT).then(|| Arc::clone(bypass));
-        Ok(Answer::Response(status, headers, Box::new(Incoming { link: self, upload, left, keeps_alive, bypass })))
+        let request = if upload.is_done() { Request::Sent(to) } else { Request::Going(Rest::new(upload, to)) };
+        Ok(Answer::Response(status, headers, Box::new(Incoming { from, read, request, left, keeps_alive, bypass })))
+    }
+}
+
+/// Waits for a response's head.
+fn read_head(
+    from: &mut OwnedReadHalf,
+    read: &mut BytesMut,
+    is_head: bool,
+    context: &mut Context<'_>,
+) -> Poll<Result<Head, Failed>> {
+    loop {
+        if !read.is_empty() {
+            match take_head(read, is_head).map_err(Failed::Invalid)? {
+                // What comes before the response itself is between the replica and us.
+                Some(head) if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS => {
+                    continue;
+                }
+                Some(head) => return Poll::Ready(Ok(head)),
+                None => {}
+            }
+        }
+        let error = match ready!(poll_read(from, read, READ_BYTES_MIN, context)) {
+            Ok(0) => io::ErrorKind::UnexpectedEof.into(),
+            Ok(_) => continue,
+            Err(error) => error,
+        };
+        let is_silent = read.is_empty();
+        return Poll::Ready(Err(if is_silent { Failed::Broken(error) } else { Failed::Invalid(Invalid::HeadCut) }));
+    }
+}
+
+/// Reads what has arrived, up to so many bytes and perhaps a few more.
+fn poll_read(
+    from: &mut OwnedReadHalf,
+    read: &mut BytesMut,
+    most: usize,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    read.reserve(most);
+    poll_read_buf(Pin::new(from), context, read)
+}
+
+/// The rest of a request whose response has begun. Its response is read by whoever sends it to the client; the rest goes on
+/// also while the client takes nothing, or both would wait for each other. Used by the client's task alone.
+#[derive(Debug, Clone)]
+pub struct Rest(Rc<RefCell<(Upload, OwnedWriteHalf)>>);
+
+impl Rest {
+    fn new(upload: Upload, to: OwnedWriteHalf) -> Rest {
+        Rest(Rc::new(RefCell::new((upload, to))))
+    }
+
+    /// Sends what there is. Whatever keeps it from being sent: the response is what counts now, and says itself if it
+    /// breaks off.
+    pub fn poll(&self, context: &mut Context<'_>) {
+        let (upload, to) = &mut *self.0.borrow_mut();
+        if !upload.is_done() {
+            let _ = upload.poll(to, context);
+        }
+    }
+
+    /// The writing half, if all was sent and nobody else holds the rest.
+    fn sent(self) -> Option<OwnedWriteHalf> {
+        let (upload, to) = Rc::try_unwrap(self.0).ok()?.into_inner();
+        upload.is_done().then_some(to)
     }
 }
 
 /// A response's body as it comes from a replica.
 #[derive(Debug)]
 pub struct Incoming {
-    link: Link,
-    /// The rest of the request.
-    upload: Upload,
+    from: OwnedReadHalf,
+    /// Read and not yet taken.
+    read: BytesMut,
+    request: Request,
     left: Left,
     keeps_alive: bool,
     /// For a body that is worth it.
     bypass: Option<Arc<Bypass>>,
+}
+
+#[derive(Debug)]
+enum Request {
+    Sent(OwnedWriteHalf),
+    Going(Rest),
 }
 
 #[derive(Debug)]
@@ -179,10 +227,26 @@ enum Left {
 }
 
 impl Incoming {
-    /// The connection, if another request can be sent on it.
+    /// What is still to be sent of the request, for whoever sees to it that it goes on.
+    pub fn rest(&self) -> Option<Rest> {
+        match &self.request {
+            Request::Sent(_) => None,
+            Request::Going(rest) => Some(rest.clone()),
+        }
+    }
+
+    /// The connection, if another request can be sent on it. The rest of the request must be nobody else's any more.
     pub fn into_link(self) -> Option<Link> {
-        let is_free = self.keeps_alive && self.is_at_end() && self.upload.is_done() && self.link.read.is_empty();
-        is_free.then(|| Link { reused: true, ..self.link })
+        if !self.keeps_alive || !self.is_at_end() || !self.read.is_empty() {
+            return None;
+        }
+        let to = match self.request {
+            Request::Sent(to) => to,
+            Request::Going(rest) => rest.sent()?,
+        };
+        // Room is kept for a usual response, and not for the largest there was.
+        let read = if self.read.capacity() <= READ_BYTES_MIN { self.read } else { BytesMut::new() };
+        Some(Link { from: self.from, to, read, reused: true })
     }
 
     fn is_at_end(&self) -> bool {
@@ -194,13 +258,13 @@ impl Incoming {
     }
 
     fn poll_sized(&mut self, left: u64, context: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        let data = if !self.link.read.is_empty() {
-            let here = self.link.read.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            self.link.read.split_to(here).freeze()
+        let data = if !self.read.is_empty() {
+            let here = self.read.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            self.read.split_to(here).freeze()
         } else if left >= splice::WORTH_IT
             && let Some(bypass) = &self.bypass
         {
-            match ready!(bypass.poll_fill(&self.link.stream, left, context))? {
+            match ready!(bypass.poll_fill(self.from.as_ref(), left, context))? {
                 Filled::With(stand_in) => stand_in,
                 Filled::Ended => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
                 Filled::Unavailable => {
@@ -210,7 +274,7 @@ impl Incoming {
             }
         } else {
             let most = usize::try_from(left).unwrap_or(usize::MAX).clamp(READ_BYTES_MIN, READ_BYTES_MAX);
-            if ready!(self.link.poll_read(most, context))? == 0 {
+            if ready!(poll_read(&mut self.from, &mut self.read, most, context))? == 0 {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
             return self.poll_sized(left, context);
@@ -224,11 +288,11 @@ impl Incoming {
             return Poll::Ready(Ok(None));
         };
         loop {
-            match chunks.next(&mut self.link.read)? {
+            match chunks.next(&mut self.read)? {
                 Some(Piece::Data(data)) => return Poll::Ready(Ok(Some(Frame::data(data)))),
                 Some(Piece::Trailers(trailers)) => return Poll::Ready(Ok(Some(Frame::trailers(trailers)))),
                 Some(Piece::End) => return Poll::Ready(Ok(None)),
-                None if ready!(self.link.poll_read(READ_BYTES_MAX, context))? == 0 => {
+                None if ready!(poll_read(&mut self.from, &mut self.read, READ_BYTES_MAX, context))? == 0 => {
                     return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
                 }
                 None => {}
@@ -237,11 +301,11 @@ impl Incoming {
     }
 
     fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
-        if self.link.read.is_empty() && ready!(self.link.poll_read(READ_BYTES_MAX, context))? == 0 {
+        if self.read.is_empty() && ready!(poll_read(&mut self.from, &mut self.read, READ_BYTES_MAX, context))? == 0 {
             self.left = Left::Nothing;
             return Poll::Ready(Ok(None));
         }
-        Poll::Ready(Ok(Some(self.link.read.split().freeze())))
+        Poll::Ready(Ok(Some(self.read.split().freeze())))
     }
 }
 
@@ -254,9 +318,8 @@ impl http_body::Body for Incoming {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        if !this.upload.is_done() {
-            // Whatever keeps it from being sent: the response is what counts now, and says itself if it breaks off.
-            let _ = this.upload.poll(&mut this.link.stream, context);
+        if let Request::Going(rest) = &this.request {
+            rest.poll(context);
         }
         let frame = match this.left {
             Left::Nothing | Left::Sized(0) => return Poll::Ready(None),

@@ -245,3 +245,102 @@ async fn a_body_of_unknown_length_reaches_the_replica_in_chunks() {
     assert!(reply.text().starts_with("5\r\nhello\r\n"), "{}", reply.text());
     assert_eq!(reply.text().matches('x').count(), 10_001);
 }
+
+/// A client that breaks off inside its upload while the response is on its way must not be taken for one that is through.
+#[tokio::test]
+async fn an_upload_that_breaks_off_during_the_response_is_not_made_whole_and_leaves_no_connection() {
+    for upload in ["Content-Length: 100\r\n\r\nsome", "Transfer-Encoding: chunked\r\n\r\n4\r\nsome\r\n"] {
+        let (seen, mut sees) = tokio::sync::mpsc::unbounded_channel();
+        let address = raw(move |mut stream| {
+            let seen = seen.clone();
+            async move {
+                let head = read_head(&mut stream).await.unwrap();
+                // Enough that the end of the upload is known before the end of the response.
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n").await.unwrap();
+                stream.write_all(&pattern(3_000_000)).await.unwrap();
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+                seen.send((head, rest)).unwrap();
+            }
+        })
+        .await;
+        let plane = proxy(&[(1, address)]).await;
+        let mut client = Client::connect(&plane).await;
+        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{upload}")).await;
+        // The response has begun.
+        let mut first = [0; 9];
+        client.stream.read_exact(&mut first).await.unwrap();
+        client.stream.shutdown().await.unwrap();
+        let mut all = Vec::new();
+        let _ = client.stream.read_to_end(&mut all).await;
+        // The next request must not become the rest of that one.
+        let mut next = Client::connect(&plane).await;
+        next.send("GET /next HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let (_, rest) = tokio::time::timeout(DEADLINE, sees.recv()).await.expect("the replica sees an end").unwrap();
+        assert!(!rest.ends_with(b"0\r\n\r\n"), "it was made whole: {}", String::from_utf8_lossy(&rest));
+        assert!(!rest.windows(4).any(|part| part == b"HTTP"), "another request came on the same connection");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_in_small_pieces_is_not_read_faster_than_the_replica_takes_it() {
+    const TOTAL: usize = 64 << 20;
+    let (go, gone) = tokio::sync::watch::channel(false);
+    let address = raw(move |mut stream| {
+        let mut gone = gone.clone();
+        async move {
+            read_head(&mut stream).await.unwrap();
+            gone.wait_for(|go| *go).await.unwrap();
+        }
+    })
+    .await;
+    let plane = proxy(&[(1, address)]).await;
+    let mut client = Client::connect(&plane).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    let chunk = [b"400\r\n".as_slice(), &[7; 1 << 10], b"\r\n"].concat();
+    let mut sent = 0;
+    // Until it stays stuck.
+    let stuck = std::time::Duration::from_millis(500);
+    while let Ok(written) = tokio::time::timeout(stuck, client.stream.write_all(&chunk)).await {
+        written.unwrap();
+        sent += chunk.len();
+        assert!(sent < TOTAL / 2, "{sent} bytes were taken while nobody read them");
+    }
+    go.send(true).unwrap();
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_while_the_client_takes_no_response() {
+    const UP: usize = 24 << 20;
+    // It says more than lies in any buffer, without reading, and reads without minding that.
+    let address = raw(|mut stream| async move {
+        read_head(&mut stream).await.unwrap();
+        let (mut read, mut write) = stream.split();
+        let down = async {
+            write.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+            for _ in 0..24 {
+                write.write_all(b"100000\r\n").await.unwrap();
+                write.write_all(&pattern(1 << 20)).await.unwrap();
+                write.write_all(b"\r\n").await.unwrap();
+            }
+        };
+        let up = async {
+            let (mut left, mut piece) = (UP, vec![0; 1 << 16]);
+            while left > 0 {
+                left -= read.read(&mut piece).await.unwrap();
+            }
+        };
+        tokio::join!(down, up);
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+    })
+    .await;
+    let plane = proxy(&[(1, address)]).await;
+    let mut client = Client::connect(&plane).await;
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {UP}\r\n\r\n")).await;
+    let piece = vec![7; 1 << 16];
+    for _ in 0..UP >> 16 {
+        let sent = tokio::time::timeout(DEADLINE, client.stream.write_all(&piece)).await;
+        sent.expect("the upload goes on").unwrap();
+    }
+    assert_eq!(client.reply().await.unwrap().body.len(), 24 << 20);
+}
