@@ -12,7 +12,7 @@ use orca_cluster::traffic::Traffic;
 use orca_dataplane::DataPlane;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tracing::error;
+use tracing::{error, info};
 
 use crate::clock::now;
 use crate::docker::{Docker, Events, Notice};
@@ -23,6 +23,8 @@ use crate::module_files;
 
 /// How often what replicas use is measured.
 const USAGE_INTERVAL: Duration = Duration::from_secs(5);
+/// Between two tries to write a goal into the ledger.
+const LEDGER_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Driver {
@@ -50,6 +52,8 @@ impl Driver {
         // One process, one agent, one proxy: its counters begin with it.
         let started = now();
         let mut named = BTreeSet::new();
+        // A goal that could not be written, and when that is tried again.
+        let mut unwritten: Option<(Goal, Instant)> = None;
         loop {
             while let Some(action) = self.brain.poll_action() {
                 self.hands.start(action);
@@ -60,18 +64,21 @@ impl Driver {
                 self.report(&engine, started);
             }
             let wake = self.brain.poll_timeout().map(|(at, _why)| at);
+            let retry = unwritten.as_ref().map(|(_, at)| *at);
             tokio::select! {
                 goal = self.goals.recv() => match goal {
                     Some(goal) => {
-                        self.take_goal(goal).await;
-                        let names = module_files::named(self.brain.goal());
-                        if names != named {
-                            named.clone_from(&names);
-                            self.hands.sweep_modules(names);
-                        }
+                        unwritten = self.take_goal(goal, unwritten.is_some()).await;
+                        self.sweep_modules(&mut named);
                     }
                     None => return,
                 },
+                () = sleep_until(retry.unwrap_or(due)), if retry.is_some() => {
+                    if let Some((goal, _)) = unwritten.take() {
+                        unwritten = self.take_goal(goal, true).await;
+                        self.sweep_modules(&mut named);
+                    }
+                }
                 Some((id, finished)) = self.finished.recv() => self.brain.handle_finished(id, finished, now()),
                 notice = self.events.next() => match notice {
                     Notice::Seen(seen) => self.brain.handle_seen(seen, now()),
@@ -96,24 +103,43 @@ impl Driver {
         }
     }
 
-    /// In the ledger before anything is done about it: after a crash the node knows what it began.
-    async fn take_goal(&mut self, mut goal: Goal) {
+    /// In the ledger before anything is done about it: whoever starts here next goes by the ledger, and would undo what it
+    /// does not know, or do it twice. What cannot be written is given back, with the time to try it again.
+    async fn take_goal(&mut self, mut goal: Goal, is_known: bool) -> Option<(Goal, Instant)> {
         // Only the newest matters.
         while let Ok(newer) = self.goals.try_recv() {
             goal = newer;
         }
         if goal.number <= self.brain.goal().number {
-            return;
+            return None;
         }
         let (ledger, written) = (self.ledger.clone(), goal.clone());
-        match tokio::task::spawn_blocking(move || ledger.write(&written)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(fault)) => {
-                error!(error = chain(&fault), "the goal is not in the ledger; a reboot now would forget it")
+        let fault = match tokio::task::spawn_blocking(move || ledger.write(&written)).await {
+            Ok(Ok(())) => {
+                if is_known {
+                    info!("the ledger can be written again");
+                }
+                self.brain.handle_goal(goal, now());
+                return None;
             }
-            Err(fault) => error!(error = %fault, "writing the ledger failed"),
+            Ok(Err(fault)) => chain(&fault),
+            Err(fault) => fault.to_string(),
+        };
+        if !is_known {
+            error!(
+                error = fault,
+                "the ledger cannot be written: what runs goes on, and nothing new begins here before it can"
+            );
         }
-        self.brain.handle_goal(goal, now());
+        Some((goal, Instant::now() + LEDGER_PAUSE))
+    }
+
+    fn sweep_modules(&self, named: &mut BTreeSet<String>) {
+        let names = module_files::named(self.brain.goal());
+        if names != *named {
+            named.clone_from(&names);
+            self.hands.sweep_modules(names);
+        }
     }
 
     fn report(&self, engine: &Engine, started: Timestamp) {

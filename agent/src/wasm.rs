@@ -671,7 +671,10 @@ impl Replica {
     fn note(&self, error: &CallError) {
         match error {
             CallError::Busy { .. } | CallError::NodeBusy | CallError::Stopped => {}
-            _ => self.log.line(Source::Orca, &error.to_string()),
+            _ => {
+                self.pace.lingered();
+                self.log.line(Source::Orca, &error.to_string());
+            }
         }
     }
 }

@@ -79,6 +79,10 @@ impl Limits {
         goal_bytes: 8 << 20,
     };
 
+    /// The same as it is written into entries. How long a goal is depends on how a version writes it, and an entry means
+    /// the same to every version: that limit is looked at before an entry is made.
+    pub const IN_ENTRIES: Limits = Limits { goal_bytes: u64::MAX, ..Limits::OURS };
+
     /// The longest message, in JSON, that a goal within these limits comes to.
     pub const fn message_bytes(&self) -> u64 {
         // Base64 has four characters for three bytes.

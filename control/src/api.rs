@@ -140,7 +140,14 @@ impl Core {
         self.led().await?;
         self.proposals.fetch_add(1, Ordering::Relaxed);
         let source = Some(caller.source.to_string());
-        let entry = Entry { at: now(), actor: caller.actor(), source, command: Limits::OURS.hold(command) };
+        let entry = |command| Entry { at: now(), actor: caller.actor(), source: source.clone(), command };
+        if let held @ Command::Limited { .. } = Limits::OURS.hold(command.clone()) {
+            let mut tried = State::clone(&self.raft.state());
+            if let Applied::Refused(refusal @ Refusal::TooMuch(_)) = tried.apply(0, entry(held)) {
+                return Ok(Err(refusal));
+            }
+        }
+        let entry = entry(Limits::IN_ENTRIES.hold(command));
         let committed = self.raft.propose(entry).await.map_err(|error| match &error {
             ProposeError::NotLeader { .. } | ProposeError::NoQuorum => no_quorum(error.to_string()),
             ProposeError::Unknown(_) => Refused { reason: Reason::TimedOut, message: error.to_string(), hint: None },

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use orca_cluster::command::{Applied, Command, Detail, Entry, Founding, NewNode};
@@ -81,6 +81,11 @@ pub enum FoundError {
          restore the data, or, if a new cluster is meant, move that key away", data.display(), key.display()
     )]
     OlderKey { data: PathBuf, key: PathBuf },
+    #[error(
+        "this node has an identity in {}, but its store {} is not there; mount or restore that, or, if a new cluster is \
+         meant, remove the identity", node.display(), store.display()
+    )]
+    OlderNode { node: PathBuf, store: PathBuf },
     #[error(transparent)]
     Raft(#[from] crate::raft::StartError),
     #[error(transparent)]
@@ -170,11 +175,14 @@ pub async fn found(config: &Config, layout: &Layout, advertise: String, now: Tim
 /// data is elsewhere, on a disk that is not mounted perhaps: beside it, a new cluster would look like the loss of the
 /// old one. Whoever brings a key along gives it in the variable.
 fn unseal_key(config: &Config, layout: &Layout) -> Result<(UnsealKey, Option<PathBuf>), FoundError> {
+    let begun = layout.founding().exists();
+    if layout.node().exists() && !begun {
+        return Err(FoundError::OlderNode { node: layout.node(), store: layout.raft() });
+    }
     let path = match &config.unseal {
         UnsealSource::Variable(value) => return Ok((UnsealKey::from_variable(value)?, None)),
         UnsealSource::File(path) => path,
     };
-    let begun = layout.founding().exists() || layout.node().exists();
     if path.exists() && !begun {
         return Err(FoundError::OlderKey { data: config.data_dir.clone(), key: path.clone() });
     }
@@ -197,6 +205,18 @@ fn begin(layout: &Layout) -> Result<(), FoundError> {
     made.map_err(|source| FoundError::Directory { path: making, source })
 }
 
+fn empty(directory: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        fs::remove_file(entry?.path())?;
+    }
+    Ok(())
+}
+
 /// Writes the founding entry into a new store and puts the store into its place.
 async fn write(
     layout: &Layout,
@@ -206,12 +226,8 @@ async fn write(
     now: Timestamp,
 ) -> Result<(), FoundError> {
     let (making, place) = (layout.founding(), layout.raft());
-    match fs::remove_dir_all(&making) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(FoundError::Directory { path: making, source });
-        }
-        Ok(()) | Err(_) => {}
-    }
+    // What an interrupted founding left in it goes; the directory stays, which is the trace of this one.
+    empty(&making).map_err(|source| FoundError::Directory { path: making.clone(), source })?;
     let raft = Raft::start(RaftConfig::new(member.id, cluster.to_string(), &making), Alone).await?;
     let committed = async {
         raft.initialise(member).await?;

@@ -213,7 +213,7 @@ impl Control {
     pub async fn open(config: &Config, front: &Front) -> Result<(Control, Handle), StartError> {
         let layout = Layout::new(&config.data_dir);
         // Opening would make an empty one where the disk with the right one is away.
-        let exists = layout.raft().try_exists();
+        let exists = layout.raft().join(store::FILE_NAME).try_exists();
         if !exists.map_err(|source| StartError::Store { path: layout.raft(), source })? {
             return Err(StartError::NoStore { path: layout.raft() });
         }

@@ -167,10 +167,15 @@ impl Change<'_> {
             }
             Step::Schedule { service, next } => {
                 let Some(deployed) = self.deployed(&service) else { return };
-                deployed.schedules.retain(|cron, _| next.contains_key(cron));
+                deployed.schedules.retain(|cron, record| next.contains_key(cron) || record.run.is_some());
+                for (cron, record) in &mut deployed.schedules {
+                    if !next.contains_key(cron) {
+                        record.next = None;
+                    }
+                }
                 for (cron, next) in next {
-                    let new = || ScheduleRecord { next, ..ScheduleRecord::default() };
-                    deployed.schedules.entry(cron).or_insert_with(new);
+                    let record = deployed.schedules.entry(cron).or_default();
+                    record.next = record.next.or(next);
                 }
             }
             Step::Run { service, cron, due, replica, next } => {

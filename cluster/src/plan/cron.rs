@@ -23,7 +23,12 @@ pub fn next(view: View<'_>, name: &ServiceName, deployed: &Deployed, leaving: &B
         0 => BTreeSet::new(),
         _ => deployed.spec().schedules.iter().map(|schedule| schedule.cron.as_str()).collect(),
     };
-    if !deployed.schedules.keys().map(String::as_str).eq(wanted.iter().copied()) {
+    // One that is not wanted any more, and whose run goes on, is kept until that is over: it may be wanted again.
+    let lingers = |cron: &str, record: &ScheduleRecord| {
+        record.run.is_some() && record.next.is_none() && next_after(cron, view.now).is_some()
+    };
+    let known = deployed.schedules.iter().filter(|(cron, record)| !lingers(cron, record));
+    if !known.map(|(cron, _)| cron.as_str()).eq(wanted.iter().copied()) {
         let next = wanted.into_iter().map(|cron| (cron.to_owned(), next_after(cron, view.now))).collect();
         return vec![Step::Schedule { service: name.clone(), next }];
     }

@@ -4,7 +4,7 @@ use super::output::telling;
 use super::{CRASH_LOOP_AFTER, Diagnosis, phase_word, probe, saw_words};
 use crate::id::{ReplicaId, ServiceName};
 use crate::plan::View;
-use crate::replica::{Cause, Ending, Engine, Exit, Phase, ReplicaReport, Trouble};
+use crate::replica::{Cause, Ending, Engine, Exit, Phase, ReplicaReport, Saw, Trouble};
 use crate::spec::Service;
 
 /// Lines of a replica's output that are quoted.
@@ -41,7 +41,11 @@ pub fn replica(
         });
     };
     let mut diagnosis = match (&trouble.cause, &report.last_exit) {
-        (Cause::ProbeFailing { saw, .. }, _) if let Some(away) = engine_away(view, id) => {
+        // Of a container that answers, and of one that is asked by way of its engine, it says nothing.
+        (Cause::ProbeFailing { saw: saw @ (Saw::Refused | Saw::TimedOut), .. }, _)
+            if report.address.is_some()
+                && let Some(away) = engine_away(view, id) =>
+        {
             let cause = format!("{}, nor does its container: it has most likely ended with Docker", away.cause);
             Diagnosis { cause, ..away }.seen([format!("its probe: {}", saw_words(saw))])
         }

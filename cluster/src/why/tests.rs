@@ -528,7 +528,15 @@ fn an_engine_that_is_away_or_was_is_told_of() {
     "#]]);
 
     let report = world.report("api", R7, Phase::Unready);
+    report.trouble = Some(Trouble { at: NOW, cause: probe(Saw::Status(503), None), retry_at: None });
+    report.address = Some("172.18.0.2:8080".parse().unwrap());
+    assert!(!text(world.why()).starts_with("engine-away"), "it answers");
+    let report = world.report("api", R7, Phase::Unready);
     report.trouble = Some(Trouble { at: NOW, cause: probe(Saw::TimedOut, None), retry_at: None });
+    assert!(!text(world.why()).starts_with("engine-away"), "a module needs no engine");
+    world.report("api", R7, Phase::Unready).address = Some("172.18.0.2:8080".parse().unwrap());
+    world.observed.replicas.get_mut(&R7).unwrap().trouble =
+        Some(Trouble { at: NOW, cause: probe(Saw::TimedOut, None), retry_at: None });
     world.says(&expect![[r#"
         engine-away: Docker on n1 does not answer, nor does its container: it has most likely ended with Docker
           connection refused

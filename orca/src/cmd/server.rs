@@ -277,13 +277,15 @@ impl Server {
     /// somebody ends this process.
     async fn hand_over(self, door: Door, mut successor: Successor) {
         info!("handing over to a successor");
-        let Server { dataplane, agent, control, ending, lock, _modules, .. } = self;
+        let Server { dataplane, agent, control, ending, lock: held, data, _modules, .. } = self;
         let mut signals = Signals::new();
         drop(agent);
         end_control(&ending, control).await;
-        drop(lock);
+        let mut held = Some(held);
         let handed_over = async {
             loop {
+                // The successor's now.
+                drop(held.take());
                 let given = match dataplane.listeners() {
                     Ok(listeners) => successor.give(listeners).await,
                     Err(error) => Err(error),
@@ -296,6 +298,8 @@ impl Server {
                          control plane and agent: start `orca server --take-over` again"
                     ),
                 }
+                // Nobody else is to begin here while this process serves. It may be somebody else's already.
+                held = lock(&data).ok();
                 match door.asked().await {
                     Ok(next) => successor = next,
                     Err(error) => {
@@ -406,7 +410,10 @@ impl Keeper {
                 Some(opened) => Ok(opened),
                 None => tokio::select! {
                     attempt = Control::open(&self.config, &self.front) => attempt,
-                    () = self.rest(Duration::MAX) => return Ok(()),
+                    () = self.rest(Duration::MAX) => {
+                        self.front.close().await;
+                        return Ok(());
+                    }
                 },
             };
             let why = match attempt {
@@ -444,6 +451,7 @@ impl Keeper {
             self.standing.send_replace(Standing::Failed { why });
             self.rest(pause).await;
             if self.ending.is_cancelled() {
+                self.front.close().await;
                 return Ok(());
             }
             pause = (pause * 2).min(REOPEN_PAUSE_MAX);

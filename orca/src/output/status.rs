@@ -562,11 +562,11 @@ mod tests {
         let mut api = sample::status().services.remove(1);
         api.replicas[0].phase = Phase::Unknown;
         expect![[r#"
-              r1  n1  v5  unknown, its node is silent  172.18.0.4:8080  0.12 CPU, 48Mi  1s
-              r2  n1  v5  ready                        172.18.0.4:8080  0.12 CPU, 48Mi  1s
-              r3  n1  v5  ready                        172.18.0.4:8080  0.12 CPU, 48Mi  1s
+            shop/api  r1  n1  v5  unknown, its node is silent  172.18.0.4:8080  0.12 CPU, 48Mi  1s
+            shop/api  r2  n1  v5  ready                        172.18.0.4:8080  0.12 CPU, 48Mi  1s
+            shop/api  r3  n1  v5  ready                        172.18.0.4:8080  0.12 CPU, 48Mi  1s
         "#]]
-        .assert_eq(&show(&replicas(&screen(), &[api], false)));
+        .assert_eq(&show(&replicas(&screen(), &[api], true)));
     }
 
     #[test]

@@ -1,8 +1,13 @@
+use std::time::Duration;
+
 use orca_cluster::id::{NodeId, ServiceName};
 use orca_cluster::node::Task;
 use orca_cluster::state::{Deployed, RunEnding};
 
 use crate::sim::World;
+
+/// The world may come to rest at the very moment at which something is due.
+const DECIDED_WITHIN: Duration = Duration::from_secs(1);
 
 /// (12) A due time is begun at most once in the whole cluster.
 pub fn check(world: &mut World, on: NodeId, task: &Task) {
@@ -33,7 +38,7 @@ pub fn check_skipped(world: &World) {
 /// (12) At rest, with a ready replica, what was due last was begun, or it was told why not.
 pub fn check_settled(world: &World, name: &ServiceName, deployed: &Deployed) {
     for (cron, record) in &deployed.schedules {
-        if record.next.is_some_and(|next| next <= world.now) {
+        if record.next.is_some_and(|next| next + DECIDED_WITHIN <= world.now) {
             world.broken(&format!("{name} is ready, and nobody decided what becomes of `{cron}`"));
         }
         let decided = [record.run.map(|run| run.due), record.last.as_ref().map(|last| last.due)];
