@@ -475,6 +475,26 @@ fn a_disk_that_is_full_at_boot_keeps_nothing_from_being_served() {
 }
 
 #[test]
+fn what_cannot_be_written_into_the_ledger_is_not_begun_before_it_can() {
+    let node = Node::start();
+    let version = |version: u32| probe("web", &format!("[service.env]\nVERSION = \"{version}\"\n"));
+    node.deploy(&version(1)).succeeded();
+    // In the way of the file that is to replace the ledger.
+    let obstacle = node.data_dir().join("agent").join(format!("ledger.{}.new", node.pid()));
+    fs::create_dir(&obstacle).unwrap();
+    let deploying = node.start_deploy(&version(2), &[]);
+    wait_until("the ledger's trouble in the log", PATIENCE, || node.log().contains("the ledger cannot be written"));
+    let load = Load::start(node.target("web"), Rates::plain());
+    load.go_on(300);
+    assert_eq!(node.text("web", "/version").trim(), "1", "who starts next would undo it");
+    fs::remove_dir(&obstacle).unwrap();
+    deploying.end().succeeded();
+    assert_eq!(node.text("web", "/version").trim(), "2");
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}");
+}
+
+#[test]
 fn a_store_that_is_damaged_or_away_keeps_nothing_from_being_served() {
     let mut node = Node::start();
     let store = node.data_dir().join("raft");
