@@ -28,6 +28,8 @@ use crate::body::BodyError;
 
 /// Room for a usual response. What is larger is read in larger pieces, or not read at all but spliced.
 const READ_BYTES_MIN: usize = 8 << 10;
+/// Room for a usual head: what comes behind it can be spliced only as long as it was not read.
+const HEAD_BYTES_USUAL: usize = 1 << 10;
 const READ_BYTES_MAX: usize = 64 << 10;
 /// Notices a replica's host that vanished under a long answer.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
@@ -39,6 +41,8 @@ pub struct Link {
     to: OwnedWriteHalf,
     /// Read and not yet taken.
     read: BytesMut,
+    /// How much is read at first of the next response: the last one says what to expect.
+    first_read: usize,
     /// Whether a request was answered on it before.
     pub reused: bool,
 }
@@ -72,7 +76,7 @@ impl Link {
         stream.set_nodelay(true)?;
         SockRef::from(&stream).set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE))?;
         let (from, to) = stream.into_split();
-        Ok(Link { from, to, read: BytesMut::new(), reused: false })
+        Ok(Link { from, to, read: BytesMut::new(), first_read: READ_BYTES_MIN, reused: false })
     }
 
     /// Whether it is as it was left. A server that has closed it, or said something nobody asked for, is not to be
@@ -106,13 +110,35 @@ impl Link {
                     Poll::Ready(Ok(())) | Poll::Pending => {}
                 }
             }
-            let head = ready!(read_head(&mut this.from, &mut this.read, is_head, context))?;
+            let head = ready!(this.read_head(is_head, context))?;
             let (Some(link), Some(upload)) = (link.take(), upload.take()) else {
                 unreachable!("both were there a moment ago");
             };
             Poll::Ready(link.answer(head, upload, bypass))
         })
         .await
+    }
+
+    fn read_head(&mut self, is_head: bool, context: &mut Context<'_>) -> Poll<Result<Head, Failed>> {
+        loop {
+            if !self.read.is_empty() {
+                match take_head(&mut self.read, is_head).map_err(Failed::Invalid)? {
+                    // What comes before the response itself is between the replica and us.
+                    Some(head) if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS => {
+                        continue;
+                    }
+                    Some(head) => return Poll::Ready(Ok(head)),
+                    None => {}
+                }
+            }
+            let error = match ready!(poll_read(&mut self.from, &mut self.read, self.first_read, context)) {
+                Ok(0) => io::ErrorKind::UnexpectedEof.into(),
+                Ok(_) => continue,
+                Err(error) => error,
+            };
+            let is_silent = self.read.is_empty();
+            return Poll::Ready(Err(if is_silent { Failed::Broken(error) } else { Failed::Invalid(Invalid::HeadCut) }));
+        }
     }
 
     fn answer(self, head: Head, upload: Upload, bypass: &Arc<Bypass>) -> Result<Answer, Failed> {
@@ -130,34 +156,6 @@ impl Link {
         let bypass = matches!(left, Left::Sized(size) if size >= splice::WORTH_IT).then(|| Arc::clone(bypass));
         let request = if upload.is_done() { Request::Sent(to) } else { Request::Going(Rest::new(upload, to)) };
         Ok(Answer::Response(status, headers, Box::new(Incoming { from, read, request, left, keeps_alive, bypass })))
-    }
-}
-
-/// Waits for a response's head.
-fn read_head(
-    from: &mut OwnedReadHalf,
-    read: &mut BytesMut,
-    is_head: bool,
-    context: &mut Context<'_>,
-) -> Poll<Result<Head, Failed>> {
-    loop {
-        if !read.is_empty() {
-            match take_head(read, is_head).map_err(Failed::Invalid)? {
-                // What comes before the response itself is between the replica and us.
-                Some(head) if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS => {
-                    continue;
-                }
-                Some(head) => return Poll::Ready(Ok(head)),
-                None => {}
-            }
-        }
-        let error = match ready!(poll_read(from, read, READ_BYTES_MIN, context)) {
-            Ok(0) => io::ErrorKind::UnexpectedEof.into(),
-            Ok(_) => continue,
-            Err(error) => error,
-        };
-        let is_silent = read.is_empty();
-        return Poll::Ready(Err(if is_silent { Failed::Broken(error) } else { Failed::Invalid(Invalid::HeadCut) }));
     }
 }
 
@@ -244,9 +242,14 @@ impl Incoming {
             Request::Sent(to) => to,
             Request::Going(rest) => rest.sent()?,
         };
-        // Room is kept for a usual response, and not for the largest there was.
-        let read = if self.read.capacity() <= READ_BYTES_MIN { self.read } else { BytesMut::new() };
-        Some(Link { from: self.from, to, read, reused: true })
+        // Room is kept for a usual response, and not for the largest there was. What a buffer has room for is read, so one
+        // for heads alone is made anew.
+        let (read, first_read) = match self.bypass {
+            Some(_) => (BytesMut::new(), HEAD_BYTES_USUAL),
+            None if self.read.capacity() <= READ_BYTES_MIN => (self.read, READ_BYTES_MIN),
+            None => (BytesMut::new(), READ_BYTES_MIN),
+        };
+        Some(Link { from: self.from, to, read, first_read, reused: true })
     }
 
     fn is_at_end(&self) -> bool {
