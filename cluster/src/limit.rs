@@ -121,11 +121,16 @@ impl Limits {
 
     /// Whether one may come from `before` to `after`: nothing that is past its limit may have become more.
     pub(crate) fn check(&self, before: &State, after: &State) -> Result<(), Excess> {
-        let now = Usage::of(after);
+        let now = self.usage(after);
         if now.excess(self, &Usage::default()).is_none() {
             return Ok(());
         }
-        now.excess(self, &Usage::of(before)).map_or(Ok(()), Err)
+        now.excess(self, &self.usage(before)).map_or(Ok(()), Err)
+    }
+
+    /// Of goals only where they are limited: every replica is written out for that.
+    fn usage(&self, state: &State) -> Usage {
+        if self.goal_bytes == u64::MAX { Usage::without_goals(state) } else { Usage::of(state) }
     }
 }
 
@@ -232,24 +237,12 @@ pub struct Usage {
 
 impl Usage {
     pub fn of(state: &State) -> Usage {
-        let mut replicas: BTreeMap<&ServiceName, Replicas> = BTreeMap::new();
-        for placement in state.placements.values() {
-            let Replicas { serving, leaving } = replicas.entry(&placement.service).or_default();
-            let counts = match placement.state {
-                PlacementState::Serve => serving,
-                PlacementState::Drain { .. } | PlacementState::Stop { .. } => leaving,
-            };
-            *counts.entry(placement.revision).or_default() += 1;
-        }
-        let services = state.services.iter();
-        let bytes =
-            services.map(|(name, deployed)| service_bytes(name, deployed, replicas.remove(name).unwrap_or_default()));
-        let mut usage = Usage {
-            services: state.services.len() as u64,
-            tokens: state.tokens.len() as u64,
-            goal_bytes: bytes.sum(),
-            ..Usage::default()
-        };
+        Usage { goal_bytes: goal_bytes(state), ..Usage::without_goals(state) }
+    }
+
+    fn without_goals(state: &State) -> Usage {
+        let mut usage =
+            Usage { services: state.services.len() as u64, tokens: state.tokens.len() as u64, ..Usage::default() };
         for (name, record) in &state.secrets {
             let (count, bytes) = usage.secrets.entry(name.scope()).or_default();
             *count += 1;
@@ -297,6 +290,23 @@ impl Usage {
         look(Limit::GoalBytes, goal_bytes, self.goal_bytes, before.goal_bytes);
         found
     }
+}
+
+/// The most that the replicas of all services, and the tables, take in one goal.
+fn goal_bytes(state: &State) -> u64 {
+    let mut replicas: BTreeMap<&ServiceName, Replicas> = BTreeMap::new();
+    for placement in state.placements.values() {
+        let Replicas { serving, leaving } = replicas.entry(&placement.service).or_default();
+        let counts = match placement.state {
+            PlacementState::Serve => serving,
+            PlacementState::Drain { .. } | PlacementState::Stop { .. } => leaving,
+        };
+        *counts.entry(placement.revision).or_default() += 1;
+    }
+    let services = state.services.iter();
+    let bytes =
+        services.map(|(name, deployed)| service_bytes(name, deployed, replicas.remove(name).unwrap_or_default()));
+    bytes.sum()
 }
 
 /// How many replicas a service has of each template.

@@ -9,8 +9,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Version};
 
+use super::framing::decimal;
+
 /// Most bytes in a response's head. Offsets into it fit in 16 bits.
-pub const HEAD_BYTES_MAX: usize = 60 << 10;
+const HEAD_BYTES_MAX: usize = 60 << 10;
 const FIELDS_MAX: usize = 128;
 /// Most bytes in the line that gives a chunk's size.
 const CHUNK_LINE_BYTES_MAX: usize = 256;
@@ -152,11 +154,6 @@ impl Said {
             (false, None) => Ok(Extent::Open),
         }
     }
-}
-
-fn decimal(text: &[u8]) -> Option<u64> {
-    let is_number = !text.is_empty() && text.len() <= 19 && text.iter().all(u8::is_ascii_digit);
-    is_number.then(|| text.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
 /// Takes the coding of chunks (RFC 9112, section 7.1) off a body.

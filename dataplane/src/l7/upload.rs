@@ -79,7 +79,9 @@ impl Upload {
             }
         }
         head.extend_from_slice(b" HTTP/1.1\r\n");
-        write_fields(&mut head, headers);
+        for (name, value) in headers {
+            write_field(&mut head, name.as_str(), value.as_bytes());
+        }
         if place == Place::Chunked {
             head.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
@@ -216,12 +218,6 @@ impl Upload {
         }
         self.head.extend_from_slice(b"\r\n");
         self.place = Place::Ended;
-    }
-}
-
-fn write_fields(head: &mut Vec<u8>, headers: &HeaderMap) {
-    for (name, value) in headers {
-        write_field(head, name.as_str(), value.as_bytes());
     }
 }
 
