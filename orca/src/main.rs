@@ -5,6 +5,7 @@ mod cmd;
 mod context;
 mod exit;
 mod files;
+mod log;
 mod moment;
 mod output;
 mod session;
@@ -15,7 +16,6 @@ use clap::FromArgMatches as _;
 use cli::{Cli, Command};
 use exit::{Exit, Failure};
 use output::Output;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let matches = cli::command().get_matches();
@@ -39,7 +39,7 @@ fn run(cli: Cli, output: &Output) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Server(args) => return cmd::server::run(&args, output),
         Command::Up(args) => return cmd::up::run(args, &cli.global, output),
-        _ => log_for_people(output.verbose),
+        _ => log::init_for_command(output.verbose),
     }
     // One thread does: a client waits for one answer at a time, and starts sooner.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -50,16 +50,4 @@ fn run(cli: Cli, output: &Output) -> Result<ExitCode, Failure> {
     // A thread may be reading the terminal, and nobody can tell it to stop.
     runtime.shutdown_background();
     ended
-}
-
-/// What libraries and the connection have to say, on standard error.
-fn log_for_people(verbose: u8) {
-    let level = match verbose {
-        0 => "error",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    let filter = EnvFilter::try_from_env("ORCA_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }

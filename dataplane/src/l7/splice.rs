@@ -10,7 +10,7 @@
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -27,8 +27,8 @@ const PIPE_BYTES: usize = 256 << 10;
 /// Pipes of one worker, two descriptors each. Bodies beyond that are copied.
 const PIPES_MAX: usize = 32;
 
-/// Stand for bytes in a pipe. Nobody reads them, so they take no memory.
-static STAND_IN: [u8; PIPE_BYTES] = [0; PIPE_BYTES];
+/// Stand for bytes in a pipe. Nobody touches them, so the kernel never gives them memory.
+static STAND_IN: LazyLock<&[u8]> = LazyLock::new(|| vec![0; PIPE_BYTES].leak());
 
 /// Whether a slice stands for bytes in a pipe.
 fn is_stand_in(slice: &[u8]) -> bool {

@@ -26,14 +26,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, error, info, warn};
 use zeroize::Zeroizing;
 
 use super::handover::{self, Door, Inheritance, Successor};
-use crate::cli::{LogFormat, ServerArgs};
+use crate::cli::ServerArgs;
 use crate::context::{Credential, write_founded};
 use crate::exit::{Exit, Failure};
+use crate::log;
 use crate::output::Output;
 
 /// Files that may be open besides the proxy's connections: the store, the engine, the CLI.
@@ -102,7 +102,7 @@ impl Drop for Background {
 }
 
 pub fn run(args: &ServerArgs, output: &Output) -> Result<ExitCode, Failure> {
-    log(args.log_format, "info");
+    log::init_for_server(args.log_format, Level::INFO);
     block_on(async {
         let mut server = Server::start(args).await?;
         if let Some(founded) = server.founded.take() {
@@ -153,19 +153,6 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::from_error(Exit::General, &error))
-}
-
-pub fn log(format: LogFormat, level: &str) {
-    // Whatever is asked for: bollard writes what it sends to the engine, secrets included.
-    let always = "bollard=warn,hyper=warn,wasmtime=warn,cranelift=warn,openraft=warn";
-    let wanted = std::env::var("ORCA_LOG").unwrap_or_else(|_| level.to_owned());
-    let filter = EnvFilter::try_new(format!("{wanted},{always}")).unwrap_or_else(|_| EnvFilter::new(level));
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
-    match format {
-        LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
 }
 
 impl Server {

@@ -8,6 +8,7 @@ use orca_cluster::secret::SecretName;
 use orca_cluster::spec::Host;
 use orca_wire::Access;
 use orca_wire::message::client::{Request, Response, SetSecret};
+use tracing::Level;
 
 use super::server::{self, Server};
 use super::{deploy, status};
@@ -15,6 +16,7 @@ use crate::cli::{Global, UpArgs};
 use crate::context::{Chosen, Surroundings, choose};
 use crate::exit::{Exit, Failure};
 use crate::files::{self, Written};
+use crate::log;
 use crate::output::Output;
 use crate::session::{Session, unexpected};
 
@@ -22,7 +24,7 @@ use crate::session::{Session, unexpected};
 const SECRET_BYTES: usize = 16;
 
 pub fn run(args: UpArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
-    server::log(args.server.log_format, "warn");
+    log::init_for_server(args.server.log_format, Level::WARN);
     // What is wrong with the files is said before anything is started.
     let written = files::read(std::slice::from_ref(&args.dir), output.side_screen(crate::moment::now()).colour)?;
     server::block_on(async {
