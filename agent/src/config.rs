@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use orca_cluster::goal::Goal;
 use orca_cluster::node::Reconciler;
+use orca_cluster::traffic::Unfinished;
 use orca_dataplane::DataPlane;
 use orca_wire::endpoint::LocalError;
 use orca_wire::identity::{Identity, Peer, SealError, SealingKey};
@@ -44,6 +45,8 @@ pub struct Config {
     pub identity: watch::Receiver<Identity>,
     /// What the node was last told to do, as [recalled](Agent::recall).
     pub goal: Option<Goal>,
+    /// What the proxy that hands over to this one has not finished, from before this one accepts anything.
+    pub unfinished: Option<watch::Receiver<Unfinished>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +114,7 @@ impl Agent {
             control,
             mut identity,
             goal,
+            mut unfinished,
         } = config;
         let present = identity.borrow_and_update().clone();
         let Peer::Node { node, .. } = *present.peer() else {
@@ -143,8 +147,13 @@ impl Agent {
         let (goals, goals_taken) = mpsc::channel(GOALS_MAX);
         let (reports, reports_sent) = watch::channel(None);
         let errands = Errands { docker: docker.clone(), logs, node };
+        let now = crate::clock::now();
+        let mut brain = Reconciler::new(goal, now);
+        if let Some(unfinished) = &mut unfinished {
+            brain.handle_unfinished(unfinished.borrow_and_update().clone(), now);
+        }
         let driver = Driver {
-            brain: Reconciler::new(goal, crate::clock::now()),
+            brain,
             hands,
             finished,
             ledger: Ledger::in_directory(&directory),
@@ -152,6 +161,7 @@ impl Agent {
             docker,
             dataplane,
             goals: goals_taken,
+            unfinished,
             reports,
             data: directory,
             version: env!("CARGO_PKG_VERSION").to_owned(),

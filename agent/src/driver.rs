@@ -8,7 +8,7 @@ use orca_cluster::goal::Goal;
 use orca_cluster::node::{ActionId, Finished, Reconciler};
 use orca_cluster::replica::{Engine, Facts, Observed};
 use orca_cluster::time::Timestamp;
-use orca_cluster::traffic::Traffic;
+use orca_cluster::traffic::{Traffic, Unfinished};
 use orca_dataplane::DataPlane;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -36,6 +36,8 @@ pub struct Driver {
     pub events: Events,
     pub dataplane: DataPlane,
     pub goals: mpsc::Receiver<Goal>,
+    /// Of the proxy that hands over to ours.
+    pub unfinished: Option<watch::Receiver<Unfinished>>,
     pub reports: watch::Sender<Option<Arc<Observed>>>,
     pub data: std::path::PathBuf,
     pub version: String,
@@ -87,6 +89,7 @@ impl Driver {
                         self.report(&engine, started);
                     }
                 },
+                unfinished = news(&mut self.unfinished) => self.brain.handle_unfinished(unfinished, now()),
                 _ = usage.tick() => {
                     let (mut meter, measured) = (self.docker.meter(), measured.clone());
                     tokio::spawn(async move {
@@ -149,7 +152,8 @@ impl Driver {
         }
         // Counted before the tables are named: what is in flight was let in by these tables or earlier ones.
         let (replicas, acknowledged) = self.brain.observed();
-        let traffic = Traffic { started, ..self.dataplane.traffic(now) };
+        let mut traffic = Traffic { started, ..self.dataplane.traffic(now) };
+        traffic.add_unfinished(self.brain.unfinished());
         let facts = self.facts(engine);
         self.reports.send_replace(Some(Arc::new(Observed { at: now, replicas, acknowledged, traffic, facts })));
     }
@@ -169,6 +173,16 @@ impl Driver {
             version: self.version.clone(),
         }
     }
+}
+
+/// What is new of it; for ever silent where there is nobody to say anything.
+async fn news(unfinished: &mut Option<watch::Receiver<Unfinished>>) -> Unfinished {
+    if let Some(unfinished) = unfinished
+        && unfinished.changed().await.is_ok()
+    {
+        return unfinished.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 async fn sleep_to(at: Option<Timestamp>) {

@@ -741,12 +741,9 @@ impl Replicas {
 }
 
 impl Modules for Replicas {
-    fn call(&self, replica: ReplicaId, request: Request<Body>) -> ModuleResponse {
-        let module = self.get(replica);
-        Box::pin(async move {
-            let module = module.ok_or(ModuleError::Unavailable)?;
-            module.call(request).await.map_err(|error| ModuleError::from(&error))
-        })
+    fn call(&self, replica: ReplicaId, request: Request<Body>) -> Result<ModuleResponse, Box<Request<Body>>> {
+        let Some(module) = self.get(replica) else { return Err(Box::new(request)) };
+        Ok(Box::pin(async move { module.call(request).await.map_err(|error| ModuleError::from(&error)) }))
     }
 }
 

@@ -174,8 +174,8 @@ async fn request(module: &Module) {
 struct Native;
 
 impl Modules for Native {
-    fn call(&self, _: ReplicaId, _: Request<Body>) -> ModuleResponse {
-        Box::pin(async { Ok(Response::new(Body::whole("Hello, /\n"))) })
+    fn call(&self, _: ReplicaId, _: Request<Body>) -> Result<ModuleResponse, Box<Request<Body>>> {
+        Ok(Box::pin(async { Ok(Response::new(Body::whole("Hello, /\n"))) }))
     }
 }
 

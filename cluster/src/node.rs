@@ -27,6 +27,7 @@ use crate::route::Tables;
 use crate::secret::{Sealed, SecretName};
 use crate::spec::Check;
 use crate::time::Timestamp;
+use crate::traffic::Unfinished;
 use replica::{Doing, Replica, Stage, Want};
 use run::Runs;
 
@@ -126,6 +127,9 @@ pub enum Condition {
 /// How long a restarted node keeps silent about replicas it has not found again: a first report that calls running
 /// replicas unready would take them out of the routes.
 pub const ORIENTATION_MAX: Duration = Duration::from_secs(5);
+/// How long the first tables of a node that restarts wait for the modules they name. After an update each may have to be
+/// compiled anew, which takes a second or so; connections wait meanwhile, or a predecessor serves them.
+const MODULES_MAX: Duration = Duration::from_secs(45);
 /// See [`Reconciler::report_interval`].
 const DRAIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// Between two tries to put tables into use.
@@ -152,9 +156,12 @@ pub struct Reconciler {
     has_goal: bool,
     found: bool,
     oriented_by: Timestamp,
+    route_by: Timestamp,
     /// It has once been so; a replica that is being fetched later does not silence the node again.
     oriented: bool,
     runs: Runs,
+    /// Of the proxy that ran here before ours and has handed over to it.
+    unfinished: Unfinished,
     changed: bool,
 }
 
@@ -174,13 +181,17 @@ impl Reconciler {
             has_goal: false,
             found: false,
             oriented_by: now + ORIENTATION_MAX,
+            route_by: now + MODULES_MAX,
             oriented: false,
             runs: Runs::default(),
+            unfinished: Unfinished::default(),
             changed: false,
         };
         if let Some(goal) = ledger {
             reconciler.adopt(goal, now);
             reconciler.runs.forget();
+            // No word from outside is needed for it, and where no engine answers none may come.
+            reconciler.work(now);
         }
         reconciler
     }
@@ -248,6 +259,13 @@ impl Reconciler {
         }
     }
 
+    /// What the proxy that has handed over to ours still has; nothing once it has ended.
+    pub fn handle_unfinished(&mut self, unfinished: Unfinished, now: Timestamp) {
+        self.changed |= unfinished.is_choosing != self.unfinished.is_choosing;
+        self.unfinished = unfinished;
+        self.work(now);
+    }
+
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.work(now);
     }
@@ -260,11 +278,13 @@ impl Reconciler {
     pub fn poll_timeout(&self) -> Option<(Timestamp, &'static str)> {
         let apply = self.apply_after.map(|at| (at, "tables that could not be applied are tried again"));
         let orientation = (!self.oriented).then_some((self.oriented_by, "the first report is due anyway"));
+        let modules = self.waits_for_modules().then_some((self.route_by, "tables wait no longer for modules"));
         self.replicas
             .values()
             .filter_map(Replica::deadline)
             .chain(self.runs.deadline())
             .chain(orientation)
+            .chain(modules)
             .chain(apply)
             .min_by_key(|(at, _)| *at)
     }
@@ -279,13 +299,20 @@ impl Reconciler {
         self.oriented || now >= self.oriented_by || self.is_settled()
     }
 
-    /// What it says about its replicas, and the tables that are in use.
+    /// What it says about its replicas, and the tables that are in use: none before a predecessor chooses by its own no
+    /// more, or a replica that has left the tables would be stopped under a request that it is just given.
     pub fn observed(&self) -> (BTreeMap<ReplicaId, ReplicaReport>, (GoalNumber, Generation)) {
         let report = |(id, replica): (&ReplicaId, &Replica)| {
             (*id, ReplicaReport { runs: self.runs.of(*id), ..replica.report() })
         };
         let replicas = self.replicas.iter().map(report).collect();
-        (replicas, self.applied)
+        let acknowledged = if self.unfinished.is_choosing { Default::default() } else { self.applied };
+        (replicas, acknowledged)
+    }
+
+    /// What goes on here besides what our own proxy has.
+    pub fn unfinished(&self) -> &Unfinished {
+        &self.unfinished
     }
 
     /// How often to report although nothing has changed: more often while a replica drains, since the leader waits
@@ -318,12 +345,12 @@ impl Reconciler {
         }
     }
 
-    /// Whether tables may be put into use. The first ones of a node that restarts name modules, which run in this
-    /// very process and are to be loaded first; connections wait meanwhile.
-    fn may_route(&self, now: Timestamp) -> bool {
-        let restarting = self.applied == Default::default();
+    /// Whether tables that are due are held back. The first ones of a node that restarts name modules, which run in this
+    /// very process and are to be loaded first.
+    fn waits_for_modules(&self) -> bool {
+        let restarting = self.applied == Default::default() && self.applying.is_none() && self.apply_after.is_none();
         let mut modules = self.replicas.values().filter(|replica| !replica.is_container());
-        !restarting || now >= self.oriented_by || modules.all(Replica::is_judged)
+        restarting && self.goal.tables.number > self.applied.0 && !modules.all(Replica::is_judged)
     }
 
     /// Whether every replica of the ledger was found again and judged.
@@ -434,7 +461,8 @@ impl Reconciler {
         }
         self.apply_after = self.apply_after.filter(|at| now < *at);
         let may_apply = self.applying.is_none() && self.apply_after.is_none();
-        if may_apply && self.goal.tables.number > self.applied.0 && self.may_route(now) {
+        let may_route = now >= self.route_by || !self.waits_for_modules();
+        if may_apply && self.goal.tables.number > self.applied.0 && may_route {
             let tables = Arc::new(self.goal.tables.clone());
             let generation = self.goal.generation;
             self.applying = Some(self.act(None, |_| Task::Apply { tables, generation }));
@@ -466,8 +494,8 @@ impl Reconciler {
             return self.replicas.get_mut(&id).is_some_and(|replica| replica.must_wait(volume, by, now));
         }
         // Given up while this node was away, and in use here until the tables are those of now.
-        let in_use = !self.goal.replicas.contains_key(&id) && self.applied.0 < self.goal.tables.number;
-        if want == Want::Stop && in_use {
+        let is_chosen = self.applied.0 < self.goal.tables.number || self.unfinished.is_choosing;
+        if want == Want::Stop && is_chosen && !self.goal.replicas.contains_key(&id) {
             return false;
         }
         let Some(replica) = self.replicas.get(&id) else { return false };
@@ -529,6 +557,7 @@ impl Reconciler {
 
 #[cfg(test)]
 mod tests {
+    use super::run::tests::job;
     use super::*;
 
     fn goal(count: u64) -> Goal {
@@ -566,5 +595,58 @@ mod tests {
         assert_eq!(third.count, 2);
         node.handle_finished(id, Finished::Applied { number: third, generation: Generation(2) }, again + APPLY_PAUSE);
         assert_eq!((node.observed().1.0, node.poll_timeout()), (third, None));
+    }
+
+    #[test]
+    fn tables_are_acknowledged_when_a_predecessor_chooses_by_its_own_no_more() {
+        let now = Timestamp(1_000);
+        let mut node = Reconciler::new(Some(goal(1)), now);
+        node.handle_unfinished(Unfinished { is_choosing: true, ..Unfinished::default() }, now);
+        let (id, number) = next_tables(&mut node).unwrap();
+        node.handle_finished(id, Finished::Applied { number, generation: Generation(1) }, now);
+        assert_eq!(node.observed().1, Default::default());
+        node.take_changed();
+        node.handle_unfinished(Unfinished::default(), now);
+        assert!(node.take_changed(), "it is worth a report");
+        assert_eq!(node.observed().1, (number, Generation(1)));
+    }
+
+    #[test]
+    fn a_node_that_restarts_loads_its_modules_at_once_and_routes_when_they_are_there() {
+        let start = Timestamp(1_000);
+        let mut ledger = goal(1);
+        ledger.replicas.insert(ReplicaId(1), job(&[]));
+        let mut node = Reconciler::new(Some(ledger), start);
+        let action = node.poll_action().expect("nothing is waited for");
+        assert!(matches!(action.task, Task::Fetch { .. }), "{:?}", action.task);
+        assert!(node.poll_action().is_none(), "nobody would answer yet");
+
+        // It takes longer to compile than a first report waits.
+        let (reports, _why) = node.poll_timeout().unwrap();
+        assert_eq!(reports, start + ORIENTATION_MAX);
+        node.handle_timeout(reports);
+        assert!(node.is_oriented(reports) && node.poll_action().is_none());
+        let later = reports + Duration::from_secs(10);
+        node.handle_finished(action.id, Finished::Fetched { image: "m".to_owned(), digest: None, pulled: None }, later);
+        let created = node.poll_action().expect("it is made");
+        node.handle_finished(created.id, Finished::Created, later);
+        let started = node.poll_action().expect("it is started");
+        node.handle_finished(started.id, Finished::Started { address: None }, later);
+        assert!(next_tables(&mut node).is_some());
+    }
+
+    #[test]
+    fn a_module_that_is_never_loaded_does_not_keep_the_others_from_being_served() {
+        let start = Timestamp(1_000);
+        let mut ledger = goal(1);
+        ledger.replicas.insert(ReplicaId(1), job(&[]));
+        let mut node = Reconciler::new(Some(ledger), start);
+        node.poll_action().expect("it is fetched");
+        node.handle_timeout(start + ORIENTATION_MAX);
+        let (routes, _why) = node.poll_timeout().unwrap();
+        assert_eq!(routes, start + MODULES_MAX);
+        node.handle_timeout(routes);
+        assert!(next_tables(&mut node).is_some());
+        assert_eq!(node.poll_timeout(), None, "they are on their way");
     }
 }

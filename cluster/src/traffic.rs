@@ -56,6 +56,15 @@ pub struct InFlight {
     pub upgraded: u32,
 }
 
+/// What a proxy that hands over to another on its node has not finished. The other one reports it: nobody else hears of
+/// it any more.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Unfinished {
+    /// It may still give a request to any replica of the last tables it had.
+    pub is_choosing: bool,
+    pub in_flight: BTreeMap<ReplicaId, InFlight>,
+}
+
 /// What every proxy had counted of one service at one moment, to take the difference from later.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -203,6 +212,11 @@ impl Tally {
 }
 
 impl Traffic {
+    /// Whoever asks what goes on at a replica means this as well.
+    pub fn add_unfinished(&mut self, unfinished: &Unfinished) {
+        add_flights(&mut self.in_flight, &unfinished.in_flight);
+    }
+
     /// What was counted of this service, all of it together.
     pub fn total(&self, service: &ServiceName) -> Counters {
         self.services.get(service).map(ServiceTraffic::total).unwrap_or_default()
@@ -212,6 +226,26 @@ impl Traffic {
     pub fn of_template(&self, service: &ServiceName, template: Revision) -> Counters {
         let counted = self.services.get(service).and_then(|traffic| traffic.revisions.get(&template));
         counted.cloned().unwrap_or_default()
+    }
+}
+
+impl Unfinished {
+    pub fn is_nothing(&self) -> bool {
+        !self.is_choosing && self.in_flight.is_empty()
+    }
+
+    /// And what another one has not finished.
+    pub fn add(&mut self, other: &Unfinished) {
+        self.is_choosing |= other.is_choosing;
+        add_flights(&mut self.in_flight, &other.in_flight);
+    }
+}
+
+fn add_flights(all: &mut BTreeMap<ReplicaId, InFlight>, more: &BTreeMap<ReplicaId, InFlight>) {
+    for (replica, more) in more {
+        let all = all.entry(*replica).or_default();
+        all.requests = all.requests.saturating_add(more.requests);
+        all.upgraded = all.upgraded.saturating_add(more.upgraded);
     }
 }
 
@@ -266,6 +300,23 @@ mod tests {
         assert!(counters.latency.quantile(0.5).is_some());
         let late = Histogram::from_counts([vec![0; HISTOGRAM_BUCKETS + 1000], vec![1]].concat());
         assert!(late.quantile(0.5).is_some());
+    }
+
+    #[test]
+    fn what_a_predecessor_has_not_finished_goes_on_at_its_replicas() {
+        let flights = |of: &[(u64, u32, u32)]| -> BTreeMap<ReplicaId, InFlight> {
+            let one = |&(replica, requests, upgraded)| (ReplicaId(replica), InFlight { requests, upgraded });
+            of.iter().map(one).collect()
+        };
+        let mut left = Unfinished { is_choosing: false, in_flight: flights(&[(1, 1, 0)]) };
+        left.add(&Unfinished { is_choosing: true, in_flight: flights(&[(1, 0, 2), (2, 3, 0)]) });
+        assert!(left.is_choosing && !left.is_nothing());
+        let mut traffic = Traffic { in_flight: flights(&[(2, 4, 1)]), ..Traffic::default() };
+        traffic.add_unfinished(&left);
+        assert_eq!(traffic.in_flight, flights(&[(1, 1, 2), (2, 7, 1)]));
+        // It is said from process to process.
+        let said = serde_json::to_string(&left).unwrap();
+        assert_eq!(serde_json::from_str::<Unfinished>(&said).unwrap(), left);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod body;
 mod l7;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -16,14 +17,19 @@ use std::time::Duration;
 use orca_cluster::id::ReplicaId;
 use orca_cluster::route::Tables;
 use orca_cluster::time::Timestamp;
-use orca_cluster::traffic::Traffic;
+use orca_cluster::traffic::{Traffic, Unfinished};
 use tokio::sync::{mpsc, oneshot};
 
 pub use body::{Body, BodyError};
 use l7::access_log::{self, Log};
 use l7::count::Book;
 use l7::listen;
+use l7::splice::PIPES_MAX;
 use l7::worker::{self, Order, Sources};
+
+/// Files that each worker may have open besides those of its connections: its pipes, of two ends each, its listeners,
+/// and what its runtime waits with.
+pub const FILES_PER_WORKER: u64 = 2 * PIPES_MAX as u64 + 8;
 
 #[derive(Debug)]
 pub struct Config {
@@ -89,7 +95,13 @@ impl Default for Limits {
 
 /// Wasm replicas, which are called in this process.
 pub trait Modules: Send + Sync + 'static {
-    fn call(&self, replica: ReplicaId, request: http::Request<Body>) -> ModuleResponse;
+    /// A request comes back as it was if the replica is not loaded: another can have it. Boxed, since it is large and
+    /// this is rare.
+    fn call(
+        &self,
+        replica: ReplicaId,
+        request: http::Request<Body>,
+    ) -> Result<ModuleResponse, Box<http::Request<Body>>>;
 }
 
 pub type ModuleResponse = Pin<Box<dyn Future<Output = Result<http::Response<Body>, ModuleError>> + Send>>;
@@ -114,8 +126,8 @@ pub enum ModuleError {
 pub struct NoModules;
 
 impl Modules for NoModules {
-    fn call(&self, _: ReplicaId, _: http::Request<Body>) -> ModuleResponse {
-        Box::pin(std::future::ready(Err(ModuleError::Unavailable)))
+    fn call(&self, _: ReplicaId, request: http::Request<Body>) -> Result<ModuleResponse, Box<http::Request<Body>>> {
+        Err(Box::new(request))
     }
 }
 
@@ -225,6 +237,7 @@ impl DataPlane {
                 listeners: of_worker,
                 limits: config.limits.clone(),
                 modules: Arc::clone(&modules),
+                chooser: book.chooser(),
                 book: Arc::clone(&book),
                 sources: Arc::clone(&sources),
                 log: log.clone(),
@@ -274,6 +287,17 @@ impl DataPlane {
             worker.book.add_to(&mut traffic);
         }
         traffic
+    }
+
+    /// What it has not finished, which whoever takes over from it has to know while it [ends](DataPlane::shutdown).
+    pub fn unfinished(&self) -> Unfinished {
+        // The order matters: what is chosen in between is in flight when that is read.
+        let is_choosing = self.0.workers.iter().any(|worker| worker.book.is_choosing());
+        let mut in_flight = BTreeMap::new();
+        for worker in &self.0.workers {
+            worker.book.add_flights(&mut in_flight);
+        }
+        Unfinished { is_choosing, in_flight }
     }
 
     /// Requests that wait for a replica now.

@@ -159,6 +159,37 @@ fn a_server_hands_over_to_its_successor_without_losing_a_request() {
 }
 
 #[test]
+fn a_replica_is_not_stopped_under_a_request_that_the_predecessor_has_given_it() {
+    requires_docker!();
+    let mut node = Node::start();
+    node.deploy(&container("web", "1", "")).succeeded();
+    let proxy = node.proxy();
+    let asked = thread::spawn(move || request(proxy, "GET", "/slow?12000", &[("host", "web.test")], b""));
+    wait_until("the request to be in flight", PATIENCE, || node.metric("orca_requests_in_flight", "web") == 1);
+    let mut predecessor = node.succeed();
+    node.deploy(&container("web", "2", "")).succeeded();
+    let answer = asked.join().unwrap().unwrap_or_else(|error| panic!("the request was cut: {error}"));
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    wait_for("the end of the predecessor", PATIENCE, || predecessor.try_wait().unwrap());
+    assert_eq!(node.text("web", "/version").trim(), "2");
+}
+
+#[test]
+fn a_server_that_cannot_go_on_takes_nothing_over() {
+    let mut node = Node::start();
+    node.deploy(&probe("web", "")).succeeded();
+    let load = Load::start(node.target("web"), Rates::plain());
+    load.go_on(100);
+    let mut successor = node.server_command();
+    successor.arg("--take-over").env("ORCA_UNSEAL_KEY", "00".repeat(32));
+    Running::start(successor, b"").end().exited(1);
+    load.go_on(200);
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}");
+    assert!(node.is_running(), "the predecessor serves on");
+}
+
+#[test]
 fn a_server_that_is_stopped_lets_requests_end() {
     let mut node = Node::start();
     node.deploy(&probe("web", "")).succeeded();

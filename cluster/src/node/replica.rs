@@ -523,7 +523,9 @@ impl Replica {
         match &self.stage {
             Stage::Unknown | Stage::Pending | Stage::Busy(..) => self.trouble.is_some(),
             Stage::Running(running) => running.ready || self.trouble.is_some(),
-            Stage::BackOff { .. } | Stage::Stopped | Stage::Gone => true,
+            // A module that is loaded is started at once; a container's end may be news.
+            Stage::Stopped => self.is_container() || self.duty() != Duty::Run,
+            Stage::BackOff { .. } | Stage::Gone => true,
         }
     }
 

@@ -21,6 +21,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::count::Chooser;
 use super::forward;
 use super::framing::{Framing, Violation};
 use super::page;
@@ -46,6 +47,8 @@ pub struct Client {
     pub rest: RefCell<Option<Rest>>,
     /// Requests begun and not ended; over 1 only for an instant between two.
     pub requests: Cell<u32>,
+    /// Those of them that have no response yet.
+    unanswered: Cell<u32>,
     /// We are ending it: what is in progress is cut by us and not given up by the client.
     pub is_ended_by_us: Cell<bool>,
     /// Held by an upgraded connection as well, for as long as it lasts.
@@ -165,12 +168,24 @@ impl Pulse {
 impl Client {
     pub fn begin(&self) {
         self.requests.set(self.requests.get() + 1);
+        self.unanswered.set(self.unanswered.get() + 1);
         self.pulse.busy.store(true, Ordering::Relaxed);
+    }
+
+    /// There is a response for a request, or there will be none.
+    pub fn answered(&self) {
+        self.unanswered.set(self.unanswered.get() - 1);
     }
 
     pub fn end(&self) {
         self.requests.set(self.requests.get() - 1);
         self.pulse.busy.store(self.requests.get() > 0, Ordering::Relaxed);
+    }
+
+    /// Whether a page about a violation would be taken for what it is: not for more of a response that is under way, nor
+    /// for the response to a request that was whole before the violation came.
+    fn may_be_told(&self) -> bool {
+        self.requests.get() == 0 && !self.pulse.is_blocked()
     }
 }
 
@@ -282,7 +297,7 @@ enum End {
 }
 
 /// Serves one connection to its end.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, permit: Permit) {
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, permit: Permit, chooser: Chooser) {
     let pulse = Arc::new(Pulse::new(worker.clock()));
     let framing = Framing::new(worker.bounds());
     let bypass = Arc::new(worker.bypass());
@@ -295,6 +310,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
         bypass,
         rest: RefCell::new(None),
         requests: Cell::new(0),
+        unanswered: Cell::new(0),
         is_ended_by_us: Cell::new(false),
         _permit: permit,
     });
@@ -308,6 +324,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
     let mut connection = worker.http().serve_connection(TokioIo::new(gate), service).with_upgrades();
 
     let mut watch = None;
+    let mut chooser = Some(chooser);
     let mut is_closing = false;
     let end = poll_fn(|context| {
         if watch.is_none() {
@@ -330,6 +347,10 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
         if let Some(rest) = &*client.rest.borrow() {
             rest.poll(context);
         }
+        // No request comes any more, and those that came are given to no other replica.
+        if is_closing && client.unanswered.get() == 0 {
+            chooser = None;
+        }
         match (polled, pulse.overdue(worker.patience())) {
             (Poll::Ready(_), _) => Poll::Ready(End::Finished),
             (Poll::Pending, Some(overdue)) => Poll::Ready(End::Overdue(overdue)),
@@ -337,9 +358,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
         }
     })
     .await;
-    drop(watch);
+    drop((watch, chooser));
     client.is_ended_by_us.set(matches!(end, End::Cut | End::Overdue(_)));
 
+    // Before the connection is taken apart, which ends what is under way.
+    let may_be_told = client.may_be_told();
     let Some(parts) = connection.into_parts() else {
         // Upgraded: someone else has the socket.
         return;
@@ -350,9 +373,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
         (End::Overdue(Overdue::Head), _) if gate.framing.is_in_head() => Some(page::timed_out()),
         (End::Overdue(Overdue::Head), _) => return,
         // What was said before the violation may be half answered; then the break has to speak for itself.
-        (End::Finished, Some(violation)) if client.requests.get() == 0 && !pulse.is_blocked() => {
-            Some(page::violation(violation))
-        }
+        (End::Finished, Some(violation)) if may_be_told => Some(page::violation(violation)),
         (End::Finished, Some(_)) => return,
         (End::Finished, None) if gate.framing.is_in_body() => None,
         (End::Finished, None) => return,

@@ -112,6 +112,7 @@ impl Drop for Boarded {
 pub struct Book {
     pages: Mutex<Pages>,
     held: AtomicUsize,
+    choosers: AtomicUsize,
 }
 
 /// A request's place among those that wait for a replica.
@@ -121,6 +122,17 @@ pub struct Held(Arc<Book>);
 impl Drop for Held {
     fn drop(&mut self) {
         self.0.held.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Something from which a request may yet come that is given to a replica: an open listener, a connection.
+#[derive(Debug)]
+pub struct Chooser(Arc<Book>);
+
+impl Drop for Chooser {
+    fn drop(&mut self) {
+        // Whoever sees it gone sees all that it has put in flight.
+        self.0.choosers.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -148,6 +160,16 @@ impl Book {
 
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
+    }
+
+    pub fn chooser(self: &Arc<Book>) -> Chooser {
+        self.choosers.fetch_add(1, Ordering::Relaxed);
+        Chooser(Arc::clone(self))
+    }
+
+    /// Whether the worker may still give a request to a replica.
+    pub fn is_choosing(&self) -> bool {
+        self.choosers.load(Ordering::Acquire) > 0
     }
 
     pub fn revision(&self, service: &ServiceName, revision: Revision) -> Arc<Cell> {
@@ -181,13 +203,24 @@ impl Book {
                 service.revisions.entry(*revision).or_default().add(&cell.read());
             }
         }
-        for (replica, flight) in &pages.flights {
+        pages.add_flights(&mut traffic.in_flight);
+    }
+
+    /// What goes on at each replica.
+    pub fn add_flights(&self, in_flight: &mut BTreeMap<ReplicaId, InFlight>) {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner).add_flights(in_flight);
+    }
+}
+
+impl Pages {
+    fn add_flights(&self, in_flight: &mut BTreeMap<ReplicaId, InFlight>) {
+        for (replica, flight) in &self.flights {
             // The order matters: a request moves from the first to the second, so reading the second last may count
             // it twice and never not at all.
             let requests = flight.requests.load(Ordering::Acquire);
             let upgraded = flight.upgraded.load(Ordering::Acquire);
             if requests > 0 || upgraded > 0 {
-                let all: &mut InFlight = traffic.in_flight.entry(*replica).or_default();
+                let all = in_flight.entry(*replica).or_default();
                 all.requests += requests;
                 all.upgraded += upgraded;
             }

@@ -116,8 +116,11 @@ impl Exchange {
         }
     }
 
+    /// It has its response, and is given to no other replica.
     pub fn answered(&mut self, status: StatusCode) {
-        self.status = Some(status);
+        if self.status.replace(status).is_none() {
+            self.client.answered();
+        }
     }
 
     /// The response was an agreement to upgrade; from here on the time is the users' own.
@@ -155,6 +158,9 @@ impl Drop for Exchange {
         let latency = self.latency.unwrap_or_else(|| self.began.elapsed());
         if let Some(cell) = &self.cell {
             cell.count(Ended { status: self.status, cut: self.end == End::Cut, latency });
+        }
+        if self.status.is_none() {
+            self.client.answered();
         }
         self.client.end();
         if let (Some(mut line), Some(log)) = (self.line.take(), &self.client.worker.log) {

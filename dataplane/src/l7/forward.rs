@@ -111,7 +111,7 @@ struct Outgoing {
 
 /// Why an attempt gave no response.
 enum Failed {
-    /// Nothing was sent: the replica takes no connection.
+    /// Nothing was sent: the replica takes no connection, or is a module that is not loaded.
     Refused(io::Error),
     /// Nothing was sent: a kept connection had been closed.
     Stale,
@@ -247,7 +247,7 @@ impl Way<'_> {
                     tracing::debug!(%error, "a client broke off inside its request");
                     return Err(Refusal::Incomplete);
                 }
-                // As when a connection is refused: it has just been stopped, or is not loaded yet.
+                // As when a connection is refused: it has just been stopped.
                 Some((replica, Failed::Module(ModuleError::Unavailable))) if outgoing.is_repeatable => {
                     avoid = Some(replica);
                     refused += 1;
@@ -330,7 +330,10 @@ impl Way<'_> {
         let pulse = &self.client.pulse;
         let is_head = outgoing.method == Method::HEAD;
         let request = outgoing.request().ok_or(Failed::Module(ModuleError::Unavailable))?;
-        let called = self.client.worker.modules.call(backend.replica.id, request);
+        let called = self.client.worker.modules.call(backend.replica.id, request).map_err(|request| {
+            outgoing.take_back(*request);
+            Failed::Refused(io::Error::other(ModuleError::Unavailable))
+        })?;
         pulse.wait(service.response_timeout);
         let answered = in_time(pulse, called).await;
         pulse.wait_is_over();
@@ -406,6 +409,12 @@ impl Outgoing {
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
         Some(request)
+    }
+
+    /// The request of before, to be sent elsewhere.
+    fn take_back(&mut self, request: Request<Body>) {
+        let (head, body) = request.into_parts();
+        (self.uri, self.headers, self.body) = (head.uri, head.headers, body);
     }
 }
 

@@ -25,7 +25,7 @@ pub const WORTH_IT: u64 = 32 << 10;
 /// ordinary user have (`/proc/sys/fs/pipe-user-pages-soft`).
 const PIPE_BYTES: usize = 256 << 10;
 /// Pipes of one worker, two descriptors each. Bodies beyond that are copied.
-const PIPES_MAX: usize = 32;
+pub const PIPES_MAX: usize = 32;
 
 /// Stand for bytes in a pipe. Nobody touches them, so the kernel never gives them memory.
 static STAND_IN: LazyLock<&[u8]> = LazyLock::new(|| vec![0; PIPE_BYTES].leak());

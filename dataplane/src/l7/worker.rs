@@ -22,7 +22,7 @@ use tokio::task::spawn_local;
 
 use super::access_log::Log;
 use super::connection::{self, Patience, Pulse};
-use super::count::Book;
+use super::count::{Book, Chooser};
 use super::framing::Bounds;
 use super::splice::{Bypass, Pipes};
 use super::table::{Replicas, Table};
@@ -62,6 +62,8 @@ pub struct Parts {
     pub limits: Limits,
     pub modules: Arc<dyn Modules>,
     pub book: Arc<Book>,
+    /// For as long as it accepts.
+    pub chooser: Chooser,
     pub sources: Arc<Sources>,
     pub log: Option<Log>,
 }
@@ -276,10 +278,10 @@ impl Worker {
             tracing::debug!(%peer, %error, "a connection was gone before it was served");
             return;
         }
-        let open = self.open();
+        let (open, chooser) = (self.open(), self.book.chooser());
         let worker = Rc::clone(self);
         spawn_local(async move {
-            connection::serve(worker, stream, peer, permit).await;
+            connection::serve(worker, stream, peer, permit, chooser).await;
             drop(open);
         });
     }
@@ -403,6 +405,7 @@ pub async fn run(parts: Parts, mut orders: mpsc::UnboundedReceiver<Order>) {
         // It ends by itself, now that the phase has changed; a panic in it was reported by the runtime.
         let _ = task.await;
     }
+    drop(parts.chooser);
     let deadline = tokio::time::sleep(grace);
     tokio::pin!(deadline);
     while worker.open.get() > 0 {

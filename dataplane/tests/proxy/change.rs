@@ -235,12 +235,43 @@ async fn shutting_down_finishes_what_is_under_way() {
     let counted = plane.clone();
     let ending = tokio::spawn(plane.shutdown(DEADLINE));
     assert!(idle.rest().await.is_empty(), "an idle connection is closed");
+    assert!(counted.unfinished().is_choosing, "if its replica breaks off, the busy one may be given to another");
     assert!(TcpStream::connect(at).await.is_err(), "nobody accepts any more");
     go.send(true).unwrap();
     let reply = busy.reply().await.unwrap();
     assert_eq!((reply.text(), reply.header("connection")), ("late", Some("close")));
     ending.await.unwrap();
     assert_eq!(traffic(&counted).services[&service()].total().cut, 0);
+    assert!(counted.unfinished().is_nothing());
+}
+
+#[tokio::test]
+async fn a_proxy_that_ends_says_what_it_still_has_and_when_it_chooses_no_more() {
+    let (go, gone) = tokio::sync::watch::channel(false);
+    let address = raw(move |mut stream| {
+        let mut gone = gone.clone();
+        async move {
+            while read_head(&mut stream).await.is_some() {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf").await.unwrap();
+                gone.wait_for(|go| *go).await.unwrap();
+                stream.write_all(b"half").await.unwrap();
+            }
+        }
+    })
+    .await;
+    let plane = proxy(&[(1, address)]).await;
+    let _idle = Client::connect(&plane).await;
+    let mut busy = Client::connect(&plane).await;
+    busy.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    until("it is in flight", || plane.unfinished().in_flight.contains_key(&ReplicaId(1))).await;
+    assert!(plane.unfinished().is_choosing, "it accepts");
+    let ending = tokio::spawn(plane.clone().shutdown(DEADLINE));
+    until("nothing is chosen any more", || !plane.unfinished().is_choosing).await;
+    assert_eq!(plane.unfinished().in_flight[&ReplicaId(1)].requests, 1);
+    go.send(true).unwrap();
+    assert_eq!(busy.reply().await.unwrap().text(), "halfhalf");
+    ending.await.unwrap();
+    assert!(plane.unfinished().is_nothing());
 }
 
 #[tokio::test]

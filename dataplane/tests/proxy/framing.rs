@@ -108,3 +108,37 @@ async fn a_body_that_turns_out_malformed_ends_both_connections() {
     client.rest().await;
     until("the replica's connection ends", || ended.get() == 1).await;
 }
+
+#[tokio::test]
+async fn a_violation_is_not_answered_in_the_middle_of_a_response() {
+    let address = raw(|mut stream| async move {
+        let _ = read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome").await.unwrap();
+        let _ = tokio::io::AsyncReadExt::read_u8(&mut stream).await;
+    })
+    .await;
+    let plane = proxy(&[(1, address)]).await;
+    let mut client = Client::connect(&plane).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut begun = Vec::new();
+    while !begun.ends_with(b"\r\n\r\nsome") {
+        begun.extend(client.exactly(1).await.unwrap());
+    }
+    client.send("\n").await;
+    assert_eq!(String::from_utf8_lossy(&client.rest().await), "", "it would be taken for the rest of the body");
+}
+
+#[tokio::test]
+async fn a_violation_behind_a_whole_request_is_not_that_requests_answer() {
+    let address = raw(|mut stream| async move {
+        let _ = read_head(&mut stream).await;
+        let _ = tokio::io::AsyncReadExt::read_u8(&mut stream).await;
+    })
+    .await;
+    let plane = proxy(&[(1, address)]).await;
+    let mut client = Client::connect(&plane).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    until("it is in flight", || !traffic(&plane).in_flight.is_empty()).await;
+    client.send("\n").await;
+    assert_eq!(String::from_utf8_lossy(&client.rest().await), "");
+}

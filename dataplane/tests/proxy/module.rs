@@ -1,6 +1,7 @@
 //! Replicas that run in this process.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http_body_util::BodyExt;
 use orca_cluster::id::{ReplicaId, Revision};
@@ -12,8 +13,12 @@ use crate::world::*;
 struct Echo;
 
 impl Modules for Echo {
-    fn call(&self, replica: ReplicaId, request: http::Request<Body>) -> ModuleResponse {
-        Box::pin(async move {
+    fn call(
+        &self,
+        replica: ReplicaId,
+        request: http::Request<Body>,
+    ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
+        Ok(Box::pin(async move {
             match request.uri().path() {
                 "/trap" => Err(ModuleError::Trapped),
                 "/late" => Err(ModuleError::TimedOut),
@@ -26,19 +31,55 @@ impl Modules for Echo {
                     Ok(response.body(Body::whole(body)).unwrap())
                 }
             }
-        })
+        }))
     }
 }
 
-#[tokio::test]
-async fn a_module_is_called_in_process_and_its_failures_have_pages() {
+/// The same, once it is loaded.
+#[derive(Default)]
+struct Loading(AtomicBool);
+
+impl Modules for Loading {
+    fn call(
+        &self,
+        replica: ReplicaId,
+        request: http::Request<Body>,
+    ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
+        if self.0.load(Ordering::SeqCst) { Echo.call(replica, request) } else { Err(Box::new(request)) }
+    }
+}
+
+/// A proxy before one replica of these.
+async fn before(modules: Arc<dyn Modules>) -> DataPlane {
     let config =
         Config { http: vec!["127.0.0.1:0".parse().unwrap()], workers: 1, access_log: AccessLog::Off, limits: limits() };
-    let plane = DataPlane::start(config, Arc::new(Echo)).unwrap();
+    let plane = DataPlane::start(config, modules).unwrap();
     let mut upstream = upstream(&[(5, "0.0.0.0:0".parse().unwrap())]);
     upstream.module = true;
     upstream.backends[0].address = None;
     plane.apply(Arc::new(tables_with(upstream))).await;
+    plane
+}
+
+#[tokio::test]
+async fn a_request_of_any_kind_waits_whole_for_a_module_that_is_being_loaded() {
+    let modules = Arc::new(Loading::default());
+    let plane = before(modules.clone()).await;
+    let mut posting = Client::connect(&plane).await;
+    posting.send("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbo").await;
+    let mut getting = Client::connect(&plane).await;
+    getting.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    until("both wait", || plane.held() == 2).await;
+    modules.0.store(true, Ordering::SeqCst);
+    posting.send("dy").await;
+    let reply = posting.reply().await.unwrap();
+    assert_eq!((reply.status, reply.text(), reply.header("x-replica")), (200, "body", Some("5")));
+    assert_eq!(getting.reply().await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_module_is_called_in_process_and_its_failures_have_pages() {
+    let plane = before(Arc::new(Echo)).await;
     let mut client = Client::connect(&plane).await;
     client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n").await;
     let reply = client.reply().await.unwrap();
@@ -51,6 +92,6 @@ async fn a_module_is_called_in_process_and_its_failures_have_pages() {
     let traffic = &traffic(&plane).services[&service()];
     let counters = &traffic.revisions[&Revision(5)];
     assert_eq!((counters.requests, counters.statuses), (5, [0, 1, 0, 0, 4]));
-    // One that is not loaded is like one that takes no connection: held for a while, and served by no revision.
+    // One that has just been stopped is like one that takes no connection: held for a while, and served by no revision.
     assert_eq!((traffic.unserved.requests, traffic.unserved.statuses), (1, [0, 0, 0, 0, 1]));
 }

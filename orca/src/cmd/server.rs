@@ -17,19 +17,20 @@ use orca_agent::docker::socket_from_environment;
 use orca_agent::hands::chain;
 use orca_agent::{Agent, wasm};
 use orca_cluster::id::Label;
+use orca_cluster::traffic::Unfinished;
 use orca_control::vault::UNSEAL_KEY_VARIABLE;
 use orca_control::{Control, Founded, Front, Handle, Layout, RunError, StartError, UnsealSource};
-use orca_dataplane::{AccessLog, DataPlane, Limits};
+use orca_dataplane::{AccessLog, DataPlane, FILES_PER_WORKER, Limits};
 use orca_wire::identity::file as private;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Level, error, info, warn};
 use zeroize::Zeroizing;
 
-use super::handover::{self, Door, Inheritance, Successor};
+use super::handover::{self, Door, Heir, Inheritance, Successor};
 use crate::cli::ServerArgs;
 use crate::context::{Credential, write_founded};
 use crate::exit::{Exit, Failure};
@@ -40,6 +41,8 @@ use crate::output::Output;
 const FILES_RESERVED: u64 = 256;
 /// A connection takes a file for the client and one for the replica.
 const FILES_PER_CONNECTION: u64 = 2;
+/// With fewer the proxy is of no use, whatever else then lacks files.
+const CONNECTIONS_MIN: u64 = 64;
 /// How long requests that are under way may take to end when the server stops.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// And when it has handed over: nobody waits for the process to end.
@@ -48,6 +51,8 @@ const HANDOVER_GRACE: Duration = Duration::from_secs(60);
 const CONTROL_STOP_MAX: Duration = Duration::from_secs(15);
 /// For all of it: whoever asked it to stop is not left waiting for what never ends.
 const STOP_MAX: Duration = Duration::from_secs(30);
+/// Between two words to a successor about what is not finished yet; as often as a node reports while a replica drains.
+const TELL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a successor waits to know whether its control plane opens. Past it, it serves without.
 const DECISION_MAX: Duration = Duration::from_secs(10);
 /// Before a control plane that has failed is opened again; doubles up to the second.
@@ -70,6 +75,8 @@ pub struct Server {
     standing: watch::Receiver<Standing>,
     /// Ends the control plane.
     ending: CancellationToken,
+    /// What the server that handed over to this one has not finished.
+    unfinished: Option<watch::Receiver<Unfinished>>,
     /// Nobody else works in the data directory meanwhile.
     lock: File,
     /// Modules run here; it must outlive the agent.
@@ -159,6 +166,7 @@ impl Server {
     pub async fn start(args: &ServerArgs) -> Result<Server, Failure> {
         let failed = |error: &dyn std::error::Error| Failure::from_error(Exit::General, error);
         forbid_core();
+        raise_files_max();
         let data = args.data_dir.clone().map_or_else(default_data_dir, Ok)?;
         let name = args.name.clone().unwrap_or_else(host_name);
         let unseal = unseal_source(args, &data)?;
@@ -186,6 +194,9 @@ impl Server {
         let agent_directory = data.join("agent");
         let modules = Agent::modules(&agent_directory, modules_runtime.handle()).map_err(|error| failed(&error))?;
         let (listeners, predecessor) = inheritance.map(Inheritance::take_apart).unzip();
+        // Before it has said anything it may have anything.
+        let before = Unfinished { is_choosing: true, ..Unfinished::default() };
+        let (heard, unfinished) = predecessor.is_some().then(|| watch::channel(before)).unzip();
         let dataplane = start_proxy(args, listeners, &modules)?;
 
         let goal = Agent::recall(&agent_directory);
@@ -213,17 +224,44 @@ impl Server {
             identity,
             directory: agent_directory,
             goal,
+            unfinished: unfinished.clone(),
         };
-        let agent = Agent::start(config, modules, dataplane.clone()).await.map_err(|error| failed(&error))?;
         let mut control = tokio::spawn(keeper.keep(opened));
-        if let Some(predecessor) = predecessor {
-            // A successor that cannot go on had better find out while there is still another.
-            let decided = timeout(DECISION_MAX, decided(&mut control, &mut stands)).await;
-            decided.unwrap_or(Ok(()))?;
-            dataplane.serving().await;
-            Inheritance::serves(predecessor).await.map_err(|error| failed(&error))?;
-            info!("taken over from the server that ran before");
-        }
+        let begun = async {
+            let predecessor = match predecessor {
+                // Before there is an agent, with whose first tables connections are accepted: a successor that cannot go on
+                // had better find out while all of them are still the other's.
+                Some(predecessor) => {
+                    let decided = timeout(DECISION_MAX, decided(&mut control, &mut stands)).await;
+                    decided.unwrap_or(Ok(()))?;
+                    Some(predecessor.goes_on().await.map_err(|error| failed(&error))?)
+                }
+                None => None,
+            };
+            let mut agent = Agent::start(config, modules, dataplane.clone()).await.map_err(|error| failed(&error))?;
+            if let (Some(predecessor), Some(heard)) = (predecessor, heard) {
+                tokio::select! {
+                    () = dataplane.serving() => {}
+                    ended = &mut control => {
+                        ended.map_err(|panicked| failed(&panicked))??;
+                        return Err(Failure::general("the control plane has ended without being told to"));
+                    }
+                    ended = agent.ended() => return Err(failed(&ended)),
+                }
+                tokio::spawn(predecessor.follow(heard));
+                info!("taken over from the server that ran before");
+            }
+            Ok::<_, Failure>(agent)
+        };
+        let agent = match begun.await {
+            Ok(agent) => agent,
+            Err(failure) => {
+                // Whatever was accepted is answered first.
+                dataplane.shutdown(STOP_GRACE).await;
+                end_control(&ending, control).await;
+                return Err(failure);
+            }
+        };
         Ok(Server {
             proxy: dataplane.addresses(),
             data,
@@ -234,6 +272,7 @@ impl Server {
             control,
             standing: stands,
             ending,
+            unfinished,
             lock,
             _modules: modules_runtime,
         })
@@ -264,13 +303,13 @@ impl Server {
     /// somebody ends this process.
     async fn hand_over(self, door: Door, mut successor: Successor) {
         info!("handing over to a successor");
-        let Server { dataplane, agent, control, ending, lock: held, data, _modules, .. } = self;
+        let Server { dataplane, agent, control, ending, unfinished, lock: held, data, _modules, .. } = self;
         let mut signals = Signals::new();
         drop(agent);
         end_control(&ending, control).await;
         let mut held = Some(held);
         let handed_over = async {
-            loop {
+            let heir = loop {
                 // The successor's now.
                 drop(held.take());
                 let given = match dataplane.listeners() {
@@ -278,7 +317,7 @@ impl Server {
                     Err(error) => Err(error),
                 };
                 match given {
-                    Ok(()) => break,
+                    Ok(heir) => break Some(heir),
                     Err(error) => warn!(
                         %error,
                         "the successor does not serve; this process goes on serving by the routes it has, without \
@@ -291,11 +330,17 @@ impl Server {
                     Ok(next) => successor = next,
                     Err(error) => {
                         warn!(%error, "nobody can ask for a handover any more");
-                        break;
+                        break None;
                     }
                 }
-            }
+            };
+            // By itself, so that it goes on when somebody ends this process meanwhile.
+            let telling = heir.map(|heir| tokio::spawn(tell(heir, dataplane.clone(), unfinished)));
             dataplane.clone().shutdown(HANDOVER_GRACE).await;
+            if let Some(telling) = telling {
+                // What is told may be another's: of the server that handed over to this one.
+                let _ = telling.await;
+            }
         };
         tokio::select! {
             () = handed_over => {}
@@ -317,6 +362,26 @@ impl Server {
 
     pub fn address(&self) -> String {
         self.control_address.to_string()
+    }
+}
+
+/// Tells a successor what is not finished here, and what was not when this server took over from another, until that is
+/// nothing.
+async fn tell(mut heir: Heir, dataplane: DataPlane, before: Option<watch::Receiver<Unfinished>>) {
+    let mut ticks = interval(TELL_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let mut unfinished = dataplane.unfinished();
+        if let Some(before) = &before {
+            unfinished.add(&before.borrow());
+        }
+        if unfinished.is_nothing() {
+            return;
+        }
+        if let Err(error) = heir.tell(&unfinished).await {
+            warn!(%error, "the successor does not hear what is not finished here");
+            return;
+        }
     }
 }
 
@@ -534,6 +599,16 @@ fn forbid_core() {
     }
 }
 
+/// A shell or systemd gives a process few files, though it may have many more: that low number is for select(2), which
+/// nothing here uses.
+fn raise_files_max() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let given = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: given.maximum, ..given }) {
+        warn!(%error, files = given.current, "the proxy serves fewer connections: it may open no more files");
+    }
+}
+
 fn start_proxy(
     args: &ServerArgs,
     inherited: Option<Vec<TcpListener>>,
@@ -544,7 +619,7 @@ fn start_proxy(
         http: vec![address],
         workers,
         access_log: args.access_log.clone().map_or(AccessLog::Off, AccessLog::File),
-        limits: Limits { connections_max: connections_max(), ..Limits::default() },
+        limits: Limits { connections_max: connections_max(workers), ..Limits::default() },
     };
     let any = |port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
     let started = match (inherited, args.http) {
@@ -560,11 +635,16 @@ fn start_proxy(
     })
 }
 
-/// Four fifths of the files the process may open are for the proxy's connections.
-fn connections_max() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
-    let connections = limit.saturating_sub(FILES_RESERVED) * 4 / 5 / FILES_PER_CONNECTION;
-    usize::try_from(connections.max(64)).unwrap_or(usize::MAX)
+/// Four fifths of the files the process may open are for the proxy's connections, up to what a proxy usually takes.
+fn connections_max(workers: usize) -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    connections_of(files, workers).min(Limits::default().connections_max)
+}
+
+fn connections_of(files: u64, workers: usize) -> usize {
+    let reserved = FILES_RESERVED + FILES_PER_WORKER * workers as u64;
+    let connections = files.saturating_sub(reserved) / 5 * 4 / FILES_PER_CONNECTION;
+    usize::try_from(connections.max(CONNECTIONS_MIN)).unwrap_or(usize::MAX)
 }
 
 /// An address of this machine under which a socket bound to `ip` is reached.
@@ -624,6 +704,19 @@ mod tests {
     async fn an_end_that_never_comes_is_not_waited_for() {
         let patience = Duration::from_secs(20);
         timeout(patience, end_within(Duration::ZERO, std::future::pending())).await.unwrap();
+    }
+
+    #[test]
+    fn all_files_that_are_allowed_are_used_and_connections_leave_some_to_the_rest() {
+        use rustix::process::{Resource, getrlimit};
+        raise_files_max();
+        let files = getrlimit(Resource::Nofile);
+        assert_eq!(files.current, files.maximum);
+        for (files, workers) in [(1024, 2), (4096, 64), (524_288, 8), (u64::MAX, 1)] {
+            let taken = connections_of(files, workers) as u64;
+            let rest = FILES_RESERVED + FILES_PER_WORKER * workers as u64;
+            assert!(taken == CONNECTIONS_MIN || taken * FILES_PER_CONNECTION + rest <= files, "{files} {workers}");
+        }
     }
 
     #[test]

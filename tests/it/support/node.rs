@@ -230,6 +230,18 @@ impl Node {
         took
     }
 
+    /// A successor takes over and serves; gives the predecessor, which ends when its requests have.
+    #[track_caller]
+    pub fn succeed(&mut self) -> Child {
+        let old = self.process.take().expect("the server runs");
+        let taken_over = |node: &Node| node.log().matches("taken over from").count();
+        let before = taken_over(self);
+        self.start_server(&["--take-over"]);
+        wait_until("a successor that serves", START_MAX, || taken_over(self) > before);
+        wait_until("health of the successor", START_MAX, || self.is_healthy());
+        old
+    }
+
     /// `orca` with this node's contexts, and of the environment of the tests no more than a shell needs.
     pub fn command(&self) -> Command {
         let mut command = Command::new(orca_binary());
