@@ -17,7 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use tracing::error;
 
 use crate::docker::{self, Docker};
-use crate::driver::Driver;
+use crate::driver::{Driver, USAGE_INTERVAL};
 use crate::errand::Errands;
 use crate::hands::{Hands, Tools, chain};
 use crate::ledger::Ledger;
@@ -158,7 +158,7 @@ impl Agent {
             finished,
             ledger: Ledger::in_directory(&directory),
             events: docker.events(),
-            docker,
+            usage: docker.measure(USAGE_INTERVAL),
             dataplane,
             goals: goals_taken,
             unfinished,

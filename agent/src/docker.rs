@@ -38,7 +38,7 @@ pub use events::{Events, Notice};
 pub use exec::{Ended, Exec, ExecInput, ExecRequest, Output, Screen, Size};
 pub use logs::{LogLine, LogRequest, Source};
 pub use secrets::{Open, Unopened, resolve};
-pub use stats::Meter;
+pub use stats::Measurements;
 
 /// Marks what belongs to this cluster; its value is the cluster's id.
 const LABEL_CLUSTER: &str = "orca.cluster";

@@ -11,18 +11,18 @@ use orca_cluster::time::Timestamp;
 use orca_cluster::traffic::{Traffic, Unfinished};
 use orca_dataplane::DataPlane;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::{error, info};
 
 use crate::clock::now;
-use crate::docker::{Docker, Events, Notice};
+use crate::docker::{Events, Measurements, Notice};
 use crate::facts;
 use crate::hands::{Hands, chain};
 use crate::ledger::Ledger;
 use crate::module_files;
 
 /// How often what replicas use is measured.
-const USAGE_INTERVAL: Duration = Duration::from_secs(5);
+pub const USAGE_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two tries to write a goal into the ledger.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
 
@@ -32,8 +32,8 @@ pub struct Driver {
     pub hands: Arc<Hands>,
     pub finished: mpsc::UnboundedReceiver<(ActionId, Finished)>,
     pub ledger: Ledger,
-    pub docker: Docker,
     pub events: Events,
+    pub usage: Measurements,
     pub dataplane: DataPlane,
     pub goals: mpsc::Receiver<Goal>,
     /// Of the proxy that hands over to ours.
@@ -47,9 +47,6 @@ impl Driver {
     /// Until the session's end of `goals` is dropped.
     pub async fn run(mut self) {
         let mut engine = Engine::Unknown;
-        let mut usage = interval(USAGE_INTERVAL);
-        usage.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (measured, mut measurements) = mpsc::channel(1);
         let mut reported = Instant::now();
         // One process, one agent, one proxy: its counters begin with it.
         let started = now();
@@ -90,16 +87,7 @@ impl Driver {
                     }
                 },
                 unfinished = news(&mut self.unfinished) => self.brain.handle_unfinished(unfinished, now()),
-                _ = usage.tick() => {
-                    let (mut meter, measured) = (self.docker.meter(), measured.clone());
-                    tokio::spawn(async move {
-                        if let Ok(usage) = meter.read().await {
-                            // One measurement that nobody has taken yet is enough.
-                            let _ = measured.try_send(usage);
-                        }
-                    });
-                }
-                Some(usage) = measurements.recv() => self.brain.handle_usage(usage),
+                usage = self.usage.next() => self.brain.handle_usage(usage),
                 () = sleep_until(due) => {}
                 () = sleep_to(wake) => self.brain.handle_timeout(now()),
             }

@@ -113,6 +113,7 @@ impl Errands {
                 return stream.finish().await;
             }
         };
+        let gone = stream.closed();
         let Stream { mut sender, mut receiver } = stream;
         let typing = async {
             while let Ok(Some(typed)) = receiver.next::<ExecInput>().await {
@@ -153,6 +154,11 @@ impl Errands {
         tokio::select! {
             () = typing => Ok(()),
             result = printing => result,
+            // A command that neither reads nor prints would never find out.
+            () = gone => {
+                control.hang_up().await;
+                Ok(())
+            }
         }
     }
 }

@@ -2,16 +2,14 @@
 //! also when it fails, so that nothing stays under way for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use orca_cluster::goal::{ModuleGoal, ReplicaGoal, Workload};
-use orca_cluster::id::{ClusterId, Label, NodeId, ReplicaId, ServiceName};
+use orca_cluster::id::{ClusterId, NodeId, ReplicaId, ServiceName};
 use orca_cluster::node::{Action, ActionId, Finished, Secrets, Task};
 use orca_cluster::replica::{Cause, Saw};
-use orca_cluster::route::Tables;
 use orca_cluster::secret::SecretName;
 use orca_cluster::time::Timestamp;
 use orca_dataplane::DataPlane;
@@ -47,8 +45,6 @@ pub struct Hands {
     components: Mutex<BTreeMap<ReplicaId, wasm::Component>>,
     /// Replicas of one module ask for it at the same moment: one fetches, the others find it here.
     fetching: tokio::sync::Mutex<()>,
-    /// What names of services mean to modules, as of the last tables.
-    tables: Arc<RwLock<Arc<Tables>>>,
     finished: mpsc::UnboundedSender<(ActionId, Finished)>,
 }
 
@@ -92,7 +88,6 @@ impl Hands {
             modules,
             components: Mutex::default(),
             fetching: tokio::sync::Mutex::default(),
-            tables: Arc::default(),
             finished,
         };
         (Arc::new(hands), results)
@@ -156,7 +151,6 @@ impl Hands {
                 self.remove(replica, &service, goal.as_deref(), erase).await
             }
             Task::Apply { tables, generation } => {
-                *self.tables.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&tables);
                 self.dataplane.apply(Arc::clone(&tables)).await;
                 Finished::Applied { number: tables.number, generation }
             }
@@ -200,6 +194,10 @@ impl Hands {
             return Err(missing());
         }
         let path = self.modules.join(format!("{digest}{MODULE_SUFFIX}"));
+        if let Ok(bytes) = tokio::fs::read(&path).await {
+            return Ok(bytes.into());
+        }
+        // What is here waits for no transfer. Behind the lock it may have come meanwhile.
         let _alone = self.fetching.lock().await;
         if let Ok(bytes) = tokio::fs::read(&path).await {
             return Ok(bytes.into());
@@ -255,20 +253,10 @@ impl Hands {
             env,
             limits: module.limits.clone(),
             log,
-            resolve: self.resolver(goal.service.project.clone()),
+            services: self.dataplane.services(),
         };
         self.replicas.insert(self.wasm.start(&component, start));
         Ok(Finished::Started { address: None })
-    }
-
-    /// What a host name means to a module of this project: a service of it, if it is one.
-    fn resolver(&self, project: Label) -> wasm::Resolve {
-        let tables = Arc::clone(&self.tables);
-        Arc::new(move |host: &str, _port: u16| -> Option<SocketAddr> {
-            let service = ServiceName::new(project.clone(), Label::new(host).ok()?);
-            let tables = Arc::clone(&tables.read().unwrap_or_else(PoisonError::into_inner));
-            tables.services.get(&service)?.backends.iter().find_map(|backend| backend.address)
-        })
     }
 
     async fn remove(

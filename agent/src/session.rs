@@ -13,12 +13,15 @@ use orca_wire::message::agent::{AgentRequest, Attach, Blob, Errand, FromAgent, T
 use orca_wire::stream::StreamError;
 use orca_wire::{Client, Connection, Stream};
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tracing::{debug, info};
 
 use crate::errand::Errands;
 
 /// How long one try to reach a control node may take before it is said that there is none.
 const DIAL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the bytes of a module may fail to come before the transfer is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Between losing a control node and looking for it again; doubles up to the second while none lets us in.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -57,7 +60,8 @@ impl Session {
         };
         let mut bytes = BytesMut::new();
         while (bytes.len() as u64) < size {
-            match stream.next_bytes().await? {
+            let chunk = timeout(SILENCE_MAX, stream.next_bytes()).await;
+            match chunk.map_err(|_| StreamError::Deadline(SILENCE_MAX))?? {
                 Some(chunk) => bytes.extend_from_slice(&chunk),
                 None => return Err(FetchError::Short { got: bytes.len() as u64, size }),
             }

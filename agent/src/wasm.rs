@@ -40,7 +40,7 @@ use http_body_util::BodyExt as _;
 use orca_cluster::id::{ReplicaId, ServiceName};
 use orca_cluster::limit::MODULE_BYTES_MAX;
 use orca_cluster::spec::ModuleLimits;
-use orca_dataplane::{Body, BodyError, ModuleError, ModuleResponse, Modules};
+use orca_dataplane::{Body, BodyError, ModuleError, ModuleResponse, Modules, Services};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use wasmtime::component::{InstancePre, Linker};
@@ -58,7 +58,6 @@ pub use failure::CallError;
 use failure::Circumstances;
 use guest::{Allotment, CORE_INSTANCES_MAX, Deadline, Guest, TABLE_ENTRIES_MAX};
 use outbound::Policy;
-pub use outbound::Resolve;
 use pace::Pace;
 
 /// How long a running instance may go on before it lets others have a turn, and how exact a deadline is.
@@ -160,7 +159,8 @@ pub struct Start {
     pub env: Vec<(String, Zeroizing<String>)>,
     pub limits: ModuleLimits,
     pub log: Writer,
-    pub resolve: Resolve,
+    /// Those it may ask, of its own project.
+    pub services: Services,
 }
 
 /// One replica of a module. Cheap to clone; ends with [`stop`](Module::stop).
@@ -239,13 +239,13 @@ impl Engine {
     }
 
     pub fn start(&self, component: &Component, start: Start) -> Module {
-        let Start { replica, service, mut env, limits, log, resolve } = start;
+        let Start { replica, service, mut env, limits, log, services } = start;
         for (name, value) in [("ORCA_SERVICE", service.service.to_string()), ("ORCA_REPLICA", replica.to_string())] {
             if env.iter().all(|(given, _)| given != name) {
                 env.push((name.to_owned(), value.into()));
             }
         }
-        let outbound = Arc::new(Policy::new(limits.outbound.clone(), resolve, log.clone()));
+        let outbound = Policy::new(limits.outbound.clone(), service.project.clone(), services, log.clone());
         let instances = Arc::new(Semaphore::new(limits.concurrency as usize));
         let (engine, component) = (self.clone(), component.clone());
         let stopping = CancellationToken::new();
@@ -257,7 +257,7 @@ impl Engine {
             env,
             limits,
             log,
-            outbound,
+            outbound: Arc::new(outbound),
             instances,
             stopping,
             pace: Arc::default(),
@@ -302,13 +302,8 @@ impl Engine {
             tracing::warn!(module = digest, %error, "could not read a compiled module; compiling it again");
             None
         })?;
-        // SAFETY: the bytes must be what `precompile_component` of this very wasmtime, configured like this engine,
-        // returned: they become machine code. `Cache::read` gives out only a file that (1) carries a checksum over
-        // its content, this module's digest and the key of this engine (wasmtime's version and every setting that
-        // shapes code), so it is whole and was written by a process that compiled this module with this engine;
-        // and (2) belongs to our user and can be written by nobody else, so that process was ours: whoever can
-        // forge it can replace this program as well. The bytes were read into our memory before they were checked,
-        // and nobody can change them in between.
+        // SAFETY: the bytes become machine code, so they must be what this engine's own wasmtime returned. The cache was
+        // opened for this engine, and a `Trusted` of it is just that: see there.
         let component = unsafe { wasmtime::component::Component::deserialize(&self.0.engine, code) };
         component
             .inspect_err(

@@ -22,7 +22,7 @@ use orca_cluster::id::{NodeId, ReplicaId, Revision, ServiceName};
 use orca_cluster::resource::Memory;
 use orca_cluster::route::{Absence, Backend, RouteKey, Tables, Upstream};
 use orca_cluster::spec::ModuleLimits;
-use orca_dataplane::{AccessLog, Body, Config, DataPlane, Limits, ModuleResponse, Modules};
+use orca_dataplane::{AccessLog, Body, Config, DataPlane, Limits, ModuleResponse, Modules, Services};
 
 const COLD_STARTS: usize = 50;
 const REQUESTS: usize = 2_000;
@@ -63,7 +63,7 @@ fn main() {
                     outbound: Default::default(),
                 },
                 log: logs.writer(ReplicaId(1)).expect("a log"),
-                resolve: Arc::new(|_, _| None),
+                services: Services::default(),
             },
         )
     };

@@ -3,6 +3,7 @@
 
 pub mod body;
 mod l7;
+mod services;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,6 +27,7 @@ use l7::count::Book;
 use l7::listen;
 use l7::splice::PIPES_MAX;
 use l7::worker::{self, Order, Sources};
+pub use services::{Nowhere, Passage, Services};
 
 /// Files that each worker may have open besides those of its connections: its pipes, of two ends each, its listeners,
 /// and what its runtime waits with.
@@ -61,6 +63,8 @@ pub struct Limits {
     pub fields_max: usize,
     /// A connection between two requests.
     pub idle_time_max: Duration,
+    /// A connection to a replica between two requests.
+    pub replica_idle_time_max: Duration,
     /// A client that neither gives the rest of a request's body nor takes a response.
     pub body_idle_time_max: Duration,
     pub connections_max: usize,
@@ -81,6 +85,8 @@ impl Default for Limits {
             head_bytes_max: 32 << 10,
             fields_max: 100,
             idle_time_max: Duration::from_secs(75),
+            // Shorter than the 5 s after which common application servers close an idle connection.
+            replica_idle_time_max: Duration::from_secs(4),
             body_idle_time_max: Duration::from_secs(60),
             connections_max: 16_384,
             // A network behind one address, or another proxy, is one source.
@@ -166,6 +172,8 @@ struct Shared {
     /// What is handed to the process that comes after us; empty once we are through with them.
     listeners: Mutex<Vec<TcpListener>>,
     log: Option<Log>,
+    /// For the requests of modules.
+    services: Services,
     /// Orders reach all workers in the same order.
     ordering: tokio::sync::Mutex<()>,
     /// Whether the first tables are in use, and connections accepted.
@@ -250,6 +258,7 @@ impl DataPlane {
             addresses,
             listeners: Mutex::new(listeners),
             log,
+            services: Services::default(),
             ordering: tokio::sync::Mutex::new(()),
             serving: tokio::sync::watch::Sender::new(false),
         })))
@@ -268,6 +277,7 @@ impl DataPlane {
                 Err(_) => tracing::warn!("tables were given to a worker of the proxy that has ended"),
             }
         }
+        self.0.services.apply(&tables);
         for is_done in applied {
             let _ = is_done.await;
         }
@@ -286,6 +296,7 @@ impl DataPlane {
         for worker in &self.0.workers {
             worker.book.add_to(&mut traffic);
         }
+        self.0.services.add_to(&mut traffic);
         traffic
     }
 
@@ -303,6 +314,11 @@ impl DataPlane {
     /// Requests that wait for a replica now.
     pub fn held(&self) -> usize {
         self.0.workers.iter().map(|worker| worker.book.held()).sum()
+    }
+
+    /// The same tables, for requests that begin inside this process.
+    pub fn services(&self) -> Services {
+        self.0.services.clone()
     }
 
     /// Where it listens.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::{
-    Node, PATIENCE, Ran, Running, Setup, container, module, orca_binary, probe, request, requires_docker, signal,
-    wait_for, wait_until,
+    Node, PATIENCE, Ran, Running, Setup, container, container_ids, docker, module, orca_binary, probe, request,
+    requires_docker, signal, wait_for, wait_until,
 };
 
 /// An answer that there is no server must not take a person's patience.
@@ -329,6 +329,22 @@ fn a_command_runs_in_a_replica_as_if_it_ran_here() {
         events.iter().any(|event| event["kind"] == "executed" && event["actor"].to_string().contains("admin")),
         "{events:?}"
     );
+}
+
+#[test]
+fn a_command_whose_person_has_gone_ends() {
+    requires_docker!();
+    let node = Node::start();
+    node.deploy(&container("web", "1", "")).succeeded();
+    let web = node.name("web");
+    let ids = container_ids(&node, "web");
+    let goes_on = || docker(&["top", &ids[0]]).contains("sleep 600000");
+    // It neither reads nor prints, so that nothing tells it by itself.
+    let mut person = node.start_orca(&["exec", &web, "--", "/orca-test-app", "sleep", "600000"]);
+    wait_until("the command to run", PATIENCE, goes_on);
+    person.kill();
+    person.end();
+    wait_until("the command's end", PATIENCE, || !goes_on());
 }
 
 #[test]

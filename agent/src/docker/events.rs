@@ -1,11 +1,12 @@
 //! What happens to our containers, as it happens. A stream of events says what changed and never what is, so on
 //! connecting, and after every gap, everything is listed first; the events from just before the list follow, and an
-//! exit that both show is told once.
+//! exit that both show is told once. A container that the engine cannot look into, as one that was half removed when the
+//! disk was full, is left out and hides no other.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use bollard::models::EventMessage;
+use bollard::models::{ContainerInspectResponse, EventMessage};
 use bollard::query_parameters::EventsOptionsBuilder;
 use futures_util::StreamExt as _;
 use orca_cluster::id::ReplicaId;
@@ -14,7 +15,7 @@ use orca_cluster::replica::{Cause, Engine};
 use orca_cluster::time::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Docker, LABEL_CLUSTER, LABEL_REPLICA, address, error, is_running, now, timestamp};
 
@@ -28,6 +29,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 const PING_MAX: Duration = Duration::from_secs(10);
 /// The events asked for begin this long before the list, for a clock that was read a moment late.
 const OVERLAP: Duration = Duration::from_millis(50);
+/// Between two lines in the log about gaps: an engine that stays away is said once, and again now and then.
+const GAPS_SAID: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
@@ -97,6 +100,7 @@ struct Watch {
 impl Watch {
     async fn run(mut self) {
         let mut pause = PAUSE_MIN;
+        let mut said: Option<Instant> = None;
         loop {
             let engine = self.docker.engine().await;
             let is_ready = matches!(engine, Engine::Ready { .. });
@@ -110,8 +114,16 @@ impl Watch {
                 match self.follow(&mut pause).await {
                     Ok(()) => {}
                     Err(Gap::Closed) => return,
+                    Err(Gap::Engine(cause)) if said.is_none_or(|said| said.elapsed() >= GAPS_SAID) => {
+                        said = Some(Instant::now());
+                        let cause = error::words(&cause);
+                        tracing::warn!(
+                            cause,
+                            "the engine's events broke off; what happens meanwhile is seen when they are back"
+                        );
+                    }
                     Err(Gap::Engine(cause)) => {
-                        tracing::debug!(cause = error::words(&cause), "the engine's events broke off")
+                        tracing::debug!(cause = error::words(&cause), "the engine's events broke off again");
                     }
                 }
             }
@@ -151,7 +163,7 @@ impl Watch {
         let mut all = Vec::new();
         self.told.clear();
         for id in self.docker.list(&[]).await? {
-            let Some(inspected) = self.docker.inspect(&id).await? else { continue };
+            let Some(inspected) = self.inspect(&id).await? else { continue };
             let Some(found) = self.docker.found(&inspected).await else { continue };
             if let Condition::Exited { .. } = found.condition
                 && let Some(finished) = inspected.state.and_then(|state| state.finished_at)
@@ -173,7 +185,7 @@ impl Watch {
                 self.oom.insert(id);
                 Ok(())
             }
-            Some("start") => match self.docker.inspect(&id).await? {
+            Some("start") => match self.inspect(&id).await? {
                 Some(inspected) if is_running(&inspected) => {
                     self.see(Seen::Running { replica, address: address(&inspected) }).await
                 }
@@ -198,7 +210,7 @@ impl Watch {
     async fn died(&mut self, replica: ReplicaId, id: &str, code: i64, end: Timestamp) -> Result<(), Gap> {
         let mut out_of_memory = self.oom.remove(id);
         let mut last_lines = Vec::new();
-        if let Some(inspected) = self.docker.inspect(id).await? {
+        if let Some(inspected) = self.inspect(id).await? {
             let state = inspected.state.clone().unwrap_or_default();
             let finished = state.finished_at.unwrap_or_default();
             let before = self.told.get(&replica);
@@ -210,6 +222,23 @@ impl Watch {
             self.told.insert(replica, Exit { finished, end });
         }
         self.see(Seen::Exited { replica, code, out_of_memory, last_lines }).await
+    }
+
+    /// [`None`] also where the engine answers and cannot say: that is about this container, and no gap.
+    async fn inspect(&self, id: &str) -> Result<Option<ContainerInspectResponse>, Gap> {
+        match self.docker.inspect(id).await {
+            Ok(inspected) => Ok(inspected),
+            Err(cause @ Cause::NoEngine { .. }) => Err(cause.into()),
+            Err(cause) => {
+                let cause = error::words(&cause);
+                tracing::warn!(
+                    container = id,
+                    cause,
+                    "the engine cannot look into a container; if it stays so, remove it: docker rm --force"
+                );
+                Ok(None)
+            }
+        }
     }
 
     async fn see(&self, seen: Seen) -> Result<(), Gap> {

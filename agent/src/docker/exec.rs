@@ -19,6 +19,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use orca_cluster::id::ReplicaId;
 use orca_cluster::replica::Saw;
+use rustix::process::Signal;
 use serde::Deserialize;
 use tokio::io::WriteHalf;
 use tokio::net::UnixStream;
@@ -245,16 +246,27 @@ impl ExecControl {
         Err(Error::Refused("the command closed its output and does not end".to_owned()))
     }
 
-    /// Ends the command. The engine has no call for it, so it is done by its process, which an agent that is not root
-    /// may not do: then it goes on until it ends by itself.
+    /// Tells the command that nobody is there any more, as a terminal does whose line is cut. One that minds neither
+    /// this nor the end of its input goes on.
+    pub async fn hang_up(&self) {
+        self.signal(Signal::HUP).await;
+    }
+
+    /// Ends the command.
     async fn kill(&self) {
+        self.signal(Signal::KILL).await;
+    }
+
+    /// The engine has no call for it, so it is done by the process, which an agent that is not root may not do: then the
+    /// command goes on until it ends by itself.
+    async fn signal(&self, signal: Signal) {
         let Ok(client) = self.docker.client() else { return };
         let Ok(found) = client.inspect_exec(&self.id).await else { return };
         let pid = found.pid.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
         if let (Some(true), Some(pid)) = (found.running, pid)
-            && let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+            && let Err(error) = rustix::process::kill_process(pid, signal)
         {
-            tracing::debug!(exec = self.id, %error, "cannot kill a command that takes too long");
+            tracing::debug!(exec = self.id, %error, ?signal, "cannot signal a command");
         }
     }
 }

@@ -9,6 +9,7 @@ use bollard::query_parameters::LogsOptionsBuilder;
 use futures_util::{Stream, StreamExt as _, stream};
 use orca_cluster::id::ReplicaId;
 use orca_cluster::time::Timestamp;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Docker, Error, timestamp};
 
@@ -18,6 +19,8 @@ pub const LAST_LINES: u32 = 20;
 const START_LATENCY: Duration = Duration::from_millis(500);
 /// The resolution of [`Timestamp`].
 const MILLISECOND: Duration = Duration::from_millis(1);
+/// For the engine to give them. Whoever asks for them has other replicas to see to.
+const LAST_LINES_TIME_MAX: Duration = Duration::from_secs(5);
 /// Characters kept of each; a report goes to a control node with every change.
 const LAST_LINE_LENGTH_MAX: usize = 500;
 /// Docker hands a line on in pieces of 16 KiB; a line longer than this is cut into several.
@@ -72,8 +75,14 @@ impl Docker {
         let since = started.map(|started| started - START_LATENCY).max(ended.map(|ended| ended + MILLISECOND));
         let request = LogRequest { since, tail: Some(LAST_LINES), follow: false };
         let pieces = client.logs(id, Some(options(request))).map(|piece| piece.map_err(drop));
-        let lines = joined(pieces, since).filter_map(async |line| line.ok()).collect::<Vec<_>>().await;
-        lines.into_iter().map(|line| shortened(line.text)).collect()
+        let mut lines = std::pin::pin!(joined(pieces, since));
+        let mut last = Vec::new();
+        let deadline = Instant::now() + LAST_LINES_TIME_MAX;
+        // What came by then is more than nothing.
+        while let Ok(Some(line)) = timeout_at(deadline, lines.next()).await {
+            last.extend(line.ok().map(|line| shortened(line.text)));
+        }
+        last
     }
 }
 

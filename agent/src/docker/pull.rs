@@ -2,7 +2,7 @@
 //! known, decides which bytes run.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bollard::auth::DockerCredentials;
 use bollard::models::ImageInspect;
@@ -12,6 +12,7 @@ use http::{HeaderValue, Request};
 use orca_cluster::goal::{Container, ReplicaGoal};
 use orca_cluster::node::Finished;
 use orca_cluster::replica::{Cause, Pulled};
+use tokio::time::timeout;
 
 use super::create::container;
 use super::secrets::{Open, resolve};
@@ -19,6 +20,9 @@ use super::{Docker, error};
 
 /// The name of Docker's own registry in credentials.
 const REGISTRY_DEFAULT: &str = "https://index.docker.io/v1/";
+/// Between two signs of life in a pull, however long the whole takes. Unpacking a large layer on a slow disk shows none
+/// for a while; a registry that has accepted the connection and says nothing shows none for ever.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
 
 impl Docker {
     /// Has the goal's image on this node. `progress` hears of a pull as it goes on.
@@ -96,8 +100,18 @@ impl Docker {
         let mut layers: HashMap<String, u64> = HashMap::new();
         let client = self.client()?;
         let mut stream = std::pin::pin!(client.create_image(Some(options), None, credentials));
-        while let Some(step) = stream.next().await {
-            let step = step.map_err(|error| self.pull_cause(error, container, known))?;
+        loop {
+            let step = match timeout(SILENCE_MAX, stream.next()).await {
+                Ok(Some(Ok(step))) => step,
+                Ok(None) => break,
+                // The engine begins to answer with the registry's first word.
+                Err(_) | Ok(Some(Err(bollard::errors::Error::RequestTimeoutError))) => {
+                    let seconds = SILENCE_MAX.as_secs();
+                    let reason = format!("nothing came from the registry for {seconds} s; see whether it is reachable");
+                    return Err(Cause::PullFailed { image: container.image.clone(), reason });
+                }
+                Ok(Some(Err(error))) => return Err(self.pull_cause(error, container, known)),
+            };
             let Some(layer) = step.id.filter(|_| step.status.as_deref() == Some("Downloading")) else { continue };
             let bytes = step.progress_detail.and_then(|detail| detail.current).unwrap_or_default();
             let so_far = layers.entry(layer).or_default();

@@ -3,7 +3,8 @@
 //!
 //! The files lie in a directory of the host, one for each replica, because a tmpfs of the container's own is empty
 //! until it runs. The directory above lets only its owner in; below it everyone may read, since the process in the
-//! container may be any user. Nothing is ever written to a disk: where there is no tmpfs, it is refused.
+//! container may be any user. Nothing is ever written to a disk: where there is no tmpfs, it is refused. Which tmpfs
+//! it is depends on who we are: `/run` is root's, and an ordinary user has one of its own or shares memory with all.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -88,16 +89,7 @@ impl Docker {
     pub(super) fn write_secrets(&self, replica: ReplicaId, environment: &Environment) -> Result<PathBuf, Cause> {
         let refused =
             |error: io::Error| Cause::Refused { reason: format!("cannot write the files of secrets: {error}") };
-        let Some(root) = self.memory() else {
-            return Err(Cause::Refused {
-                reason:
-                    "secrets as files need a tmpfs, and neither the runtime directory nor /dev/shm is one; mount a \
-                         tmpfs on /run, or set secrets_as = \"env\""
-                        .to_owned(),
-            });
-        };
-        own(&root).map_err(refused)?;
-        let all = self.secrets_below(&root);
+        let all = self.secrets_below(&self.own_memory()?);
         create_directory(&all, 0o700).map_err(refused)?;
         let directory = all.join(replica.to_string());
         create_directory(&directory, 0o755).map_err(refused)?;
@@ -109,28 +101,51 @@ impl Docker {
 
     /// Takes the files of a replica away.
     pub(super) fn remove_secrets(&self, replica: ReplicaId) -> Result<(), Cause> {
-        // Where there is no tmpfs, none were written.
-        let Some(root) = self.memory() else { return Ok(()) };
-        match fs::remove_dir_all(self.secrets_below(&root).join(replica.to_string())) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Cause::Refused { reason: format!("cannot remove the files of secrets: {error}") })
+        // Another start of Orca may have chosen another place. In one that is not ours we have written nothing.
+        for root in self.places().filter(|place| is_ours(place)) {
+            match fs::remove_dir_all(self.secrets_below(&root).join(replica.to_string())) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Cause::Refused { reason: format!("cannot remove the files of secrets: {error}") });
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
-    /// The first place that is in memory: the runtime directory, the user's, or shared memory.
-    fn memory(&self) -> Option<PathBuf> {
+    /// The first place that is in memory and that we can have for ourselves.
+    fn own_memory(&self) -> Result<PathBuf, Cause> {
+        let mut problems = Vec::new();
+        for place in self.places().filter(|place| is_memory(place)) {
+            match own(&place) {
+                Ok(()) => return Ok(place),
+                Err(error) => problems.push(format!("{}: {error}", place.display())),
+            }
+        }
+        let reason = if problems.is_empty() {
+            "secrets as files need a tmpfs, and neither the runtime directory nor /dev/shm is one; mount a tmpfs on \
+             /run, or set secrets_as = \"env\""
+                .to_owned()
+        } else {
+            format!("no place for the files of secrets can be made ours: {}", problems.join("; "))
+        };
+        Err(Cause::Refused { reason })
+    }
+
+    /// Where the files of secrets may be: the runtime directory, the user's, or shared memory.
+    fn places(&self) -> impl Iterator<Item = PathBuf> + use<> {
         let configured = self.config().runtime_directory.clone();
         let of_user = std::env::var_os("XDG_RUNTIME_DIR").map(|directory| PathBuf::from(directory).join("orca"));
         let shared = PathBuf::from(format!("/dev/shm/orca-{}", rustix::process::getuid().as_raw()));
-        [Some(configured), of_user, Some(shared)].into_iter().flatten().find(|place| is_memory(place))
+        [Some(configured), of_user, Some(shared)].into_iter().flatten()
     }
 
     /// What no container may mount: Orca's state, and the files of other replicas' secrets.
     pub(super) fn guarded(&self) -> Vec<PathBuf> {
         let state = self.config().state_directories.iter().cloned();
-        state.chain(self.memory().map(|root| self.secrets_below(&root))).collect()
+        // The place that is used from now on, also if nothing is there yet, and those of other starts.
+        let places = self.own_memory().ok().into_iter().chain(self.places().filter(|place| is_ours(place)));
+        state.chain(places.map(|root| self.secrets_below(&root))).collect()
     }
 
     fn secrets_below(&self, root: &Path) -> PathBuf {
@@ -148,11 +163,12 @@ fn is_memory(path: &Path) -> bool {
 /// In shared memory anyone can make a directory of any name: it must be ours alone.
 fn own(root: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
-    let found = fs::symlink_metadata(root)?;
-    if !found.is_dir() || found.uid() != rustix::process::getuid().as_raw() {
-        return Err(io::Error::other(format!("{} belongs to another user", root.display())));
-    }
-    Ok(())
+    if is_ours(root) { Ok(()) } else { Err(io::Error::other("it belongs to another user")) }
+}
+
+/// Whether a directory is there and belongs to us; not by way of a link, which anyone may have put there.
+fn is_ours(root: &Path) -> bool {
+    fs::symlink_metadata(root).is_ok_and(|found| found.is_dir() && found.uid() == rustix::process::getuid().as_raw())
 }
 
 /// With this mode, whatever the umask.

@@ -1,6 +1,7 @@
 //! How much memory and CPU replicas use. CPU is the difference between two readings, so a replica's first has none.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bollard::models::ContainerStatsResponse;
 use bollard::query_parameters::{ListContainersOptionsBuilder, StatsOptionsBuilder};
@@ -8,15 +9,26 @@ use futures_util::{StreamExt as _, stream};
 use orca_cluster::id::ReplicaId;
 use orca_cluster::replica::{Cause, Usage};
 use orca_cluster::resource::{Cpu, Memory};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::{Docker, LABEL_CLUSTER, LABEL_REPLICA};
 
 /// Containers asked about at once; each answer costs the engine a walk through a control group.
 const AT_ONCE: usize = 8;
+/// One reading of all of them; what an engine says later than this is given up.
+const READ_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Reads usage again and again; it remembers the readings before.
+/// What replicas use, read again and again until this is dropped.
 #[derive(Debug)]
-pub struct Meter {
+pub struct Measurements {
+    taken: mpsc::Receiver<BTreeMap<ReplicaId, Usage>>,
+    task: JoinHandle<()>,
+}
+
+/// Remembers the readings before: there is one for as long as anybody measures.
+struct Meter {
     docker: Docker,
     before: BTreeMap<ReplicaId, Reading>,
 }
@@ -31,14 +43,46 @@ struct Reading {
 }
 
 impl Docker {
-    pub fn meter(&self) -> Meter {
-        Meter { docker: self.clone(), before: BTreeMap::new() }
+    /// Measures at once and then so often, one reading after the other; what cannot be read is left out.
+    pub fn measure(&self, every: Duration) -> Measurements {
+        let (sender, taken) = mpsc::channel(1);
+        let meter = Meter { docker: self.clone(), before: BTreeMap::new() };
+        Measurements { taken, task: tokio::spawn(meter.run(every, sender)) }
+    }
+}
+
+impl Measurements {
+    /// Waits for the next: what each running replica uses. Nothing is lost when the wait is given up.
+    pub async fn next(&mut self) -> BTreeMap<ReplicaId, Usage> {
+        match self.taken.recv().await {
+            Some(usage) => usage,
+            // The task ends only by a panic, and has no more to say.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Measurements {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
 impl Meter {
-    /// What each running replica uses now.
-    pub async fn read(&mut self) -> Result<BTreeMap<ReplicaId, Usage>, Cause> {
+    async fn run(mut self, every: Duration, sender: mpsc::Sender<BTreeMap<ReplicaId, Usage>>) {
+        let mut due = interval(every);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            due.tick().await;
+            if let Ok(Ok(usage)) = timeout(READ_TIME_MAX, self.read()).await
+                && sender.send(usage).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<BTreeMap<ReplicaId, Usage>, Cause> {
         let filters = std::collections::HashMap::from([
             ("label", vec![format!("{LABEL_CLUSTER}={}", self.docker.config().cluster)]),
             ("status", vec!["running".to_owned()]),

@@ -22,8 +22,17 @@ const MAGIC: &[u8; 16] = b"orca compiled 1\n";
 const HEADER_BYTES: usize = MAGIC.len() + SHA256_OUTPUT_LEN;
 /// Largest compiled module that is read: four times what the largest known interpreters compile to.
 const CODE_BYTES_MAX: u64 = 512 << 20;
-/// Most files kept; past it the ones not used for longest go. A node runs tens of modules and keeps some revisions.
-const FILES_MAX: usize = 256;
+
+/// Code that may be run as it is: what `precompile_component` of this very wasmtime, set up like the cache's engine,
+/// returned. Only [`Cache::read`] makes one, from a file that
+///
+/// 1. carries a checksum over its content, its module's digest and the key of the engine (wasmtime's version and every
+///    setting that shapes code), so it is whole and was written by a process that compiled this module so; and
+/// 2. belongs to our user and can be written by nobody else, so that process was ours: whoever can forge it can replace
+///    this program as well.
+///
+/// The bytes were read into our memory before they were checked, and nobody can change them in between.
+pub(super) struct Trusted(Vec<u8>);
 
 #[derive(Debug)]
 pub(super) struct Cache {
@@ -44,7 +53,7 @@ impl Cache {
     }
 
     /// The code for a module, if it is here, whole, and ours.
-    pub(super) fn read(&self, module_digest: &str) -> io::Result<Option<Vec<u8>>> {
+    pub(super) fn read(&self, module_digest: &str) -> io::Result<Option<Trusted>> {
         let path = self.path(module_digest);
         let mut file = match File::open(&path) {
             Ok(file) => file,
@@ -52,7 +61,7 @@ impl Cache {
             Err(error) => return Err(error),
         };
         let metadata = file.metadata()?;
-        // Code that another user could have put here is never run: `Engine::cached` builds on it.
+        // Code that another user could have put here is never run.
         let ours = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
         if !ours || metadata.len() > CODE_BYTES_MAX {
             return Ok(None);
@@ -65,12 +74,11 @@ impl Cache {
         // For the choice of what goes first. A file that cannot be touched only goes earlier.
         let _ = file.set_modified(SystemTime::now());
         bytes.drain(..HEADER_BYTES);
-        Ok(Some(bytes))
+        Ok(Some(Trusted(bytes)))
     }
 
     /// Writes the code of a module, whole or not at all, also if the machine loses power.
     pub(super) fn write(&self, module_digest: &str, code: &[u8]) -> io::Result<()> {
-        self.make_room()?;
         let path = self.path(module_digest);
         let new = path.with_extension(format!("{}.new", std::process::id()));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -94,20 +102,6 @@ impl Cache {
         header
     }
 
-    fn make_room(&self) -> io::Result<()> {
-        let mut files = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
-            let entry = entry?;
-            files.push((entry.metadata()?.modified()?, entry.path()));
-        }
-        files.sort();
-        let surplus = (files.len() + 1).saturating_sub(FILES_MAX);
-        for (_, path) in files.into_iter().take(surplus) {
-            fs::remove_file(path)?;
-        }
-        Ok(())
-    }
-
     pub(super) fn path(&self, module_digest: &str) -> PathBuf {
         self.directory.join(format!("{module_digest}{}", self.suffix()))
     }
@@ -123,6 +117,12 @@ impl Cache {
 
     pub(super) fn directory(&self) -> &Path {
         &self.directory
+    }
+}
+
+impl AsRef<[u8]> for Trusted {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 

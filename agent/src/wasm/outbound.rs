@@ -3,9 +3,13 @@
 //!
 //! A host on the list is reached at a public address only, and the address that was checked is the one connected
 //! to: a name may not lead back into the host or into its network, whatever its owner lets it resolve to today.
+//!
+//! Which replica of a service a request goes to is the data plane's choice ([`Services`]), by the same tables and the
+//! same rule as for clients. It is in flight there until its response is read, so that a drain waits for it too.
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -19,6 +23,8 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use orca_cluster::id::{Label, ServiceName};
+use orca_dataplane::{Passage, Services};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -35,41 +41,81 @@ use crate::module_log::{Source, Writer};
 const CONNECTIONS_MAX: usize = 256;
 /// From the first packet to an open connection, unless the module asks for less.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
-
-/// Finds a service of the module's own project: its address, or [`None`] if no service has that name.
-pub type Resolve = Arc<dyn Fn(&str, u16) -> Option<SocketAddr> + Send + Sync>;
+/// As long as the proxy gives a replica: it is on this network, and there may be another.
+const REPLICA_CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
+/// Replicas that may refuse before a request does not reach its service; nothing was sent to them.
+const REPLICAS_TRIED_MAX: usize = 3;
 
 /// What the requests of one replica share.
 pub(super) struct Policy {
     listed: BTreeSet<String>,
-    resolve: Resolve,
+    project: Label,
+    services: Services,
     log: Writer,
     connections: Arc<Semaphore>,
 }
 
 impl Policy {
-    pub(super) fn new(listed: BTreeSet<String>, resolve: Resolve, log: Writer) -> Policy {
-        Policy { listed, resolve, log, connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
+    pub(super) fn new(listed: BTreeSet<String>, project: Label, services: Services, log: Writer) -> Policy {
+        Policy { listed, project, services, log, connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
     }
 
     async fn send(&self, request: Request<WasiBody>, options: Option<RequestOptions>) -> Result<Sent, Error> {
         let target = Target::of(request.uri())?;
         let options = options.unwrap_or_default();
-        let address = match (self.resolve)(&target.host, target.port) {
-            Some(address) => address,
-            None if is_listed(&self.listed, &target) => match public_address(&target).await {
-                Ok(address) => address,
-                Err(problem) => return Err(self.refuse(&target, &problem, Error::DestinationIpProhibited)),
-            },
-            None => {
-                let problem = "it is no service of this project and not listed in `outbound`";
-                return Err(self.refuse(&target, problem, Error::HttpRequestDenied));
-            }
-        };
+        let destination = self.destination(&target).await?;
         let slot = Arc::clone(&self.connections).acquire_owned().await.expect("the semaphore is never closed");
         let connect_time = options.connect_timeout.unwrap_or(CONNECT_TIME_MAX).min(CONNECT_TIME_MAX);
-        let stream = timeout(connect_time, target.connect(address)).await.map_err(|_| Error::ConnectionTimeout)??;
-        exchange(stream, request, &options, slot).await
+        let connecting = async {
+            let (stream, passage) = match destination {
+                Destination::Service(service) => {
+                    self.connect(&target, &service).await.map(|(stream, passage)| (stream, Some(passage)))?
+                }
+                Destination::Outside(address) => (connect(address).await.map_err(Error::Connect)?, None),
+            };
+            Ok::<_, Error>((target.secure(stream).await?, passage))
+        };
+        let (stream, passage) = timeout(connect_time, connecting).await.map_err(|_| Error::ConnectionTimeout)??;
+        exchange(stream, request, &options, Place { _slot: slot, passage }).await
+    }
+
+    /// Where a request may go, if anywhere.
+    async fn destination(&self, target: &Target) -> Result<Destination, Error> {
+        let service = Label::new(&target.host).ok().map(|service| ServiceName::new(self.project.clone(), service));
+        if let Some(service) = service.filter(|service| self.services.has(service)) {
+            return Ok(Destination::Service(service));
+        }
+        if !is_listed(&self.listed, target) {
+            let problem = "it is no service of this project and not listed in `outbound`";
+            return Err(self.refuse(target, problem, Error::HttpRequestDenied));
+        }
+        match public_address(target).await {
+            Ok(address) => Ok(Destination::Outside(address)),
+            Err(problem) => Err(self.refuse(target, &problem, Error::DestinationIpProhibited)),
+        }
+    }
+
+    /// Connects to a replica of a service; to another where one takes no connection.
+    async fn connect(&self, target: &Target, service: &ServiceName) -> Result<(TcpStream, Passage), Error> {
+        let mut refused = Vec::new();
+        loop {
+            let passage = match self.services.choose(service, &refused) {
+                Ok(passage) => passage,
+                Err(nowhere) => return Err(self.refuse(target, &nowhere.to_string(), Error::DestinationUnavailable)),
+            };
+            let connected = timeout(REPLICA_CONNECT_TIME_MAX, connect(passage.address())).await;
+            let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(stream) => return Ok((stream, passage)),
+                Err(error) => error,
+            };
+            passage.refused(&error);
+            // Chosen again: there is no other.
+            let is_last = refused.contains(&passage.replica());
+            refused.push(passage.replica());
+            if is_last || refused.len() >= REPLICAS_TRIED_MAX {
+                return Err(Error::Connect(error));
+            }
+        }
     }
 
     fn refuse(&self, target: &Target, problem: &str, error: Error) -> Error {
@@ -78,7 +124,13 @@ impl Policy {
     }
 }
 
-/// Where a request goes.
+enum Destination {
+    Service(ServiceName),
+    /// A public address of a listed host.
+    Outside(SocketAddr),
+}
+
+/// Who a request is for, as its module says.
 #[derive(Debug, PartialEq, Eq)]
 struct Target {
     tls: bool,
@@ -96,10 +148,7 @@ impl Target {
         Ok(Target { tls, host, port })
     }
 
-    async fn connect(&self, address: SocketAddr) -> Result<Box<dyn Stream>, Error> {
-        let stream = TcpStream::connect(address).await.map_err(Error::Connect)?;
-        // Requests are written whole; a delay would only be a delay.
-        stream.set_nodelay(true).map_err(Error::Connect)?;
+    async fn secure(&self, stream: TcpStream) -> Result<Box<dyn Stream>, Error> {
         if !self.tls {
             return Ok(Box::new(stream));
         }
@@ -114,6 +163,13 @@ impl fmt::Display for Target {
         let Target { tls, host, port } = self;
         write!(f, "{}://{host}:{port}", if *tls { "https" } else { "http" })
     }
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    // Requests are written whole; a delay would only be a delay.
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Whether a list such as `api.example.com`, `*.example.com:8443` names the target. An entry without a port means
@@ -199,11 +255,18 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 type Drive = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Sent = (Response<WasiBody>, Drive);
 
+/// What a request holds until its response is read: one of its replica's connections, and its place in flight at the
+/// service that it goes to.
+struct Place {
+    _slot: OwnedSemaphorePermit,
+    passage: Option<Passage>,
+}
+
 async fn exchange(
     stream: Box<dyn Stream>,
     mut request: Request<WasiBody>,
     options: &RequestOptions,
-    slot: OwnedSemaphorePermit,
+    place: Place,
 ) -> Result<Sent, Error> {
     // A connection per request: it asks for a path, not for a whole address as one would of a proxy.
     let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
@@ -232,17 +295,20 @@ async fn exchange(
         // The module's own time is the limit.
         None => answer.await?,
     };
+    if let Some(passage) = &place.passage {
+        passage.succeeded();
+    }
     let idle = options.between_bytes_timeout;
-    let response = response.map(|body| ResponseBody { body, idle, clock: None, _slot: slot }.boxed_unsync());
+    let response = response.map(|body| ResponseBody { body, idle, clock: None, _place: place }.boxed_unsync());
     Ok((response, Box::new(async move { connection.await.map_err(Error::from) })))
 }
 
-/// A response's body, held to the pace the module asked for. Keeps the connection's place until it is read.
+/// A response's body, held to the pace the module asked for.
 struct ResponseBody {
     body: Incoming,
     idle: Option<Duration>,
     clock: Option<Pin<Box<tokio::time::Sleep>>>,
-    _slot: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Body for ResponseBody {
@@ -289,11 +355,11 @@ impl WasiHttpHooks for Outbound {
         if error.is_timeout() { ErrorCode::HttpResponseTimeout } else { ErrorCode::HttpProtocolError }
     }
 
-    fn p2_error_from_connect(&mut self, _: &std::io::Error) -> ErrorCode {
+    fn p2_error_from_connect(&mut self, _: &io::Error) -> ErrorCode {
         ErrorCode::ConnectionRefused
     }
 
-    fn p2_error_from_tls(&mut self, _: &std::io::Error) -> ErrorCode {
+    fn p2_error_from_tls(&mut self, _: &io::Error) -> ErrorCode {
         ErrorCode::TlsProtocolError
     }
 }

@@ -6,9 +6,14 @@ use std::time::Instant;
 
 use http::StatusCode;
 use http_body_util::BodyExt as _;
+use orca_cluster::id::{NodeId, Revision};
 use orca_cluster::resource::Memory;
+use orca_cluster::route::{Absence, Backend, Tables, Upstream};
+use orca_cluster::time::Timestamp;
+use orca_dataplane::{AccessLog, DataPlane, Limits, NoModules};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
 
 use super::*;
 use crate::module_log::{Line, Logs, Query};
@@ -57,7 +62,7 @@ impl Bench {
             env: Vec::new(),
             limits: limits(),
             log: self.logs.writer(REPLICA).expect("a log"),
-            resolve: Arc::new(|_, _| None),
+            services: Services::default(),
         };
         with(&mut start);
         self.engine.start(&component, start)
@@ -199,8 +204,12 @@ async fn a_flood_of_lines_is_cut_and_the_module_does_not_notice() {
     bench.logged("were dropped").await;
 }
 
-/// While `path` is being called as often as the module may at once, everyone else is served.
-async fn others_are_served_during(path: &'static str, with: impl Fn(&mut Start)) -> Vec<Result<(), CallError>> {
+/// While `path` is being called, everyone else is served: so many of them, at least, before the first of these ends.
+async fn others_are_served_during(
+    path: &'static str,
+    beside: usize,
+    with: impl Fn(&mut Start),
+) -> Vec<Result<(), CallError>> {
     let bench = Bench::new();
     let culprit = bench.probe(|start| with(start)).await;
     let innocent = bench.probe(|start| start.limits.concurrency = 4).await;
@@ -216,8 +225,10 @@ async fn others_are_served_during(path: &'static str, with: impl Fn(&mut Start))
         tokio::task::yield_now().await;
     }
     let start = Instant::now();
-    for _ in 0..100 {
+    for served in 1..=100 {
         assert_eq!(answer(&innocent, "/version").await, (StatusCode::OK, "1".to_owned()));
+        let all_go_on = culprits.iter().all(|culprit| !culprit.is_finished());
+        assert!(served > beside || all_go_on, "only {served} were served meanwhile");
     }
     eprintln!("100 requests beside 4 of {path}: {:?}", start.elapsed());
     let mut ends = Vec::new();
@@ -232,7 +243,8 @@ async fn others_are_served_during(path: &'static str, with: impl Fn(&mut Start))
 #[tokio::test]
 async fn a_looping_request_ends_at_its_deadline_and_blocks_nobody() {
     let start = Instant::now();
-    let ends = others_are_served_during("/loop", |start| start.limits.timeout = Duration::from_secs(6)).await;
+    // As many as a machine under load gets through in these seconds.
+    let ends = others_are_served_during("/loop", 10, |start| start.limits.timeout = Duration::from_secs(6)).await;
     assert!(start.elapsed() < PATIENCE);
     for end in ends {
         let error = end.expect_err("it never ends by itself");
@@ -281,7 +293,7 @@ async fn a_quick_module_runs_where_it_is_called_until_a_request_is_not_quick() {
 
 #[tokio::test]
 async fn a_request_that_eats_memory_hurts_only_itself() {
-    let ends = others_are_served_during("/eat", |_| {}).await;
+    let ends = others_are_served_during("/eat", 0, |_| {}).await;
     for end in ends {
         let error = end.expect_err("memory runs out");
         assert!(matches!(error, CallError::OutOfMemory { limit: Memory(33_554_432), .. }), "{error:?}");
@@ -380,8 +392,8 @@ async fn random_bytes_are_given_in_measure() {
     assert!(matches!(error, CallError::Trapped { .. }), "{error:?}");
 }
 
-/// A server that answers every request with the same words; gives its address.
-async fn neighbour() -> SocketAddr {
+/// A server that answers every request with the same words: with the last of them only when it is not held.
+async fn neighbour_while(held: watch::Receiver<bool>) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move {
@@ -389,20 +401,97 @@ async fn neighbour() -> SocketAddr {
             let mut request = [0; 4096];
             let length = stream.read(&mut request).await.expect("a request");
             assert!(request[..length].starts_with(b"GET /stock HTTP/1.1\r\n"));
-            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\n12 ropes\n";
-            stream.write_all(answer.as_bytes()).await.expect("somebody listens");
+            let begin = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\n12 ";
+            stream.write_all(begin.as_bytes()).await.expect("somebody listens");
+            held.clone().wait_for(|held| !held).await.expect("it is let go");
+            stream.write_all(b"ropes\n").await.expect("somebody listens");
         }
     });
     address
 }
 
+async fn neighbour() -> SocketAddr {
+    neighbour_while(watch::channel(false).1).await
+}
+
+/// A proxy that knows one more service of the project, `shop/store`, with a replica at each of these.
+async fn proxy(store: &[SocketAddr]) -> DataPlane {
+    let config = orca_dataplane::Config {
+        http: vec!["127.0.0.1:0".parse().expect("an address")],
+        workers: 1,
+        access_log: AccessLog::Off,
+        limits: Limits::default(),
+    };
+    let backends = store.iter().zip(1..).map(|(address, number)| Backend {
+        replica: ReplicaId(number),
+        revision: Revision(1),
+        node: NodeId(1),
+        address: Some(*address),
+        weight: 1,
+    });
+    let upstream =
+        Upstream { backends: backends.collect(), absence: Absence::Failing, response_timeout: PATIENCE, module: false };
+    let services = [("shop/store".parse().expect("a name"), upstream)].into();
+    let plane = DataPlane::start(config, Arc::new(NoModules)).expect("a proxy");
+    plane.apply(Arc::new(Tables { services, ..Tables::default() })).await;
+    plane
+}
+
+/// Requests that are in flight at the first replica.
+fn in_flight(proxy: &DataPlane) -> u32 {
+    proxy.traffic(Timestamp(0)).in_flight.get(&ReplicaId(1)).map_or(0, |flight| flight.requests)
+}
+
+async fn until_in_flight(proxy: &DataPlane, count: u32) {
+    let start = Instant::now();
+    while in_flight(proxy) != count {
+        assert!(start.elapsed() < PATIENCE, "{} are in flight, not {count}", in_flight(proxy));
+        tokio::task::yield_now().await;
+    }
+}
+
+const STOCK: &str = "/fetch?http://store/stock";
+
 #[tokio::test]
 async fn a_module_reaches_the_services_of_its_project_by_name() {
     let bench = Bench::new();
-    let address = neighbour().await;
-    let resolve: Resolve = Arc::new(move |host, port| (host == "store" && port == 80).then_some(address));
-    let module = bench.probe(|start| start.resolve = resolve).await;
-    assert_eq!(answer(&module, "/fetch?http://store/stock").await, (StatusCode::OK, "12 ropes\n".to_owned()));
+    let proxy = proxy(&[neighbour().await]).await;
+    let module = bench.probe(|start| start.services = proxy.services()).await;
+    assert_eq!(answer(&module, STOCK).await, (StatusCode::OK, "12 ropes\n".to_owned()));
+}
+
+#[tokio::test]
+async fn a_module_asks_another_replica_where_one_takes_no_connection() {
+    let bench = Bench::new();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let both = proxy(&[gone, neighbour().await]).await;
+    let module = bench.probe(|start| start.services = both.services()).await;
+    for _ in 0..20 {
+        assert_eq!(answer(&module, STOCK).await, (StatusCode::OK, "12 ropes\n".to_owned()));
+    }
+
+    for (store, error) in [(&[gone][..], "ConnectionRefused"), (&[], "DestinationUnavailable")] {
+        let proxy = proxy(store).await;
+        let module = bench.probe(|start| start.services = proxy.services()).await;
+        let (status, said) = answer(&module, STOCK).await;
+        assert_eq!((status, said.contains(error)), (StatusCode::BAD_GATEWAY, true), "{said}");
+    }
+    bench.logged("request to http://store:80 refused: the service has no replica that is ready").await;
+}
+
+#[tokio::test]
+async fn what_a_module_asks_of_a_replica_is_in_flight_there_until_it_is_answered() {
+    let bench = Bench::new();
+    let (hold, held) = watch::channel(true);
+    let proxy = proxy(&[neighbour_while(held).await]).await;
+    let module = bench.probe(|start| start.services = proxy.services()).await;
+    let asking = tokio::spawn(async move { answer(&module, STOCK).await });
+    until_in_flight(&proxy, 1).await;
+    proxy.apply(Arc::default()).await;
+    assert_eq!(in_flight(&proxy), 1, "a drain has to wait for it");
+    hold.send(false).expect("the neighbour listens");
+    assert_eq!(asking.await.expect("no panic"), (StatusCode::OK, "12 ropes\n".to_owned()));
+    until_in_flight(&proxy, 0).await;
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! A test's own corner of the real engine: a cluster label and a project of its own, taken away at the end.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use orca_cluster::replica::Cause;
 use orca_cluster::resource::Resources;
 use orca_cluster::secret::SecretName;
 use orca_cluster::spec::{Deploy, HostAccess, SecretsAs, Strategy};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::{JoinHandle, JoinSet};
 use zeroize::Zeroizing;
 
 /// Longest that anything a test waits for may take, on a machine under load.
@@ -120,6 +124,16 @@ impl Bed {
         run("docker", &["inspect", &self.container(replica)]).unwrap()
     }
 
+    /// The same corner by way of a relay, whose answers to some requests are these.
+    pub fn relayed(&self, answer: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> (Docker, Relay) {
+        let place = tempfile::tempdir().unwrap();
+        let mut config = self.config.clone();
+        config.socket = place.path().join("docker.sock");
+        let mut relay = Relay::start(&config.socket, &self.config.socket, answer);
+        relay.place = Some(place);
+        (Docker::new(config), relay)
+    }
+
     pub fn network_exists(&self) -> bool {
         run("docker", &["network", "inspect", &format!("orca-{}", self.project)]).is_ok()
     }
@@ -181,7 +195,6 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
 
 /// GET, as text.
 pub async fn get(address: std::net::SocketAddr, target: &str) -> std::io::Result<String> {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
     stream.write_all(format!("GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await?;
     let mut answer = String::new();
@@ -201,6 +214,58 @@ pub async fn eventually<T, E: std::fmt::Debug>(mut attempt: impl AsyncFnMut() ->
     }
 }
 
+/// Passes connections on to the real socket until it is dropped; then they all break. It may answer a connection's first
+/// request in the engine's place, by its head, and then says no more.
+pub struct Relay {
+    connections: JoinHandle<()>,
+    /// Where its socket is, if that is its own.
+    place: Option<tempfile::TempDir>,
+}
+
+impl Relay {
+    pub fn start(at: &Path, to: &Path, answer: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Relay {
+        let _ = std::fs::remove_file(at);
+        let listener = UnixListener::bind(at).unwrap();
+        let (to, answer) = (to.to_owned(), Arc::new(answer));
+        let connections = tokio::spawn(async move {
+            let mut passing = JoinSet::new();
+            loop {
+                let (near, _) = listener.accept().await.unwrap();
+                let far = UnixStream::connect(&to).await.unwrap();
+                let answer = Arc::clone(&answer);
+                // A connection that breaks is for whoever made it to see.
+                passing.spawn(async move { drop(pass(near, far, &*answer).await) });
+            }
+        });
+        Relay { connections, place: None }
+    }
+}
+
+async fn pass(
+    mut near: UnixStream,
+    mut far: UnixStream,
+    answer: &(impl Fn(&str) -> Option<String> + Sync),
+) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        if near.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    if let Some(answer) = answer(&String::from_utf8_lossy(&head)) {
+        near.write_all(answer.as_bytes()).await?;
+        return std::future::pending().await;
+    }
+    far.write_all(&head).await?;
+    tokio::io::copy_bidirectional(&mut near, &mut far).await.map(drop)
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.connections.abort();
+    }
+}
+
 /// A registry of the test's own, on a free port of this machine.
 pub struct Registry {
     process: std::process::Child,
@@ -210,7 +275,7 @@ pub struct Registry {
 
 impl Registry {
     /// One that serves the files in `storage`; with `password`, only to the user `reader`.
-    pub async fn start(storage: &std::path::Path, password: Option<&str>) -> Registry {
+    pub async fn start(storage: &Path, password: Option<&str>) -> Registry {
         let place = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");

@@ -4,6 +4,7 @@ use orca_cluster::goal::{ReplicaGoal, Workload};
 use orca_cluster::node::Finished;
 use orca_cluster::replica::Cause;
 use orca_cluster::spec::Registry as Credentials;
+use tokio::sync::Notify;
 
 use super::bed::{Bed, Registry, open, run};
 
@@ -87,6 +88,35 @@ async fn an_image_is_pulled_by_name_then_by_digest() {
         matches!(&unreachable, Err(Cause::PullFailed { reason, .. }) if reason.contains("refused")),
         "{unreachable:?}"
     );
+}
+
+#[tokio::test]
+async fn a_pull_that_falls_silent_fails_and_says_so() {
+    requires_docker!();
+    let bed = Bed::new("silent");
+    let step = "{\"status\":\"Downloading\",\"id\":\"a\",\"progressDetail\":{\"current\":5,\"total\":10}}\r\n";
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let begin = format!("{head}{:x}\r\n{step}\r\n", step.len());
+    let (docker, _relay) = bed.relayed(move |request| request.contains("/images/create?").then(|| begin.clone()));
+    let goal = of_image(&bed, "127.0.0.1:1/silent:1", None);
+    let begun = Notify::new();
+    let fetching = docker.fetch(&goal, &open, |pulled| {
+        assert_eq!(pulled.bytes, 5);
+        begun.notify_one();
+    });
+    let silence = async {
+        begun.notified().await;
+        // From here on nothing but time passes, and that at once.
+        tokio::time::pause();
+        std::future::pending::<()>().await;
+    };
+    let failed = tokio::select! {
+        failed = fetching => failed,
+        () = silence => unreachable!("it is for ever"),
+    };
+    let Finished::Failed(Cause::PullFailed { image, reason }) = failed else { panic!("{failed:?}") };
+    assert_eq!(image, "127.0.0.1:1/silent:1");
+    assert!(reason.contains("nothing came from the registry"), "{reason}");
 }
 
 #[tokio::test]

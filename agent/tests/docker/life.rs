@@ -76,7 +76,7 @@ async fn what_ignores_sigterm_is_killed_after_its_grace() {
 }
 
 #[tokio::test]
-async fn a_container_killed_from_outside_is_seen_at_once() {
+async fn a_container_killed_from_outside_is_seen_with_its_last_lines() {
     requires_docker!();
     let bed = Bed::new("killed");
     let goal = bed.goal();
@@ -86,9 +86,7 @@ async fn a_container_killed_from_outside_is_seen_at_once() {
     wait_seen(&mut events, |seen| matches!(seen, Seen::All(_))).await;
 
     run("docker", &["kill", &bed.container(R1)]).unwrap();
-    let killed = Instant::now();
     let exited = wait_seen(&mut events, |seen| matches!(seen, Seen::Exited { .. })).await;
-    assert!(killed.elapsed() < Duration::from_secs(1), "it took {:?}", killed.elapsed());
     let Seen::Exited { replica: R1, code: 137, out_of_memory: false, last_lines } = exited else {
         panic!("{exited:?}")
     };
@@ -282,6 +280,34 @@ async fn secrets_as_files_are_in_memory_and_nowhere_in_docker() {
         goal.secrets = ["ABSENT", "DAMAGED"].map(|name| (name.to_owned(), name.parse().unwrap())).into();
         assert_eq!(bed.create(R1, &goal).await, Finished::Failed(expect));
     }
+}
+
+#[tokio::test]
+async fn secrets_as_files_go_where_they_can_when_the_first_place_is_somebody_elses() {
+    requires_docker!();
+    let mut bed = Bed::new("elsewhere");
+    // In memory, and not to be had, as `/run/orca` is not by an ordinary user.
+    let taken = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    bed.config.runtime_directory = taken.path().join("orca");
+    bed.docker = Docker::new(bed.config.clone());
+    let goal = bed.goal_with(|goal, env| {
+        container(goal).secrets_as = SecretsAs::Files;
+        goal.secrets = [("PASSWORD".to_owned(), "PASSWORD".parse().unwrap())].into();
+        env.insert("PASSWORD", "${secrets.PASSWORD}");
+    });
+    let address = bed.up(R1, &goal).await;
+    let text = eventually(async || get(address, "/file?/run/secrets/PASSWORD").await).await;
+    assert_eq!(text, "ORCA-CANARY-PASSWORD");
+    let inspected = bed.inspect(R1);
+    let source = inspected.lines().find_map(|line| line.trim().strip_prefix("\"Source\": \"")).unwrap();
+    let source = source.trim_end_matches(['"', ',']).to_owned();
+
+    // An Orca that was started with another first place finds them too.
+    let place = tempfile::tempdir_in("/dev/shm").unwrap();
+    bed.config.runtime_directory = place.path().join("orca");
+    bed.docker = Docker::new(bed.config.clone());
+    assert_eq!(bed.docker.remove(R1, &goal, false).await, Finished::Removed);
+    assert!(!std::path::Path::new(&source).exists());
 }
 
 #[tokio::test]

@@ -351,7 +351,7 @@ impl Way<'_> {
 }
 
 /// Whether a connection failed for want of something that is ours: descriptors, ports, memory.
-fn is_our_shortage(error: &io::Error) -> bool {
+pub fn is_our_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
     Errno::from_io_error(error).is_some_and(|errno| shortages.contains(&errno))

@@ -3,15 +3,11 @@
 //! ours are given up before usual servers would, one that the server has already closed is not handed out, and
 //! what still goes wrong is for [`forward`](super::forward) to retry where that is safe.
 
-use std::time::Duration;
-
 use super::upstream::Link;
 
 /// Idle connections kept for one replica by one worker. The replica has taken as many at once before; what is not
 /// needed again goes by its age.
 const IDLE_MAX: usize = 512;
-/// Shorter than the 5 s after which common application servers close an idle connection.
-const IDLE_TIME_MAX: Duration = Duration::from_secs(4);
 
 #[derive(Debug, Default)]
 pub struct Pool {
@@ -36,10 +32,9 @@ impl Pool {
         }
     }
 
-    /// Closes what has been idle for too long.
-    pub fn sweep(&mut self, now: u64) {
-        let limit = u64::try_from(IDLE_TIME_MAX.as_millis()).unwrap_or(u64::MAX);
-        self.idle.retain(|(link, since)| now.saturating_sub(*since) < limit && link.is_quiet());
+    /// Closes what has been idle for so many milliseconds.
+    pub fn sweep(&mut self, now: u64, idle_max: u64) {
+        self.idle.retain(|(link, since)| now.saturating_sub(*since) < idle_max && link.is_quiet());
     }
 
     pub fn clear(&mut self) {

@@ -238,8 +238,9 @@ impl Worker {
                 watched.waker.wake_by_ref();
             }
         }
+        let idle_max = millis(self.limits.replica_idle_time_max);
         for replica in self.replicas.borrow().iter() {
-            replica.pool.borrow_mut().sweep(now);
+            replica.pool.borrow_mut().sweep(now, idle_max);
         }
         self.prune();
     }

@@ -8,5 +8,6 @@ mod forward;
 mod framing;
 mod limits;
 mod module;
+mod services;
 mod upgrade;
 mod world;
