@@ -3,6 +3,7 @@
 //! [`Applied::Refused`], itself replicated, and has changed nothing.
 
 pub mod adopt;
+pub mod host;
 pub mod put;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,8 @@ use crate::id::{Generation, Label, NodeId, Revision, ServiceName};
 use crate::limit::{Excess, Limits};
 use crate::plan::Step;
 use crate::secret::{DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenId};
-use crate::spec::{Route, Settings, check};
+use crate::spec::change::change;
+use crate::spec::{Host, Route, Service, Settings, VolumeSource, check};
 use crate::state::{
     Cluster, DataKey, Deployed, Direction, Failure, Node, PlacementState, Removal, RevisionRecord, Role, Rollout,
     SecretRecord, State, Token,
@@ -62,7 +64,8 @@ pub enum Command {
     Promote {
         service: ServiceName,
     },
-    /// Back to the revision before, or to this one.
+    /// Out of the rollout that runs, or back to this revision. Which one is the default is for
+    /// [`Deployed::previous`] to say before this is proposed.
     Rollback {
         service: ServiceName,
         to: Option<Revision>,
@@ -87,6 +90,9 @@ pub enum Command {
     },
     RemoveSecret {
         name: SecretName,
+        /// Refuse while a service refers to it; entries of earlier versions do not ask for that.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        if_unused: bool,
     },
     /// A scope's secrets under a new data key, all at once, as entries of earlier versions have it. All of them, as of
     /// these versions, or it is refused.
@@ -205,6 +211,13 @@ pub enum Refusal {
     NoDependency { service: ServiceName, needs: Label },
     #[error("{0} is not waiting for a promotion")]
     NothingToPromote(ServiceName),
+    #[error("secret {name} is used by {}; deploy what uses it without it first", Names(.by))]
+    SecretInUse { name: SecretName, by: Vec<ServiceName> },
+    #[error(
+        "{} is a host of {owner}, which has {}; a token limited to {} cannot take it: give {service} another domain",
+        HostText(.host), HostText(.held), .service.project
+    )]
+    HostTaken { service: ServiceName, host: Box<Host>, owner: ServiceName, held: Box<Host> },
     #[error("secret {name} was changed by someone else meanwhile; try again")]
     SecretMoved { name: SecretName },
     #[error("the data key of {0:?} is not known")]
@@ -224,6 +237,32 @@ struct RouteText<'a>(&'a Route);
 impl std::fmt::Display for RouteText<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         crate::route::RouteKey(self.0.clone()).fmt(f)
+    }
+}
+
+struct HostText<'a>(&'a Host);
+
+impl std::fmt::Display for HostText<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Host::Exact(name) => f.write_str(name),
+            Host::Wildcard(name) => write!(f, "*.{name}"),
+            Host::Any => f.write_str("any host"),
+        }
+    }
+}
+
+struct Names<'a>(&'a [ServiceName]);
+
+impl std::fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, name) in self.0.iter().enumerate() {
+            if at > 0 {
+                f.write_str(", ")?;
+            }
+            name.fmt(f)?;
+        }
+        Ok(())
     }
 }
 
@@ -309,7 +348,11 @@ impl Change<'_> {
             }
             Command::NewDataKey { key, rotates } => self.add_data_key(key, rotates),
             Command::SetSecret { name, version, value } => self.set_secret(name, version, value),
-            Command::RemoveSecret { name } => {
+            Command::RemoveSecret { name, if_unused } => {
+                let by = self.state.secret_users(&name);
+                if if_unused && !by.is_empty() {
+                    return Err(Refusal::SecretInUse { name, by });
+                }
                 if self.state.secrets.remove(&name).is_none() {
                     return Err(Refusal::NoSecret(name));
                 }
@@ -386,8 +429,8 @@ impl Change<'_> {
         }
         let mut spec = record.spec.clone();
         spec.replicas = replicas;
-        if let Some(fault) = check::service(&spec).into_iter().next() {
-            return Err(Refusal::CannotScale { service: name.clone(), replicas, reason: fault.message });
+        if let Some(reason) = cannot_scale(&spec) {
+            return Err(Refusal::CannotScale { service: name.clone(), replicas, reason });
         }
         let record = RevisionRecord { spec, note: format!("scale to {replicas}"), ..record.clone() };
         let revision = self.revise(name, record);
@@ -486,6 +529,7 @@ impl Change<'_> {
         }
         let to = match to {
             Some(to) => to,
+            // As entries of earlier versions have it: now the revision comes with it.
             None => previous_template(deployed).ok_or_else(|| Refusal::NothingBefore(name.clone()))?,
         };
         let Some(record) = deployed.revisions.get(&to) else {
@@ -724,23 +768,65 @@ fn next_revision(deployed: &Deployed) -> Revision {
     Revision(last.0 + 1)
 }
 
-/// The newest revision before the target that other replicas than the target's were made from, and that has served:
-/// one that was given up, or overtaken before it got ready, is nothing to go back to.
+/// Whether this many replicas may be asked of a service, by the rules of this version. Asked before it is proposed.
+pub fn check_scale(state: &State, service: &ServiceName, replicas: u32) -> Result<(), Refusal> {
+    // Whether it is there is for the command to say.
+    let Some(deployed) = state.services.get(service) else { return Ok(()) };
+    let spec = Service { replicas, ..deployed.spec().clone() };
+    match check::service(&spec).into_iter().next() {
+        Some(fault) => Err(Refusal::CannotScale { service: service.clone(), replicas, reason: fault.message }),
+        None => Ok(()),
+    }
+}
+
+/// What entries have been refused for since the first version, and are for ever: these rules do not follow those of
+/// [`check`], or a log would mean another thing after an update.
+fn cannot_scale(spec: &Service) -> Option<String> {
+    const REPLICAS_MAX: u32 = 500;
+    let replicas = spec.replicas;
+    if replicas > REPLICAS_MAX {
+        return Some(format!("a service has at most {REPLICAS_MAX} replicas, not {replicas}"));
+    }
+    let written = spec.volumes.iter().find_map(|volume| match &volume.source {
+        VolumeSource::Named(name) if !volume.read_only => Some(name),
+        VolumeSource::Named(_) | VolumeSource::Host(_) => None,
+    });
+    let volume = written.filter(|_| replicas > 1)?;
+    Some(format!("{replicas} replicas cannot all hold the volume `{volume}`"))
+}
+
+impl Deployed {
+    /// What `orca rollback` goes back to if it is not told: the newest revision before the target that has served. One
+    /// that was given up, or overtaken before it got ready, is nothing to go back to; one that only had another number
+    /// of the same replicas is not what anybody means.
+    pub fn previous(&self) -> Option<Revision> {
+        let target = self.target_record();
+        let is_rescale = |record: &RevisionRecord| {
+            let same = Service { replicas: target.spec.replicas, ..record.spec.clone() };
+            record.template == target.template && change(&same, &target.spec).is_nothing()
+        };
+        let before = self.revisions.range(..self.target).rev();
+        before.filter(|(_, record)| !is_rescale(record)).map(|(revision, _)| *revision).find(|at| has_served(self, *at))
+    }
+}
+
+/// The newest revision before the target that other replicas than the target's were made from, and that has served.
 fn previous_template(deployed: &Deployed) -> Option<Revision> {
     let template = deployed.template();
-    let served = |revision: Revision| {
-        let last = deployed.receipts.iter().rev().find(|receipt| receipt.revision == revision);
-        // Every rollout begins from what had settled by then.
-        deployed.settled == Some(revision)
-            || deployed.receipts.iter().any(|receipt| receipt.from == Some(revision))
-            || last.is_some_and(|receipt| receipt.outcome.is_done())
-    };
     deployed
         .revisions
         .range(..deployed.target)
         .rev()
-        .find(|(revision, record)| record.template != template && served(**revision))
+        .find(|(revision, record)| record.template != template && has_served(deployed, **revision))
         .map(|(revision, _)| *revision)
+}
+
+fn has_served(deployed: &Deployed, revision: Revision) -> bool {
+    let last = deployed.receipts.iter().rev().find(|receipt| receipt.revision == revision);
+    // Every rollout begins from what had settled by then.
+    deployed.settled == Some(revision)
+        || deployed.receipts.iter().any(|receipt| receipt.from == Some(revision))
+        || last.is_some_and(|receipt| receipt.outcome.is_done())
 }
 
 #[cfg(test)]
@@ -768,5 +854,148 @@ mod tests {
         assert!(matches!(second, Applied::Unchanged { .. }) && kept == Some(key(1)), "{second:?}");
         let (rotated, kept) = apply(Command::RotateDataKey { key: key(3), values: BTreeMap::new() });
         assert_eq!((rotated, kept), (Applied::Refused(Refusal::DataKeyTaken(key(3).id)), Some(key(1))));
+    }
+
+    fn deploy(state: &mut State, project: &str, text: &str) -> Applied {
+        let file = crate::spec::toml::SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };
+        let project = crate::spec::toml::project(&file, &Label::new(project).unwrap()).unwrap();
+        let (prune, replace, if_generation) = (false, true, None);
+        let put = PutServices { project: project.name, services: project.services, prune, replace, if_generation };
+        apply(state, Command::PutServices(put))
+    }
+
+    fn apply(state: &mut State, command: Command) -> Applied {
+        let index = state.generation.0 + 1;
+        state.apply(index, Entry { at: Timestamp(index), actor: Actor::Orca, source: None, command })
+    }
+
+    fn web() -> ServiceName {
+        "shop/web".parse().unwrap()
+    }
+
+    fn deployed(state: &mut State) -> &mut Deployed {
+        state.services.get_mut(&web()).unwrap()
+    }
+
+    /// The rollout of what is wanted ends well.
+    fn settle(state: &mut State) {
+        let deployed = deployed(state);
+        (deployed.rollout, deployed.settled) = (None, Some(deployed.target));
+    }
+
+    #[test]
+    fn rollback_goes_to_the_revision_before_whatever_changed_but_not_to_another_number_of_the_same() {
+        let text = |image: u32, path: &str, replicas: u32| {
+            format!(
+                "[[service]]\nname = \"web\"\nimage = \"web:{image}\"\nport = 80\nreplicas = {replicas}\n\
+                 domain = \"a.test\"\nroutes = [\"{path}\"]\n"
+            )
+        };
+        let mut state = State::default();
+        for (image, path, replicas) in [(1, "/*", 1), (2, "/*", 1), (2, "/x", 1), (2, "/x", 3)] {
+            deploy(&mut state, "shop", &text(image, path, replicas));
+            settle(&mut state);
+            let revision = deployed(&mut state).target;
+            deployed(&mut state).receipts.push_back(served(revision));
+        }
+        assert_eq!(deployed(&mut state).previous(), Some(Revision(2)), "only the route is another");
+        apply(&mut state, Command::Rollback { service: web(), to: Some(Revision(2)) });
+        let target = deployed(&mut state).target_record().clone();
+        assert_eq!((target.spec.routes.first().unwrap().path.as_str(), target.spec.replicas), ("/", 1));
+    }
+
+    fn served(revision: Revision) -> crate::state::Receipt {
+        crate::state::Receipt {
+            revision,
+            from: None,
+            outcome: crate::plan::report::Outcome::Done,
+            started: Timestamp(1),
+            ended: Timestamp(2),
+            replaced: 0,
+            before: Default::default(),
+            during: Default::default(),
+            after: None,
+            failure: None,
+            tally: Default::default(),
+        }
+    }
+
+    #[test]
+    fn a_secret_that_is_referred_to_stays_and_one_that_is_not_goes() {
+        let mut state = State::default();
+        let (scope, name) = (Scope::Global, SecretName::new(None, "KEY").unwrap());
+        let bytes = || Ciphertext { nonce: Opaque(vec![]), bytes: Opaque(vec![]) };
+        let id = DataKeyId { scope, version: 1 };
+        let key = SealedDataKey { id: id.clone(), root: 1, created: Timestamp(1), key: bytes() };
+        apply(&mut state, Command::NewDataKey { key, rotates: false });
+        let value = SealedValue { key: id, version: 1, value: bytes() };
+        apply(&mut state, Command::SetSecret { name: name.clone(), version: 1, value });
+        let without = "[[service]]\nname = \"web\"\nimage = \"web:1\"\n";
+        deploy(&mut state, "shop", &format!("{without}[service.env]\nA = \"${{secrets.KEY}}\"\n"));
+        settle(&mut state);
+        let remove = |if_unused| Command::RemoveSecret { name: name.clone(), if_unused };
+        let in_use = Applied::Refused(Refusal::SecretInUse { name: name.clone(), by: vec![web()] });
+        assert_eq!(apply(&mut state, remove(true)), in_use);
+        deploy(&mut state, "shop", without);
+        assert_eq!(apply(&mut state, remove(true)), in_use, "the rollout may have to go back");
+        // What an entry of an earlier version says.
+        assert!(matches!(apply(&mut state.clone(), remove(false)), Applied::Done { .. }));
+        settle(&mut state);
+        assert!(matches!(apply(&mut state, remove(true)), Applied::Done { .. }));
+    }
+
+    #[test]
+    fn what_scale_is_refused_for_when_it_is_applied_is_what_it_always_was() {
+        let mut state = State::default();
+        deploy(&mut state, "shop", "[[service]]\nname = \"web\"\nimage = \"web:1\"\n");
+        // A rule of a later version, which does not let this through any more.
+        let target = deployed(&mut state).target;
+        deployed(&mut state).revisions.get_mut(&target).unwrap().spec.source =
+            crate::spec::Source::Image("NOT/an image".to_owned());
+        let scale = |replicas| Command::Scale { service: web(), replicas };
+        assert!(matches!(check_scale(&state, &web(), 2), Err(Refusal::CannotScale { .. })));
+        assert!(matches!(apply(&mut state, scale(2)), Applied::Done { .. }));
+        assert!(matches!(apply(&mut state, scale(501)), Applied::Refused(Refusal::CannotScale { .. })));
+    }
+
+    #[test]
+    fn whoever_is_limited_to_a_project_takes_no_host_of_another() {
+        let text = |domain: &str, route: &str| {
+            format!(
+                "[[service]]\nname = \"web\"\nimage = \"web:1\"\nport = 80\ndomain = \"{domain}\"\n\
+                 routes = [\"{route}\"]\n"
+            )
+        };
+        let mut state = State::default();
+        deploy(&mut state, "shop", &text("*.a.test", "/*"));
+        deploy(&mut state, "blog", &text("blog.test", "/*"));
+        let asked = |project: &str, domain: &str, route: &str| {
+            let text = text(domain, route);
+            let file = crate::spec::toml::SourceFile { name: "service.toml".to_owned(), text };
+            let project = crate::spec::toml::project(&file, &Label::new(project).unwrap()).unwrap();
+            let (prune, replace, if_generation) = (false, true, None);
+            PutServices { project: project.name, services: project.services, prune, replace, if_generation }
+        };
+        use put::{Reach, preview};
+        for (domain, route, taken) in [
+            ("www.a.test", "/x", true),
+            ("*.a.test", "/x", true),
+            ("*.b.a.test", "/*", true),
+            ("a.test", "/*", false),
+            ("blog.test", "/x", false),
+            ("www.blog.test", "/*", false),
+        ] {
+            let put = asked("blog", domain, route);
+            let refused = matches!(
+                preview(&state, &put, Reach::Project),
+                Err(Refusal::HostTaken { owner, .. }) if owner == web()
+            );
+            assert_eq!(refused, taken, "{domain}{route}");
+            assert!(preview(&state, &put, Reach::Cluster).is_ok(), "{domain}{route}");
+        }
+        assert!(preview(&state, &asked("shop", "www.a.test", "/*"), Reach::Project).is_ok(), "its own");
+        // What somebody who may has given the project stays its own, and no more than that.
+        deploy(&mut state, "blog", &text("www.a.test", "/blog"));
+        assert!(preview(&state, &asked("blog", "www.a.test", "/blog"), Reach::Project).is_ok());
     }
 }

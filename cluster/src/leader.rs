@@ -30,6 +30,8 @@ const RECENT: Duration = Duration::from_secs(60);
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 /// Newest events among which a proposal's own are found once it is applied: more than people cause meanwhile.
 const EVENTS_LOOKED_AT: usize = 200;
+/// Announced by one proposal at most, so that it finds its own again; the rest is for the next ones.
+const ANNOUNCED_AT_ONCE: usize = EVENTS_LOOKED_AT / 2;
 /// Restarts of one replica after which its exits are announced once a minute only.
 const EXITS_ANNOUNCED: u32 = 10;
 
@@ -42,6 +44,8 @@ pub struct Leader {
     goals_sent: u64,
     goals: BTreeMap<NodeId, Goal>,
     sent: BTreeMap<NodeId, (GoalNumber, Generation)>,
+    /// The secrets that each node was last sent, by their versions: a goal may be the same but for what they say.
+    secrets_sent: BTreeMap<NodeId, BTreeMap<SecretName, u32>>,
     /// A proposal is under way; its outcome must be known before the next.
     proposing: bool,
     samples: VecDeque<Sample>,
@@ -84,6 +88,7 @@ impl Leader {
             goals_sent: 0,
             goals: BTreeMap::new(),
             sent: BTreeMap::new(),
+            secrets_sent: BTreeMap::new(),
             proposing: false,
             samples: VecDeque::new(),
             waiting: BTreeMap::new(),
@@ -214,26 +219,35 @@ impl Leader {
             }
             let replicas = self.replica_goals(*node);
             let goal = Goal { replicas, tables: tables.clone(), ..Goal::default() };
+            let secrets = self.secret_versions(&goal);
             let same = self.goals.get(node).is_some_and(|last| {
                 last.replicas == goal.replicas
                     && last.tables.routes == goal.tables.routes
                     && last.tables.services == goal.tables.services
+                    && self.secrets_sent.get(node) == Some(&secrets)
                     && !self.owes_acknowledgement(*node)
             });
             if !same {
-                changed.push((*node, goal));
+                changed.push((*node, goal, secrets));
             }
         }
-        for (node, mut goal) in changed {
+        for (node, mut goal, secrets) in changed {
             self.goals_sent += 1;
             goal.number = GoalNumber { term: self.term, count: self.goals_sent };
             goal.generation = self.state.generation;
             goal.tables.number = goal.number;
             goal.tables.generation = goal.generation;
             self.sent.insert(node, (goal.number, goal.generation));
+            self.secrets_sent.insert(node, secrets);
             self.goals.insert(node, goal.clone());
             self.orders.push_back(Order::SendGoal(node, Box::new(goal)));
         }
+    }
+
+    /// The secrets that the replicas of a goal refer to. Sealing one anew leaves its version.
+    fn secret_versions(&self, goal: &Goal) -> BTreeMap<SecretName, u32> {
+        let names = goal.replicas.values().flat_map(|replica| replica.secrets.values());
+        names.filter_map(|name| Some((name.clone(), self.state.secrets.get(name)?.version))).collect()
     }
 
     /// Whether a replica waits for this node to acknowledge a generation that its last goal was not made from: the
@@ -271,8 +285,11 @@ impl Leader {
             PlacementState::Stop { erase: true } => Duty::StopAndErase,
         };
         let means = |name: &str| self.state.secret(&placement.service.project, name).map(|(full, _)| full);
-        let due = |cron: &str| deployed.schedules.get(cron)?.run.filter(|run| run.replica == id).map(|run| run.due);
-        replica_goal(&placement.service, placement.revision, duty, template, newest, means, due)
+        // Also of a schedule that is not wanted any more: what was begun is followed to its end, and not forgotten and
+        // begun again should it be wanted once more.
+        let given = deployed.schedules.iter().filter_map(|(cron, record)| Some((cron, record.run?)));
+        let runs = given.filter(|(_, run)| run.replica == id).map(|(cron, run)| (cron.clone(), run.due)).collect();
+        replica_goal(&placement.service, placement.revision, duty, template, newest, means, runs)
     }
 
     /// Keeps the last minute of counters, from when every node was heard: of a proxy that is heard later nobody knows how
@@ -327,12 +344,16 @@ impl Leader {
         Announced { exit: told.or(forgotten).map(|event| event.at), troubled: false }
     }
 
-    /// What happened to replicas since it was last told.
+    /// What happened to replicas since it was last told, as much of it as one proposal tells.
     fn announcements(&mut self, now: Timestamp) -> Vec<Announcement> {
         let mut announcements = Vec::new();
         let mut announced = std::mem::take(&mut self.announced);
         announced.retain(|replica, _| self.state.placements.contains_key(replica));
         for (id, placement) in &self.state.placements {
+            // A replica may have two things to tell.
+            if announcements.len() + 2 > ANNOUNCED_AT_ONCE {
+                break;
+            }
             let Some(report) = self.inventory.replica(placement.node, *id) else { continue };
             let last = announced.entry(*id).or_insert_with(|| self.told_before(*id));
             announce(*id, report, last, now, &mut announcements);
@@ -377,7 +398,7 @@ fn announce(
 }
 
 /// What a node is told of one replica: of what never changes in its life, and of what newer revisions may change.
-/// `means` says which secret a name in a template stands for, `due` which run of a schedule it was given.
+/// `means` says which secret a name in a template stands for; `runs` are those it was given.
 pub(crate) fn replica_goal(
     service: &ServiceName,
     revision: Revision,
@@ -385,10 +406,9 @@ pub(crate) fn replica_goal(
     template: &RevisionRecord,
     newest: &RevisionRecord,
     means: impl Fn(&str) -> Option<SecretName>,
-    due: impl Fn(&str) -> Option<Timestamp>,
+    runs: BTreeMap<String, Timestamp>,
 ) -> ReplicaGoal {
     let spec = &template.spec;
-    let schedules = newest.spec.schedules.iter();
     let secrets = spec.secrets().into_iter().filter_map(|name| Some((name.to_owned(), means(name)?))).collect();
     ReplicaGoal {
         service: service.clone(),
@@ -401,7 +421,7 @@ pub(crate) fn replica_goal(
         resources: spec.resources,
         liveness: newest.spec.liveness.clone(),
         readiness: newest.spec.readiness.clone(),
-        runs: schedules.filter_map(|schedule| Some((schedule.cron.clone(), due(&schedule.cron)?))).collect(),
+        runs,
         deploy: newest.spec.deploy.clone(),
     }
 }
@@ -423,5 +443,175 @@ fn workload(spec: &Service, record: &RevisionRecord) -> Workload {
             digest: module.digest.clone().unwrap_or_default(),
             limits: spec.limits.clone(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::put::PutServices;
+    use crate::command::{Applied, Entry, NewNode};
+    use crate::event::Actor;
+    use crate::id::Label;
+    use crate::replica::{Ending, Exit, Usage};
+    use crate::secret::{Ciphertext, DataKeyId, Opaque, Scope, SealedDataKey, SealedValue, SealingPublicKey};
+    use crate::spec::toml::{SourceFile, project};
+    use crate::state::{Run, ScheduleRecord};
+
+    const NODE: NodeId = NodeId(1);
+
+    struct World {
+        state: State,
+        index: u64,
+        now: Timestamp,
+    }
+
+    impl World {
+        /// `shop` with these services, on one node.
+        fn new(services: &str) -> World {
+            let mut world = World { state: State::default(), index: 0, now: Timestamp(1_000_000) };
+            let sealing_key = SealingPublicKey(Opaque(vec![]));
+            let node = NewNode { name: "one".into(), address: "one:1".into(), sealing_key, labels: BTreeMap::new() };
+            world.apply(Command::Admit(node));
+            let id = DataKeyId { scope: Scope::Global, version: 1 };
+            let key = Ciphertext { nonce: Opaque(vec![]), bytes: Opaque(vec![]) };
+            let key = SealedDataKey { id, root: 1, created: Timestamp(1), key };
+            world.apply(Command::NewDataKey { key, rotates: false });
+            world.set_secret(1);
+            let file = SourceFile { name: "service.toml".to_owned(), text: services.to_owned() };
+            let project = project(&file, &Label::new("shop").unwrap()).unwrap();
+            world.apply(Command::PutServices(PutServices {
+                project: project.name,
+                services: project.services,
+                prune: false,
+                replace: false,
+                if_generation: None,
+            }));
+            world
+        }
+
+        fn apply(&mut self, command: Command) {
+            self.index += 1;
+            let entry = Entry { at: self.now, actor: Actor::Orca, source: None, command };
+            let applied = self.state.apply(self.index, entry);
+            assert!(matches!(applied, Applied::Done { .. }), "{applied:?}");
+        }
+
+        fn set_secret(&mut self, version: u32) {
+            let value = Ciphertext { nonce: Opaque(vec![]), bytes: Opaque(vec![]) };
+            let key = DataKeyId { scope: Scope::Global, version: 1 };
+            let value = SealedValue { key, version, value };
+            self.apply(Command::SetSecret { name: "KEY".parse().unwrap(), version, value });
+        }
+
+        /// A replica of `shop/web`, whatever a plan would say.
+        fn place(&mut self) -> ReplicaId {
+            self.state.replicas_made += 1;
+            let id = ReplicaId(self.state.replicas_made);
+            let (service, revision) = ("shop/web".parse().unwrap(), Revision(1));
+            let state = PlacementState::Serve;
+            self.state.placements.insert(id, Placement { service, revision, node: NODE, since: self.now, state });
+            id
+        }
+
+        fn leader(&self) -> Leader {
+            Leader::new(1, Arc::new(self.state.clone()), self.now)
+        }
+    }
+
+    fn goals(leader: &mut Leader) -> Vec<Goal> {
+        let orders = std::iter::from_fn(|| leader.poll_order());
+        let goals = orders.filter_map(|order| match order {
+            Order::SendGoal(_, goal) => Some(*goal),
+            Order::Propose(_) => None,
+        });
+        goals.collect()
+    }
+
+    #[test]
+    fn more_exits_than_one_proposal_tells_are_told_by_several_and_each_once() {
+        const COUNT: usize = 3 * EVENTS_LOOKED_AT;
+        let mut world = World::new("[[service]]\nname = \"web\"\nimage = \"web:1\"\nreplicas = 500\n");
+        let replicas: Vec<ReplicaId> = (0..COUNT).map(|_| world.place()).collect();
+        let exit = Exit {
+            at: world.now,
+            code: 1,
+            out_of_memory: false,
+            after_ms: 1_000,
+            last_lines: vec![],
+            ending: Ending::default(),
+        };
+        let report = ReplicaReport {
+            service: "shop/web".parse().unwrap(),
+            revision: Revision(1),
+            phase: Phase::Starting,
+            since: world.now,
+            address: None,
+            digest: None,
+            restarts: 1,
+            failures: 1,
+            last_exit: Some(exit),
+            trouble: None,
+            usage: Usage::default(),
+            pulled: None,
+            ready_after_ms: None,
+            on_trial: false,
+            runs: BTreeMap::new(),
+        };
+        let replicas = replicas.into_iter().map(|id| (id, report.clone())).collect();
+        let mut leader = world.leader();
+        let now = world.now;
+        leader.handle_report(NODE, Observed { at: now, replicas, ..Observed::default() }, now);
+        let mut told = Vec::new();
+        for _ in 0..COUNT {
+            let Some(order) = leader.poll_order() else { break };
+            let Order::Propose(command) = order else { continue };
+            let (Command::Announce(announcements) | Command::Adopt { announcements, .. }) = &command else { panic!() };
+            told.extend(announcements.iter().map(|announcement| announcement.text.clone()));
+            world.apply(command);
+            leader.handle_state(Arc::new(world.state.clone()), now);
+            leader.handle_proposed(now);
+        }
+        let distinct: std::collections::BTreeSet<_> = told.iter().collect();
+        assert_eq!((told.len(), distinct.len()), (COUNT, COUNT));
+        let announces = std::iter::from_fn(|| leader.poll_order()).any(|order| match order {
+            Order::Propose(Command::Announce(announcements) | Command::Adopt { announcements, .. }) => {
+                !announcements.is_empty()
+            }
+            Order::Propose(_) | Order::SendGoal(..) => false,
+        });
+        assert!(!announces, "all of it is told");
+    }
+
+    #[test]
+    fn a_new_value_of_a_secret_is_sent_and_changes_no_replica() {
+        let text = "[[service]]\nname = \"web\"\nimage = \"web:1\"\n[service.env]\nKEY = \"${secrets.KEY}\"\n";
+        let mut world = World::new(text);
+        world.place();
+        let mut leader = world.leader();
+        let now = world.now;
+        let heard = || Observed { at: now, ..Observed::default() };
+        leader.handle_report(NODE, heard(), now);
+        let first = goals(&mut leader).pop().unwrap();
+        leader.handle_report(NODE, heard(), now);
+        assert_eq!(goals(&mut leader), []);
+        world.set_secret(2);
+        leader.handle_state(Arc::new(world.state.clone()), now);
+        let sent = goals(&mut leader);
+        let [second] = sent.as_slice() else { panic!("{} goals", sent.len()) };
+        assert!(second.number > first.number && second.replicas == first.replicas);
+    }
+
+    #[test]
+    fn a_run_is_the_replicas_until_it_is_over_also_of_a_schedule_that_was_taken_out() {
+        let mut world = World::new("[[service]]\nname = \"web\"\nimage = \"web:1\"\n");
+        let (r1, due) = (world.place(), world.now);
+        let record = ScheduleRecord { run: Some(Run { due, replica: r1 }), ..ScheduleRecord::default() };
+        let web = world.state.services.get_mut(&"shop/web".parse().unwrap()).unwrap();
+        web.schedules.insert("0 10 * * *".to_owned(), record);
+        let mut leader = world.leader();
+        leader.handle_report(NODE, Observed { at: due, ..Observed::default() }, due);
+        let goal = goals(&mut leader).pop().unwrap();
+        assert_eq!(goal.replicas[&r1].runs, BTreeMap::from([("0 10 * * *".to_owned(), due)]));
     }
 }

@@ -346,9 +346,11 @@ fn replica_bytes(name: &ServiceName, deployed: &Deployed, template: Revision, ke
     let means = |secret: &str| SecretName::new(Some(name.project.clone()), secret).ok();
     let goal_bytes = |newest: &RevisionRecord| {
         let revision = Revision(u64::MAX);
-        // It may be the one that has all the runs.
-        let due = |_: &str| Some(Timestamp(u64::MAX));
-        let mut goal = replica_goal(name, revision, Duty::StopAndErase, made_from, newest, means, due);
+        // It may be the one that has all the runs, those of schedules that were taken out included.
+        let wanted = newest.spec.schedules.iter().map(|schedule| &schedule.cron);
+        let crons = wanted.chain(deployed.schedules.keys());
+        let runs = crons.map(|cron| (cron.clone(), Timestamp(u64::MAX))).collect();
+        let mut goal = replica_goal(name, revision, Duty::StopAndErase, made_from, newest, means, runs);
         if let Workload::Container(container) = &mut goal.workload {
             // Found out by the first replica.
             container.digest = Some(format!("sha256:{}", "0".repeat(64)));
@@ -395,7 +397,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::command::put::{PutServices, preview_within};
+    use crate::command::put::{PutServices, Reach, preview_within};
     use crate::command::{Applied, Entry, NewNode, Refusal};
     use crate::event::Actor;
     use crate::leader::{Leader, Order};
@@ -599,7 +601,7 @@ mod tests {
         world.apply(secret("shop/A", 3, 50)).unwrap();
         world.apply(Command::PutServices(one("blog"))).unwrap();
         assert!(world.apply(secret("shop/A", 4, 51)).is_err());
-        world.apply(Command::RemoveSecret { name: "shop/A".parse().unwrap() }).unwrap();
+        world.apply(Command::RemoveSecret { name: "shop/A".parse().unwrap(), if_unused: false }).unwrap();
     }
 
     #[test]
@@ -610,7 +612,9 @@ mod tests {
             format!("[[service]]\nname = \"web\"\nimage = \"web:1\"\nreplicas = {replicas}\n[service.env]\n{values}")
         };
         let large = put("shop", &text(100));
-        let Err(planned) = preview_within(&world.state, &large, &Limits::OURS) else { panic!("it is accepted") };
+        let Err(planned) = preview_within(&world.state, &large, Reach::Cluster, &Limits::OURS) else {
+            panic!("it is accepted")
+        };
         assert_eq!(world.apply(Command::PutServices(large)), Err(planned.clone()));
         let expected = "use fewer replicas, smaller environments and commands, or fewer routes";
         assert!(planned.to_string().contains(expected) && planned.to_string().contains("8Mi"), "{planned}");

@@ -230,8 +230,8 @@ pub struct HostAccess {
 /// Settings of the whole cluster, from `cluster.toml`. Whoever takes them from outside asks [`check::settings`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Settings {
+    /// This and the next two are in what earlier versions stored. They have no effect, and are refused.
     pub name: Option<Label>,
-    /// `example.com`: services without a domain of their own are served under it.
     pub domain: Option<String>,
     pub log_level: Option<String>,
     /// Host paths (and all below them) that an `admin` may mount; `"privileged"` and `"network"` allow those.

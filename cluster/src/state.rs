@@ -319,6 +319,19 @@ impl State {
         })
     }
 
+    /// Services that refer to this secret: in what is wanted of them, or in what a rollout that fails returns to.
+    pub fn secret_users(&self, name: &SecretName) -> Vec<ServiceName> {
+        let uses = |service: &ServiceName, deployed: &Deployed| {
+            let means = self.secret(&service.project, name.name()).is_some_and(|(meant, _)| meant == *name);
+            let settled = deployed.settled.filter(|_| deployed.rollout.is_some());
+            let wanted = [Some(deployed.target), settled].into_iter().flatten();
+            let mut records = wanted.filter_map(|revision| deployed.revisions.get(&revision));
+            means && deployed.removal.is_none() && records.any(|record| record.spec.secrets().contains(name.name()))
+        };
+        let using = self.services.iter().filter(|(service, deployed)| uses(service, deployed));
+        using.map(|(service, _)| service.clone()).collect()
+    }
+
     /// The secrets of a data key's scope that an older one sealed.
     pub fn older_secrets<'a>(&'a self, key: &'a DataKeyId) -> impl Iterator<Item = (&'a SecretName, &'a SecretRecord)> {
         let scope = self.secrets.iter().filter(move |(name, _)| name.scope() == key.scope);

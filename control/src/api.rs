@@ -397,6 +397,7 @@ pub fn refused(refusal: Refusal) -> Refused {
         Refusal::Busy { .. }
         | Refusal::Removing(_)
         | Refusal::SecretMoved { .. }
+        | Refusal::SecretInUse { .. }
         | Refusal::DataKeyTaken(_)
         | Refusal::Founded
         | Refusal::LastAdmin => (Reason::Conflict, None),
@@ -404,6 +405,7 @@ pub fn refused(refusal: Refusal) -> Refused {
         | Refusal::SecretsMissing { .. }
         | Refusal::CannotScale { .. }
         | Refusal::TooMuch(_) => (Reason::Invalid, None),
+        Refusal::HostTaken { .. } => (Reason::Invalid, Some("or ask somebody whose token is not limited to a project")),
         Refusal::NoDependency { .. } => (Reason::Invalid, Some("add it to the project, or correct `depends_on`")),
         Refusal::NoDataKey(_) => (Reason::Failed, Some("try again")),
     };

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -238,7 +238,10 @@ impl Upload {
         }
         let published = async {
             self.file.sync_all().await?;
-            tokio::fs::rename(&self.temporary, &self.place).await
+            tokio::fs::rename(&self.temporary, &self.place).await?;
+            // The new name is durable only once its directory is.
+            let directory = self.place.parent().unwrap_or(Path::new("."));
+            File::open(directory).await?.sync_all().await
         };
         published.await.map_err(|source| BlobError::Write { path: self.place.clone(), source })?;
         self.done = true;

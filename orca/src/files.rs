@@ -234,7 +234,7 @@ mod tests {
         let read = read(&[tree.path().join("lone/My Shop")], false).unwrap();
         assert_eq!(read.projects[0].name.as_str(), "my-shop");
 
-        write(tree.path(), "cluster.toml", "[cluster]\nname = \"main\"\n");
+        write(tree.path(), "cluster.toml", "[policy]\nallow_host = [\"network\"]\n");
         write(tree.path(), "services/blog/service.toml", WEB);
         write(tree.path(), "services/shop/service.toml", WEB);
         let read = super::read(&[tree.path().to_owned()], false).unwrap();

@@ -191,7 +191,10 @@ fn step(world: &mut World, command: &str) -> Option<String> {
         "rollback" => {
             let (name, to) = rest.split_once(' ').map_or((rest, None), |(name, to)| (name, Some(to)));
             let to = to.map(|to| to.parse().expect("rollback web v2"));
-            Command::Rollback { service: service(name, world), to }
+            let service = service(name, world);
+            let settled = world.state.services.get(&service).filter(|deployed| deployed.rollout.is_none());
+            let to = to.or_else(|| settled?.previous());
+            Command::Rollback { service, to }
         }
         other => panic!("`{other}` is no command of a story"),
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Change, Command, Detail, Entry, Refusal, busy, next_revision};
+use super::{Applied, Change, Command, Detail, Entry, Refusal, busy, host, next_revision};
 use crate::event::{Actor, Kind};
 use crate::id::{Generation, Label, Revision, ServiceName};
 use crate::limit::Limits;
@@ -60,12 +60,25 @@ impl PutOutcome {
     }
 }
 
+/// How far whoever asks for a change may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    Cluster,
+    /// One project only: hosts of others are not its to take.
+    Project,
+}
+
 /// What `put` would do to this state.
-pub fn preview(state: &State, put: &PutServices) -> Result<PutOutcome, Refusal> {
+pub fn preview(state: &State, put: &PutServices, reach: Reach) -> Result<PutOutcome, Refusal> {
     if let Some(planned) = put.if_generation
         && planned != state.generation
     {
         return Err(Refusal::Moved { planned, now: state.generation });
+    }
+    if reach == Reach::Project {
+        for (label, spec) in &put.services {
+            host::check(state, &ServiceName::new(put.project.clone(), label.clone()), spec)?;
+        }
     }
     let mut outcome = PutOutcome::default();
     let mut missing = Vec::new();
@@ -107,8 +120,8 @@ pub fn preview(state: &State, put: &PutServices) -> Result<PutOutcome, Refusal> 
 }
 
 /// The same, for changes that must stay within these limits.
-pub fn preview_within(state: &State, put: &PutServices, limits: &Limits) -> Result<PutOutcome, Refusal> {
-    let outcome = preview(state, put)?;
+pub fn preview_within(state: &State, put: &PutServices, reach: Reach, limits: &Limits) -> Result<PutOutcome, Refusal> {
+    let outcome = preview(state, put, reach)?;
     let command = limits.hold(Command::PutServices(put.clone()));
     let entry = Entry { at: Timestamp::default(), actor: Actor::Orca, source: None, command };
     match state.clone().apply(0, entry) {
@@ -155,7 +168,8 @@ fn preview_service(
 
 impl Change<'_> {
     pub(super) fn put_services(&mut self, put: PutServices) -> Result<Option<Detail>, Refusal> {
-        let outcome = preview(self.state, &put)?;
+        // How far the caller reaches was judged on this very state: such a put is bound to its generation.
+        let outcome = preview(self.state, &put, Reach::Cluster)?;
         if !outcome.changes_anything() {
             return Ok(None);
         }

@@ -344,20 +344,15 @@ fn circles(services: &[&Service]) -> Vec<(usize, Fault)> {
 
 /// All that is wrong with the settings of a cluster.
 pub fn settings(settings: &Settings) -> Vec<Fault> {
-    let Settings { name: _, domain, log_level, allow_host } = settings;
+    let Settings { name, domain, log_level, allow_host } = settings;
     let mut faults = Faults::default();
-    if let Some(domain) = domain {
-        match domain.parse::<Host>() {
-            Ok(Host::Exact(lower)) if lower == *domain => {}
-            Ok(_) => faults.push("cluster.domain", format!("`{domain}` is no plain domain in lower case")),
-            Err(error) => faults.push("cluster.domain", error.to_string()),
-        }
-    }
-    if let Some(level) = log_level
-        && !LOG_LEVELS.contains(&level.as_str())
-    {
-        let hint = super::toml::suggestion(level, LOG_LEVELS).unwrap_or_else(|| one_of(&LOG_LEVELS));
-        faults.add("cluster.log_level", format!("`{level}` is no log level")).hint = Some(hint);
+    let later = [
+        (name.is_some(), "cluster.name", "a cluster's name in its settings", NAME_HINT),
+        (domain.is_some(), "cluster.domain", "a domain for the whole cluster", DOMAIN_HINT),
+        (log_level.is_some(), "cluster.log_level", "a log level for the whole cluster", LOG_LEVEL_HINT),
+    ];
+    for (_, at, what, hint) in later.into_iter().filter(|(is_set, ..)| *is_set) {
+        faults.add(at, format!("not supported yet: {what}")).of_key().of_kind(Kind::Unsupported).advise(hint);
     }
     faults.at_most("policy.allow_host", allow_host.len(), LABELS_MAX, "entries");
     for entry in allow_host.iter().take(LABELS_MAX) {
@@ -375,6 +370,10 @@ pub fn settings(settings: &Settings) -> Vec<Fault> {
     }
     faults.0
 }
+
+pub(super) const NAME_HINT: &str = "leave it out; `orca server --name` names a node";
+pub(super) const DOMAIN_HINT: &str = "leave it out, and give each service its `domain`";
+pub(super) const LOG_LEVEL_HINT: &str = "leave it out, and set ORCA_LOG where the server runs";
 
 pub const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 

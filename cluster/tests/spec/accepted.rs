@@ -106,20 +106,13 @@ fn a_project_is_named_by_its_directory_or_by_itself() {
 
 #[test]
 fn settings_are_read() {
-    let text = "[cluster]\nname = \"prod\"\ndomain = \"Example.com\"\nlog_level = \"debug\"\n\
-                [policy]\nallow_host = [\"/srv/media\", \"network\"]\n";
+    let text = "[policy]\nallow_host = [\"/srv/media\", \"network\"]\n";
     let settings = toml::settings(&file(text)).unwrap_or_else(|problems| panic!("{}", rendered(text, &problems)));
     expect![[r#"
         Settings {
-            name: Some(
-                prod,
-            ),
-            domain: Some(
-                "example.com",
-            ),
-            log_level: Some(
-                "debug",
-            ),
+            name: None,
+            domain: None,
+            log_level: None,
             allow_host: {
                 "/srv/media",
                 "network",

@@ -1969,12 +1969,11 @@ allow_hosts = []
               |          ^^^^^^^^^^^^^^^
               = hint: such as "example.com"
 
-            error: `verbose` is no log level
+            error: `verbose` is not one of "error", "warn", "info", "debug", "trace"
              --> service.toml:5:13
               |
             5 | log_level = "verbose"
               |             ^^^^^^^^^
-              = hint: one of "error", "warn", "info", "debug", "trace"
 
             error: unknown key `loglevel`
              --> service.toml:6:1
@@ -2012,6 +2011,9 @@ fn settings_of_a_later_version() {
     check_settings(
         r#"[cluster]
 acme_email = "ops@example.com"
+name = "prod"
+domain = "Example.com"
+log_level = "debug"
 [network]
 service_cidr = "10.90.1.0/16"
 [observability]
@@ -2037,73 +2039,94 @@ prune = true
               | ^^^^^^^^^^
               = hint: leave it out; put a proxy with TLS in front for now
 
-            error: not supported yet: `network`
-             --> service.toml:3:2
+            error: not supported yet: a cluster's name in its settings
+             --> service.toml:3:1
               |
-            3 | [network]
+            3 | name = "prod"
+              | ^^^^
+              = hint: leave it out; `orca server --name` names a node
+
+            error: not supported yet: a domain for the whole cluster
+             --> service.toml:4:1
+              |
+            4 | domain = "Example.com"
+              | ^^^^^^
+              = hint: leave it out, and give each service its `domain`
+
+            error: not supported yet: a log level for the whole cluster
+             --> service.toml:5:1
+              |
+            5 | log_level = "debug"
+              | ^^^^^^^^^
+              = hint: leave it out, and set ORCA_LOG where the server runs
+
+            error: not supported yet: `network`
+             --> service.toml:6:2
+              |
+            6 | [network]
               |  ^^^^^^^
               = hint: leave it out: addresses are chosen by Docker
 
             error: the address has bits below the prefix
-             --> service.toml:4:16
+             --> service.toml:7:16
               |
-            4 | service_cidr = "10.90.1.0/16"
+            7 | service_cidr = "10.90.1.0/16"
               |                ^^^^^^^^^^^^^^
               = hint: such as "10.90.0.0/16"
 
             error: not supported yet: `observability`
-             --> service.toml:5:2
+             --> service.toml:8:2
               |
-            5 | [observability]
+            8 | [observability]
               |  ^^^^^^^^^^^^^
               = hint: leave it out; metrics are at `/metrics` of the API
 
             error: this is no http:// or https:// address
-             --> service.toml:6:17
+             --> service.toml:9:17
               |
-            6 | otlp_endpoint = "collector:4317"
+            9 | otlp_endpoint = "collector:4317"
               |                 ^^^^^^^^^^^^^^^^
               = hint: such as "http://10.0.0.5:4318"
 
             error: not supported yet: `notify`
-             --> service.toml:7:3
-              |
-            7 | [[notify]]
-              |   ^^^^^^
-              = hint: leave it out, and follow `orca events -f`
+              --> service.toml:10:3
+               |
+            10 | [[notify]]
+               |   ^^^^^^
+               = hint: leave it out, and follow `orca events -f`
 
             error: not supported yet: `backup`
-              --> service.toml:10:2
+              --> service.toml:13:2
                |
-            10 | [backup]
+            13 | [backup]
                |  ^^^^^^
                = hint: leave it out, and back up volumes with tools of your own
 
             error: a schedule has five fields, in UTC: minute, hour, day, month, weekday
-              --> service.toml:11:12
+              --> service.toml:14:12
                |
-            11 | schedule = "daily"
+            14 | schedule = "daily"
                |            ^^^^^^^
                = hint: such as "0 3 * * *"
 
             error: not supported yet: `ai`
-              --> service.toml:12:2
+              --> service.toml:15:2
                |
-            12 | [ai]
+            15 | [ai]
                |  ^^
                = hint: leave it out: `orca why` needs no model
 
             error: a key is a reference to a secret, never the key itself
-              --> service.toml:14:7
+              --> service.toml:17:7
                |
-            14 | key = "sk-123"
+            17 | key = "sk-123"
                |       ^^^^^^^^
                = hint: write "${secrets.AI_KEY}"
 
             error: not supported yet: `gitops`
-              --> service.toml:17:2
+              --> service.toml:20:2
                |
-            17 | [gitops]
+            20 | [gitops]
                |  ^^^^^^
                = hint: leave it out, and run `orca deploy --prune`
         "#]],

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use orca_cluster::command::put::{PutOutcome, PutServices, ServiceOutcome, preview, preview_within};
+use orca_cluster::command::put::{PutOutcome, PutServices, Reach, ServiceOutcome, preview, preview_within};
 use orca_cluster::command::{Command, Detail};
 use orca_cluster::id::{Label, ServiceName};
 use orca_cluster::limit::Limits;
@@ -26,7 +26,7 @@ pub async fn plan(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     core.authorise(caller, Verb::Plan, Object::Project(&deploy.project.name))?;
     let put = put(deploy)?;
     let state = core.read().await?;
-    let outcome = preview_within(&state, &put, &Limits::OURS).map_err(refused)?;
+    let outcome = preview_within(&state, &put, reach(caller), &Limits::OURS).map_err(refused)?;
     check_host(core, caller, &state, &put, &outcome)?;
     Ok(Response::Planned { generation: state.generation, outcome })
 }
@@ -39,12 +39,14 @@ pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     let (outcome, changed) = loop {
         looks += 1;
         let state = core.read().await?;
-        let outcome = preview(&state, &put).map_err(refused)?;
+        let outcome = preview(&state, &put, reach(caller)).map_err(refused)?;
         if !outcome.changes_anything() {
             return Ok(Response::Deployed { generation: state.generation, outcome });
         }
         let mut bound = put.clone();
-        if check_host(core, caller, &state, &put, &outcome)? {
+        let named = put.services.values().any(|service| !service.routes.is_empty());
+        let is_limited = reach(caller) == Reach::Project && named;
+        if check_host(core, caller, &state, &put, &outcome)? || is_limited {
             // Allowed for what this state would make of it, and for nothing else.
             bound.if_generation = Some(state.generation);
         }
@@ -64,6 +66,10 @@ pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
             Err(failed("the deploy was answered with something else; this is a defect in orca".to_owned()))
         }
     }
+}
+
+fn reach(caller: &Caller) -> Reach {
+    if caller.project.is_some() { Reach::Project } else { Reach::Cluster }
 }
 
 fn unchanged(outcome: PutOutcome) -> PutOutcome {

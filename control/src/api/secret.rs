@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use orca_cluster::command::{Command, Refusal};
-use orca_cluster::id::{Label, ServiceName};
+use orca_cluster::id::Label;
 use orca_cluster::secret::{Scope, SealedDataKey, SecretName};
 use orca_cluster::state::State;
 use orca_cluster::time::Timestamp;
@@ -100,24 +100,14 @@ pub async fn list(core: &Core, caller: &Caller, project: Option<Label>) -> Answe
         version: record.version,
         at: record.at,
         by: actor_name(&record.by),
-        used_by: users(&state, name).into_iter().filter(|service| caller.sees(&service.project)).collect(),
+        used_by: state.secret_users(name).into_iter().filter(|service| caller.sees(&service.project)).collect(),
     });
     Ok(Response::Secrets { secrets: secrets.collect() })
 }
 
-/// Services whose present specification means this secret.
-fn users(state: &State, name: &SecretName) -> Vec<ServiceName> {
-    let uses = |service: &ServiceName, names: &std::collections::BTreeSet<&str>| {
-        names.contains(name.name())
-            && state.secret(&service.project, name.name()).is_some_and(|(meant, _)| meant == *name)
-    };
-    let using = state.services.iter().filter(|(service, deployed)| uses(service, &deployed.spec().secrets()));
-    using.map(|(service, _)| service.clone()).collect()
-}
-
 pub async fn remove(core: &Core, caller: &Caller, name: SecretName) -> Answer {
     core.authorise(caller, Verb::ChangeSecrets, Object::from(name.project()))?;
-    Ok(core.propose(caller, Command::RemoveSecret { name }).await?.response())
+    Ok(core.propose(caller, Command::RemoveSecret { name, if_unused: true }).await?.response())
 }
 
 /// All values of a scope, sealed anew under a new data key, some at a time; one that was broken off is taken up again.

@@ -1,10 +1,10 @@
 //! Changes to one service that is there, and to the cluster's settings.
 
-use orca_cluster::command::Command;
+use orca_cluster::command::{Command, check_scale, host};
 use orca_cluster::id::{Revision, ServiceName};
 use orca_cluster::spec::{Settings, check};
 
-use super::{Answer, Core, deploy, invalid};
+use super::{Answer, Core, deploy, invalid, refused};
 use crate::auth::{Caller, Object, Verb};
 
 pub async fn set_settings(core: &Core, caller: &Caller, settings: Settings) -> Answer {
@@ -16,6 +16,9 @@ pub async fn set_settings(core: &Core, caller: &Caller, settings: Settings) -> A
 }
 
 pub async fn scale(core: &Core, caller: &Caller, service: ServiceName, replicas: u32) -> Answer {
+    core.authorise(caller, Verb::Operate, Object::Project(&service.project))?;
+    // Here and not when it is applied: what an entry means must not change with the rules.
+    check_scale(&*core.read().await?, &service, replicas).map_err(refused)?;
     operate(core, caller, &service, Command::Scale { service: service.clone(), replicas }).await
 }
 
@@ -50,10 +53,17 @@ pub async fn remove(core: &Core, caller: &Caller, service: ServiceName, volumes:
 }
 
 /// Going back may bring back a revision that reaches into the host: then it takes what deploying it would take.
-pub async fn rollback(core: &Core, caller: &Caller, service: ServiceName, to: Option<Revision>) -> Answer {
+pub async fn rollback(core: &Core, caller: &Caller, service: ServiceName, mut to: Option<Revision>) -> Answer {
     core.authorise(caller, Verb::Operate, Object::Project(&service.project))?;
     let state = core.read().await?;
     if let Some(deployed) = state.services.get(&service) {
+        // Of a rollout that runs it is known where it came from.
+        if deployed.rollout.is_none() {
+            to = to.or_else(|| deployed.previous());
+        }
+        if let (Some(_), Some(record)) = (&caller.project, to.and_then(|to| deployed.revisions.get(&to))) {
+            host::check(&state, &service, &record.spec).map_err(refused)?;
+        }
         let candidates = deployed.revisions.iter().filter(|(revision, _)| to.is_none_or(|to| to == **revision));
         for (_, record) in candidates {
             // What runs with the same demands now has been allowed.

@@ -26,10 +26,7 @@ const SHAPES: &[(&str, Shape)] = &[
     ("NewToken", Object(&[("name", "string"), ("role", "Role"), ("project?", "string?"), ("expires?", "integer?")])),
     // As `orca` sends it after reading the file; people write the TOML.
     ("Project", Object(&[("name", "string"), ("services", "{any}")])),
-    (
-        "Settings",
-        Object(&[("name?", "string?"), ("domain?", "string?"), ("log_level?", "string?"), ("allow_host", "[string]")]),
-    ),
+    ("Settings", Object(&[("allow_host", "[string]")])),
     // What is answered.
     (
         "Problem",

@@ -187,8 +187,13 @@ fn secrets() -> Vec<Fault> {
         Fault::new("secret-removed", of("secret-removed", "SET_ONCE"))
             .later(|case| {
                 let project = case.node.project();
-                case.orca(&["secrets", "rm", "SET_ONCE", "--project", project, "-y"]).succeeded();
-                docker(&["rm", "--force", &case.container()]);
+                let remove = || case.orca(&["secrets", "rm", "SET_ONCE", "--project", project, "-y"]);
+                let refused = remove();
+                assert_eq!(refused.code, 6, "it is in use: {refused}");
+                case.node.deploy_with(&app("secret-removed", "", ""), &["--wait", "--timeout", "60s"]).succeeded();
+                remove().succeeded();
+                let back = case.orca(&["rollback", &case.name(), "--to", "1", "--wait", "--timeout", "60s"]);
+                assert_eq!(back.code, 7, "what it needs is gone: {back}");
             })
             .is("secret-missing", ["secret SET_ONCE, which it needs, is not set"]),
     ]

@@ -1,0 +1,54 @@
+//! Whose a host is. Routes alone do not say it: the proxy takes a request to the most particular host that names it,
+//! and to no other, so a name below somebody's wildcard, or a longer path of somebody's host, takes requests away.
+
+use super::Refusal;
+use crate::id::ServiceName;
+use crate::spec::{Host, Service};
+use crate::state::{Deployed, State};
+
+/// Whether a service may have its hosts, as one that only its project is answerable for: none that belongs to a service
+/// of another project. Routes that the project has already stay as they are.
+pub fn check(state: &State, service: &ServiceName, spec: &Service) -> Result<(), Refusal> {
+    let ours = |name: &ServiceName| name.project == service.project;
+    let there = || state.services.iter().filter(|(_, deployed)| deployed.removal.is_none());
+    for route in &spec.routes {
+        if there().any(|(name, deployed)| ours(name) && deployed.spec().routes.contains(route)) {
+            continue;
+        }
+        for held in covering(&route.host) {
+            let mut holders = there().filter(|(_, deployed)| has(deployed, &held)).map(|(name, _)| name).peekable();
+            if holders.peek().is_none() {
+                continue;
+            }
+            if let Some(owner) = holders.find(|name| !ours(name)) {
+                let (host, held) = (Box::new(route.host.clone()), Box::new(held));
+                let (service, owner) = (service.clone(), owner.clone());
+                return Err(Refusal::HostTaken { service, host, owner, held });
+            }
+            // Its requests are the project's own now, whoever has a wildcard above.
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The hosts that requests to this one go to, the one the proxy prefers first. None for what has no name.
+fn covering(host: &Host) -> Vec<Host> {
+    let (mut hosts, mut rest) = match host {
+        Host::Exact(name) | Host::Wildcard(name) => (vec![host.clone()], name.as_str()),
+        Host::Any => return Vec::new(),
+    };
+    while let Some((_, parent)) = rest.split_once('.') {
+        hosts.push(Host::Wildcard(parent.to_owned()));
+        rest = parent;
+    }
+    hosts
+}
+
+/// Whether requests to this host are the service's: now, or again if its rollout fails.
+fn has(deployed: &Deployed, host: &Host) -> bool {
+    let settled = deployed.settled.filter(|_| deployed.rollout.is_some());
+    let revisions = [Some(deployed.target), settled].into_iter().flatten();
+    let mut records = revisions.filter_map(|revision| deployed.revisions.get(&revision));
+    records.any(|record| record.spec.routes.iter().any(|route| route.host == *host))
+}
