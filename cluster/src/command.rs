@@ -203,7 +203,7 @@ pub enum Refusal {
     CannotScale { service: ServiceName, replicas: u32, reason: String },
     #[error("{0} is being removed; deploy it again when it is gone")]
     Removing(ServiceName),
-    #[error("{} is already routed to {owner}; give {service} another domain or path", RouteText(.route))]
+    #[error("{route} is already routed to {owner}; give {service} another domain or path")]
     RouteTaken { service: ServiceName, route: Route, owner: ServiceName },
     #[error("{}", MissingSecrets(.missing))]
     SecretsMissing { missing: Vec<(ServiceName, String)> },
@@ -230,13 +230,20 @@ pub enum Refusal {
     TooMuch(Excess),
     #[error("the last administrator's token cannot be revoked; create another one first")]
     LastAdmin,
+    /// Each for a reason of its own.
+    #[error("{}", Listed(.0))]
+    Several(Vec<Refusal>),
 }
 
-struct RouteText<'a>(&'a Route);
+struct Listed<'a>(&'a [Refusal]);
 
-impl std::fmt::Display for RouteText<'_> {
+impl std::fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        crate::route::RouteKey(self.0.clone()).fmt(f)
+        for (at, refusal) in self.0.iter().enumerate() {
+            let between = if at > 0 { "; " } else { "" };
+            write!(f, "{between}{refusal}")?;
+        }
+        Ok(())
     }
 }
 

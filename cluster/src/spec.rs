@@ -456,8 +456,12 @@ impl fmt::Display for Host {
     }
 }
 
+/// As people write it: `/*` where no domain is given, `shop.example.com/api/*` where one is.
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.host, self.path)
+        if self.host != Host::Any {
+            write!(f, "{}", self.host)?;
+        }
+        write!(f, "{}/*", self.path.trim_end_matches('/'))
     }
 }

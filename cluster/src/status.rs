@@ -10,7 +10,6 @@ use crate::id::{Generation, NodeId, ReplicaId, Revision, ServiceName};
 use crate::plan::View;
 use crate::plan::report::Waiting;
 use crate::replica::{Exit, Facts, Phase, Pulled, Trouble, Usage};
-use crate::route::RouteKey;
 use crate::spec::{Source, Strategy};
 use crate::state::{Deployed, Direction, PlacementState, Receipt, ScheduleRecord, Window};
 use crate::time::Timestamp;
@@ -61,7 +60,7 @@ pub struct ServiceStatus {
     pub wanted: u32,
     pub ready: u32,
     pub replicas: Vec<ReplicaStatus>,
-    /// `shop.example.com/api`; `*/` is any host.
+    /// As people write them: `shop.example.com/api/*`; `/*` is any host.
     pub routes: Vec<String>,
     /// By their cron expressions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -103,6 +102,9 @@ pub struct RolloutStatus {
     pub back: bool,
     /// Why it goes back.
     pub because: Option<String>,
+    /// How long a new replica may take to get ready before it is given up.
+    #[serde(default)]
+    pub ready_timeout_secs: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -114,7 +116,11 @@ pub struct ReplicaStatus {
     pub phase: Phase,
     /// It gets no new requests.
     pub leaving: bool,
+    /// In this phase.
     pub since: Timestamp,
+    /// When it was decided that there shall be it.
+    #[serde(default)]
+    pub placed: Timestamp,
     pub address: Option<SocketAddr>,
     pub restarts: u32,
     pub failures: u32,
@@ -188,6 +194,7 @@ pub fn service(view: View<'_>, name: &ServiceName, deployed: &Deployed, waiting:
             Direction::Forward => None,
             Direction::Back { why } => Some(why.cause.clone()),
         },
+        ready_timeout_secs: spec.deploy.ready_timeout.as_secs(),
     });
     ServiceStatus {
         name: name.clone(),
@@ -202,13 +209,13 @@ pub fn service(view: View<'_>, name: &ServiceName, deployed: &Deployed, waiting:
         strategy: spec.deploy.strategy,
         wanted: deployed.wanted(),
         ready,
-        routes: spec.routes.iter().map(|route| RouteKey(route.clone()).to_string()).collect(),
+        routes: spec.routes.iter().map(ToString::to_string).collect(),
         schedules: deployed.schedules.clone(),
         rollout,
         waiting: waiting.to_vec(),
         why: why::why(view, name, waiting),
         recent: view.recent.get(name).cloned().unwrap_or_default(),
-        last_receipt: deployed.receipts.back().cloned(),
+        last_receipt: deployed.receipts.back().map(Receipt::told),
         replicas,
     }
 }
@@ -234,6 +241,7 @@ fn replica(view: View<'_>, id: ReplicaId, placement: &crate::state::Placement) -
         phase: if is_unknown { Phase::Unknown } else { report.map_or(Phase::Pending, |report| report.phase) },
         leaving: placement.state != PlacementState::Serve,
         since: report.map_or(placement.since, |report| report.since),
+        placed: placement.since,
         address: report.and_then(|report| report.address),
         restarts: report.map_or(0, |report| report.restarts),
         failures: report.map_or(0, |report| report.failures),

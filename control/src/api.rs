@@ -105,6 +105,7 @@ impl Core {
                 reason: Reason::Unauthorised,
                 message: denied.to_string(),
                 hint: Some("`orca token create` makes a token with another role or project".to_owned()),
+                unfit: Vec::new(),
             }
         })
     }
@@ -150,7 +151,7 @@ impl Core {
         let entry = entry(Limits::IN_ENTRIES.hold(command));
         let committed = self.raft.propose(entry).await.map_err(|error| match &error {
             ProposeError::NotLeader { .. } | ProposeError::NoQuorum => no_quorum(error.to_string()),
-            ProposeError::Unknown(_) => Refused { reason: Reason::TimedOut, message: error.to_string(), hint: None },
+            ProposeError::Unknown(_) => plain(Reason::TimedOut, error.to_string(), None),
             ProposeError::TooLarge { .. } => invalid(error.to_string(), Some("deploy fewer services at a time")),
             ProposeError::Fatal(fatal) => ended(fatal),
         })?;
@@ -329,37 +330,34 @@ fn actor_name(actor: &Actor) -> String {
 }
 
 pub fn invalid(message: String, hint: Option<&str>) -> Refused {
-    Refused { reason: Reason::Invalid, message, hint: hint.map(str::to_owned) }
+    plain(Reason::Invalid, message, hint)
 }
 
 pub fn not_found(message: String, hint: Option<&str>) -> Refused {
-    Refused { reason: Reason::NotFound, message, hint: hint.map(str::to_owned) }
+    plain(Reason::NotFound, message, hint)
 }
 
 pub fn failed(message: String) -> Refused {
-    Refused { reason: Reason::Failed, message, hint: None }
+    plain(Reason::Failed, message, None)
+}
+
+fn plain(reason: Reason, message: String, hint: Option<&str>) -> Refused {
+    Refused { reason, message, hint: hint.map(str::to_owned), unfit: Vec::new() }
 }
 
 /// The control plane met its end on the way. What it says names the cause; a change may be in the log all the same.
 fn ended(fatal: &Fatal) -> Refused {
-    Refused {
-        reason: Reason::Failed,
-        message: format!("the control plane has stopped: {fatal}"),
-        hint: Some("this was not acknowledged: when it works again, look with `orca status` and ask anew".to_owned()),
-    }
+    let hint = "this was not acknowledged: when it works again, look with `orca status` and ask anew";
+    plain(Reason::Failed, format!("the control plane has stopped: {fatal}"), Some(hint))
 }
 
 fn no_quorum(message: String) -> Refused {
-    Refused {
-        reason: Reason::NoQuorum,
-        message,
-        hint: Some("`orca doctor` says which control nodes answer".to_owned()),
-    }
+    plain(Reason::NoQuorum, message, Some("`orca doctor` says which control nodes answer"))
 }
 
 pub fn unauthenticated(nobody: auth::Unauthenticated) -> Refused {
-    let hint = Some("ask an administrator for a token (`orca token create`)".to_owned());
-    Refused { reason: Reason::Unauthorised, message: nobody.to_string(), hint }
+    let hint = "ask an administrator for a token (`orca token create`)";
+    plain(Reason::Unauthorised, nobody.to_string(), Some(hint))
 }
 
 fn no_service(name: &ServiceName) -> Refused {
@@ -371,12 +369,11 @@ pub fn blob(error: BlobError) -> Refused {
         BlobError::Digest(_) | BlobError::TooLarge(_) | BlobError::Short { .. } | BlobError::Other { .. } => {
             invalid(error.to_string(), None)
         }
-        BlobError::Full(_) => Refused { reason: Reason::Conflict, message: error.to_string(), hint: None },
-        BlobError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => Refused {
-            reason: Reason::Failed,
-            message: "no space left on the control node's disk; the module was not kept".to_owned(),
-            hint: Some("free some there, and deploy again".to_owned()),
-        },
+        BlobError::Full(_) => plain(Reason::Conflict, error.to_string(), None),
+        BlobError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            let message = "no space left on the control node's disk; the module was not kept".to_owned();
+            plain(Reason::Failed, message, Some("free some there, and deploy again"))
+        }
         BlobError::Write { .. } | BlobError::Read { .. } => {
             warn!(%error, "the module store fails");
             failed(error.to_string())
@@ -404,10 +401,17 @@ pub fn refused(refusal: Refusal) -> Refused {
         Refusal::RouteTaken { .. }
         | Refusal::SecretsMissing { .. }
         | Refusal::CannotScale { .. }
+        | Refusal::Several(_)
         | Refusal::TooMuch(_) => (Reason::Invalid, None),
         Refusal::HostTaken { .. } => (Reason::Invalid, Some("or ask somebody whose token is not limited to a project")),
         Refusal::NoDependency { .. } => (Reason::Invalid, Some("add it to the project, or correct `depends_on`")),
         Refusal::NoDataKey(_) => (Reason::Failed, Some("try again")),
     };
-    Refused { reason, message: refusal.to_string(), hint: hint.map(str::to_owned) }
+    let message = refusal.to_string();
+    let unfit = match refusal {
+        Refusal::Several(all) => all,
+        Refusal::RouteTaken { .. } | Refusal::SecretsMissing { .. } | Refusal::NoDependency { .. } => vec![refusal],
+        _ => Vec::new(),
+    };
+    Refused { unfit, ..plain(reason, message, hint) }
 }

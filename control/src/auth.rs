@@ -179,7 +179,7 @@ impl fmt::Display for Object<'_> {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    #[error("`{name}` is a {} and may not {what}; that takes a {}", role_name(.role), role_name(.least))]
+    #[error("`{name}` is {} and may not {what}; that takes {}", a_role(.role), a_role(.least))]
     Role { name: String, role: Role, least: Role, what: String },
     #[error("`{name}` is limited to project {project} and may not {what}")]
     Project { name: String, project: Label, what: String },
@@ -191,6 +191,12 @@ fn role_name(role: &Role) -> &'static str {
         Role::Deployer => "deployer",
         Role::Admin => "admin",
     }
+}
+
+fn a_role(role: &Role) -> String {
+    let name = role_name(role);
+    let article = if *role == Role::Admin { "an" } else { "a" };
+    format!("{article} {name}")
 }
 
 /// Whether the caller may do this. The only place that knows.

@@ -507,6 +507,9 @@ pub struct ContextAddArgs {
     /// Do not use it from now on
     #[arg(long)]
     pub keep_current: bool,
+    /// Take the place of a context of that name
+    #[arg(long)]
+    pub replace: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -648,7 +651,8 @@ fn exits(path: &str) -> Vec<Exit> {
     let rolls = [Exit::RolledBack, Exit::Degraded];
     match path {
         "init" | "completions" | "version" | "server" | "doctor" => {}
-        "context add" | "context use" | "context list" => exits.extend(names),
+        "context add" => exits.extend(asks.into_iter().chain([Exit::Conflict])),
+        "context use" | "context list" => exits.extend(names),
         "plan" => exits.extend(asks.iter().chain(&names).copied().chain([Exit::Changes, Exit::Conflict])),
         "deploy" | "up" | "redeploy" | "restart" | "scale" | "rollback" | "promote" | "start" => {
             exits.extend(asks.iter().chain(&names).chain(&changes).chain(&rolls).copied());

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use orca_wire::Access;
@@ -50,10 +51,30 @@ pub enum Credential<'a> {
     Identity(&'a Identity),
 }
 
+/// What has said which cluster is meant, as messages call it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    Context(String),
+    /// A variable of the environment.
+    Variable(&'static str),
+    /// Whatever server works on this data directory.
+    Data(PathBuf),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Context(name) => write!(f, "context `{name}`"),
+            Origin::Variable(name) => write!(f, "${name}"),
+            Origin::Data(directory) => write!(f, "the server of {}", directory.display()),
+        }
+    }
+}
+
 /// The cluster a command goes to.
 #[derive(Debug)]
 pub struct Chosen {
-    pub name: String,
+    pub origin: Origin,
     pub addresses: Vec<String>,
     pub access: Access,
 }
@@ -119,13 +140,13 @@ pub fn choose(wanted: Option<&str>, around: &Surroundings) -> Result<Chosen, Fai
     let addresses: Option<Vec<String>> = address.map(|list| list.split(',').map(|one| with_port(one.trim())).collect());
     match (addresses, token) {
         (Some(addresses), Some(token)) => {
-            Ok(Chosen { name: "$ORCA_ADDRESS".to_owned(), addresses, access: Access::Token(token) })
+            Ok(Chosen { origin: Origin::Variable("ORCA_ADDRESS"), addresses, access: Access::Token(token) })
         }
         (None, Some(token)) => {
             // A pipeline on the machine itself needs the token only.
             let known = around.file().and_then(|file| file.load()).ok().and_then(|contexts| contexts.current_entry());
             let addresses = known.map_or_else(|| vec![LOCAL.to_owned()], |(_, entry)| entry.addresses);
-            Ok(Chosen { name: "$ORCA_TOKEN".to_owned(), addresses, access: Access::Token(token) })
+            Ok(Chosen { origin: Origin::Variable("ORCA_TOKEN"), addresses, access: Access::Token(token) })
         }
         (addresses, None) => {
             let file = around.file()?;
@@ -135,7 +156,8 @@ pub fn choose(wanted: Option<&str>, around: &Surroundings) -> Result<Chosen, Fai
                 None => contexts.current_entry().ok_or_else(|| nothing_known(&file.path))?,
             };
             let access = file.access(&name, &entry)?;
-            Ok(Chosen { name, addresses: addresses.unwrap_or(entry.addresses), access })
+            let origin = Origin::Context(name);
+            Ok(Chosen { origin, addresses: addresses.unwrap_or(entry.addresses), access })
         }
     }
 }
@@ -204,9 +226,9 @@ impl ContextFile {
             }
         };
         toml::from_str(&text).map_err(|error| {
-            Failure::input(format!("{} is not a list of contexts", self.path.display()))
-                .why(error.to_string().trim_end().replace('\n', "\n        "))
-                .fix("correct it, or remove it and add the contexts again")
+            let failure = Failure::input(format!("{} is not a list of contexts", self.path.display()));
+            let failure = error.to_string().trim_end().lines().fold(failure, |failure, line| failure.why(line));
+            failure.fix("correct it, or remove it and add the contexts again")
         })
     }
 
@@ -324,10 +346,11 @@ mod tests {
         let file = around.file().unwrap();
         file.add("prod", vec!["10.0.0.5:6880".to_owned()], Credential::Token(&token()), true).unwrap();
         file.add("test", vec!["10.0.1.5:6880".to_owned()], Credential::Token(&token()), false).unwrap();
-        assert_eq!(choose(None, &around).unwrap().name, "prod");
+        let name = || choose(None, &around).unwrap().origin.to_string();
+        assert_eq!(name(), "context `prod`");
         assert_eq!(choose(Some("test"), &around).unwrap().addresses, ["10.0.1.5:6880"]);
         file.make_current("test").unwrap();
-        assert_eq!(choose(None, &around).unwrap().name, "test");
+        assert_eq!(name(), "context `test`");
         let unknown = choose(Some("tets"), &around).unwrap_err();
         assert_eq!((unknown.exit, unknown.fix[0].as_str()), (Exit::NotFound, "did you mean `test`?"));
 
@@ -370,5 +393,6 @@ mod tests {
         let failure = choose(None, &around(directory.path())).unwrap_err();
         assert_eq!(failure.exit, Exit::Input);
         assert!(failure.message.contains("contexts.toml"), "{}", failure.message);
+        assert!(failure.why.len() > 1 && failure.why[0].contains("line 1"), "line by line: {:?}", failure.why);
     }
 }

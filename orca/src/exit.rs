@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::process::ExitCode;
 
+use orca_cluster::command::Refusal;
 use orca_wire::message::client::{Reason, Refused};
 use serde::Serialize;
 
@@ -102,6 +103,15 @@ pub struct Account {
     /// What people are shown above the message: the files with what is wrong underlined.
     #[serde(skip)]
     pub report: String,
+    /// What else went wrong at the same time. Programs find it with the service it is about.
+    #[serde(skip)]
+    pub others: Vec<Failure>,
+    /// Whoever answered is not who was meant.
+    #[serde(skip)]
+    pub stranger: bool,
+    /// What of the files does not fit the cluster, until it is known where that is written.
+    #[serde(skip)]
+    pub unfit: Vec<Refusal>,
 }
 
 impl Failure {
@@ -116,6 +126,9 @@ impl Failure {
             more: None,
             problems: Vec::new(),
             report: String::new(),
+            others: Vec::new(),
+            stranger: false,
+            unfit: Vec::new(),
         };
         Failure { account: Box::new(account) }
     }
@@ -141,6 +154,16 @@ impl Failure {
     pub fn more(mut self, command: impl Into<String>) -> Failure {
         self.more = Some(command.into());
         self
+    }
+
+    /// The first of several, and the others behind it. They end as the worst of them does.
+    pub fn of_all(failures: impl IntoIterator<Item = Failure>) -> Option<Failure> {
+        let mut failures = failures.into_iter();
+        let mut first = failures.next()?;
+        first.others.extend(failures);
+        let worst = first.others.iter().map(|other| other.exit).fold(first.exit, Exit::max);
+        first.exit = worst;
+        Some(first)
     }
 
     /// An error of a library, with its causes as the `why`.
@@ -200,6 +223,7 @@ impl From<Refused> for Failure {
         };
         let mut failure = Failure::new(exit, refused.message);
         failure.fix.extend(refused.hint);
+        failure.unfit = refused.unfit;
         failure
     }
 }
@@ -216,7 +240,8 @@ mod tests {
 
     #[test]
     fn a_refusal_becomes_its_exit_code() {
-        let exit = |reason| Failure::from(Refused { reason, message: "no".to_owned(), hint: None }).exit;
+        let refused = |reason| Refused { reason, message: "no".to_owned(), hint: None, unfit: Vec::new() };
+        let exit = |reason| Failure::from(refused(reason)).exit;
         assert_eq!(exit(Reason::Unauthorised), Exit::Unauthorised);
         assert_eq!(exit(Reason::NotFound), Exit::NotFound);
         assert_eq!(exit(Reason::Conflict), Exit::Conflict);

@@ -7,6 +7,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
+use orca_cluster::command::put::faults;
 use orca_cluster::id::{LABEL_LENGTH_MAX, Label};
 use orca_cluster::limit::MODULE_BYTES_MAX;
 use orca_cluster::spec::toml::{self, FILE_BYTES_MAX, Problem, SourceFile};
@@ -25,6 +26,26 @@ pub struct Written {
     pub settings: Option<Settings>,
     /// The bytes of their modules, by hex SHA-256.
     pub modules: BTreeMap<String, Vec<u8>>,
+    /// The files of the projects, in the same order.
+    sources: Vec<SourceFile>,
+    colour: bool,
+}
+
+impl Written {
+    /// A refusal of the cluster, as problems of the files it is about where it is about files.
+    pub fn place(&self, failure: Failure) -> Failure {
+        let mut problems = Vec::new();
+        for (project, file) in self.projects.iter().zip(&self.sources) {
+            let found = toml::misfits(file, &faults(project, &failure.unfit));
+            problems.extend(found.into_iter().map(|problem| (problem, file.text.clone())));
+        }
+        if problems.is_empty() {
+            return failure;
+        }
+        let mut placed = refused(problems, "nothing was deployed", self.colour);
+        placed.unfit.clone_from(&failure.unfit);
+        placed
+    }
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -69,16 +90,17 @@ pub fn read(paths: &[PathBuf], colour: bool) -> Result<Written, Failure> {
         }
     };
     if !problems.is_empty() {
-        return Err(refused(problems, colour));
+        return Err(refused(problems, "nothing was sent", colour));
     }
-    let mut written = Written { projects, settings, modules: BTreeMap::new() };
+    let sources = files.into_iter().map(|(file, _)| file).collect();
+    let mut written = Written { projects, settings, modules: BTreeMap::new(), sources, colour };
     for (project, path) in written.projects.iter_mut().zip(&found.services) {
         read_modules(project, path, &mut written.modules)?;
     }
     Ok(written)
 }
 
-fn refused(problems: Vec<(Problem, String)>, colour: bool) -> Failure {
+fn refused(problems: Vec<(Problem, String)>, so: &str, colour: bool) -> Failure {
     let number = problems.len();
     let files: std::collections::BTreeSet<&str> = problems.iter().map(|(problem, _)| problem.file.as_str()).collect();
     let place = match files.len() {
@@ -86,7 +108,7 @@ fn refused(problems: Vec<(Problem, String)>, colour: bool) -> Failure {
         several => format!("{several} files"),
     };
     let noun = if number == 1 { "problem" } else { "problems" };
-    let mut failure = Failure::input(format!("{number} {noun} in {place}; nothing was sent"));
+    let mut failure = Failure::input(format!("{number} {noun} in {place}; {so}"));
     for (problem, text) in problems {
         let _ = writeln!(failure.report, "{}", toml::render(&problem, &text, colour)); // Writing to a String cannot fail.
         failure.problems.push(problem);
@@ -217,6 +239,7 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::exit::Exit;
+    use orca_cluster::command::Refusal;
 
     const WEB: &str = "[[service]]\nname = \"web\"\nimage = \"nginx:1\"\nport = 80\n";
 
@@ -258,6 +281,47 @@ mod tests {
             "{}",
             failure.report
         );
+    }
+
+    #[test]
+    fn what_the_cluster_refuses_is_underlined_where_it_is_written() {
+        let tree = tempfile::tempdir().unwrap();
+        let text = "project = \"shop\"\n[[service]]\nname = \"api\"\nimage = \"a\"\nport = 1\nroutes = [\"/x\", \"/api/*\"]\n\
+                    depends_on = [\"db\"]\nenv = { URL = \"${secrets.USER}:${secrets.PASSWORD}\" }\n\
+                    [[service]]\nname = \"db\"\nimage = \"b\"\nregistry = { username = \"u\", password = \"${secrets.KEY}\" }\n";
+        let read = read(&[write(tree.path(), "service.toml", text)], false).unwrap();
+        let service = |text: &str| -> orca_cluster::id::ServiceName { text.parse().unwrap() };
+        let route = orca_cluster::spec::Route { host: orca_cluster::spec::Host::Any, path: "/api".to_owned() };
+        let missing = [("shop/api", "PASSWORD"), ("shop/api", "USER"), ("shop/db", "KEY"), ("else/where", "KEY")];
+        let missing = missing.map(|(name, secret)| (service(name), secret.to_owned())).to_vec();
+        let mut failure = Failure::input("refused");
+        failure.unfit = vec![
+            Refusal::RouteTaken { service: service("shop/api"), route, owner: service("hello/web") },
+            Refusal::SecretsMissing { missing },
+        ];
+        let placed = read.place(failure);
+        let told: Vec<String> = placed
+            .problems
+            .iter()
+            .map(|problem| format!("{}:{} {}", problem.line, problem.column, problem.message))
+            .collect();
+        expect_test::expect![[r#"
+            6:17 `/api/*` is already routed to `hello/web`
+            8:15 `api` needs secret PASSWORD, which is not set
+            8:15 `api` needs secret USER, which is not set
+            12:41 `db` needs secret KEY, which is not set"#]]
+        .assert_eq(&told.join("\n"));
+        assert!(placed.message.starts_with("4 problems in ") && placed.report.contains("^^^"), "{}", placed.report);
+        assert!(placed.report.contains("hint: orca secrets set KEY --project shop"), "{}", placed.report);
+        assert_eq!(read.place(Failure::input("of nothing in the files")).message, "of nothing in the files");
+    }
+
+    #[test]
+    fn the_examples_can_run_beside_each_other() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+        let written = read(&[examples.join("hello"), examples.join("shop")], false);
+        let written = written.unwrap_or_else(|failure| panic!("{failure}\n{}", failure.report));
+        assert_eq!(written.projects.len(), 2);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use orca_cluster::time::Timestamp;
 use serde::Serialize;
 
 use crate::cli::Global;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::moment;
 use text::{Ink, Text};
 
@@ -182,8 +182,15 @@ fn columns(terminal: impl rustix::fd::AsFd) -> usize {
     }
 }
 
-/// An error as people see it: what, why, what was seen, what to do.
+/// An error as people see it, with whatever else went wrong; how it all ends is said last.
 pub fn failed(failure: &Failure) -> Vec<Text> {
+    let all = std::iter::once(failure).chain(&failure.others);
+    let last = failure.others.len();
+    all.enumerate().flat_map(|(at, one)| account(one, (at == last).then_some(failure.exit))).collect()
+}
+
+/// What, why, what was seen, what to do.
+fn account(failure: &Failure, exit: Option<Exit>) -> Vec<Text> {
     let mut lines = vec![Text::of(Ink::Red, "error:").and(Ink::Plain, format!(" {}", failure.message))];
     let mut labelled = |label: &'static str, texts: &[String]| {
         for (at, text) in texts.iter().enumerate() {
@@ -196,7 +203,8 @@ pub fn failed(failure: &Failure) -> Vec<Text> {
     labelled("logs", &failure.logs);
     labelled("fix", &failure.fix);
     if let Some(more) = &failure.more {
-        labelled("more", &[format!("{more}     exit code {}", failure.exit.code())]);
+        let code = exit.map(|exit| format!("     exit code {}", exit.code())).unwrap_or_default();
+        labelled("more", &[format!("{more}{code}")]);
     }
     lines
 }
@@ -258,7 +266,6 @@ impl Screen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::Exit;
 
     #[test]
     fn an_error_names_the_thing_the_cause_and_the_next_step() {

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::cli::ServiceArg;
-use crate::context::Chosen;
+use crate::context::{Chosen, Origin};
 use crate::exit::{Exit, Failure};
 
 /// For one answer, unless `--timeout` says otherwise.
@@ -29,7 +29,7 @@ const HERE: Duration = Duration::from_millis(200);
 pub struct Session {
     client: Client,
     addresses: Vec<SocketAddr>,
-    context: String,
+    origin: Origin,
     deadline: Duration,
 }
 
@@ -54,7 +54,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Said<T> {
 
 impl Session {
     pub async fn open(chosen: Chosen, answer: Option<Duration>) -> Result<Session, Failure> {
-        let Chosen { name, addresses, access } = chosen;
+        let Chosen { origin, addresses, access } = chosen;
         let mut resolved = Vec::new();
         for address in &addresses {
             match tokio::net::lookup_host(address).await {
@@ -69,7 +69,7 @@ impl Session {
         }
         let endpoint = Endpoint::client(access).map_err(|error| Failure::from_error(Exit::General, &error))?;
         let client = Client::new(endpoint, Plane::Client, resolved.clone());
-        let session = Session { client, addresses: resolved, context: name, deadline: answer.unwrap_or(ANSWER) };
+        let session = Session { client, addresses: resolved, origin, deadline: answer.unwrap_or(ANSWER) };
         session.connect().await?;
         Ok(session)
     }
@@ -143,7 +143,7 @@ impl Session {
             return Ok((ServiceName::new(project.clone(), service.clone()), Some(*replica)));
         }
         let status = self.status(None).await?;
-        pick(arg, status.services.iter().map(|service| &service.name))
+        pick(arg, status.services.iter().map(|service| &service.name), "`orca status` lists what there is")
     }
 
     pub fn failure(&self, error: ClientError) -> Failure {
@@ -166,12 +166,24 @@ impl Session {
             }
             DialError::Busy { .. } => self.unreachable("it has too many connections; try again in a moment"),
             DialError::Stranger { stranger, .. } => {
-                Failure::new(Exit::Unreachable, format!("what answers at {} is not to be trusted", self.where_to()))
-                    .why(stranger.to_string())
-                    .fix(format!("check the address of context `{}`, or add the context anew", self.context))
+                let mut failure = Failure::new(
+                    Exit::Unreachable,
+                    format!("what answers at {} is not to be trusted", self.where_to()),
+                )
+                .why(stranger.to_string());
+                failure.stranger = true;
+                failure.fix(match &self.origin {
+                    Origin::Context(name) => {
+                        format!(
+                            "check the address of context `{name}`, or add it anew: orca context add {name} --replace"
+                        )
+                    }
+                    Origin::Variable(_) => "check that $ORCA_ADDRESS and $ORCA_TOKEN are of one cluster".to_owned(),
+                    Origin::Data(_) => "another server listens there; choose another address with --listen".to_owned(),
+                })
             }
             DialError::Refused { reason, .. } => {
-                Failure::new(Exit::Unauthorised, format!("the cluster of context `{}` refused", self.context))
+                Failure::new(Exit::Unauthorised, format!("the cluster of {} refused", self.origin))
                     .why(reason.clone())
                     .fix("ask an administrator for a token: orca token create NAME --role ROLE")
             }
@@ -197,7 +209,7 @@ impl Session {
 
     fn where_to(&self) -> String {
         let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
-        format!("{} (context `{}`)", addresses.join(", "), self.context)
+        format!("{} ({})", addresses.join(", "), self.origin)
     }
 
     pub fn broken(&self, error: &StreamError) -> Failure {
@@ -256,10 +268,11 @@ impl Broken {
     }
 }
 
-/// The one service of these that a name means.
+/// The one service of these that a name means. `elsewhere` says what to do if there is none.
 pub fn pick<'a>(
     arg: &ServiceArg,
     known: impl Iterator<Item = &'a ServiceName>,
+    elsewhere: &str,
 ) -> Result<(ServiceName, Option<ReplicaId>), Failure> {
     let (wanted, replica): (&Label, Option<ReplicaId>) = match arg {
         ServiceArg::Full(name) => return Ok((name.clone(), None)),
@@ -283,7 +296,7 @@ pub fn pick<'a>(
             let failure = Failure::new(Exit::NotFound, format!("there is no service `{wanted}`"));
             let names: Vec<&str> = known.iter().map(|name| name.service.as_str()).collect();
             let hint = orca_cluster::spec::toml::suggestion(wanted.as_str(), names);
-            Err(failure.fix(hint.unwrap_or_else(|| "`orca status` lists what there is".to_owned())))
+            Err(failure.fix(hint.unwrap_or_else(|| elsewhere.to_owned())))
         }
         several => {
             let names: Vec<String> = several.iter().map(ToString::to_string).collect();
@@ -307,7 +320,7 @@ mod tests {
 
     fn check(arg: &str, known: &[&str], expect: &str) {
         let known: Vec<ServiceName> = known.iter().map(|name| name.parse().unwrap()).collect();
-        let got = match pick(&arg.parse().unwrap(), known.iter()) {
+        let got = match pick(&arg.parse().unwrap(), known.iter(), "look elsewhere") {
             Ok((name, Some(replica))) => format!("{name} {replica}"),
             Ok((name, None)) => name.to_string(),
             Err(failure) => format!("{}: {} ({})", failure.exit.code(), failure.message, failure.fix.join("; ")),
@@ -323,6 +336,6 @@ mod tests {
         check("blog/api", &[], "blog/api");
         check("api", &["blog/api", "shop/api"], "2: `api` is in several projects (write one of blog/api, shop/api)");
         check("apj", &["shop/api"], "5: there is no service `apj` (did you mean `api`?)");
-        check("x", &[], "5: there is no service `x` (`orca status` lists what there is)");
+        check("x", &[], "5: there is no service `x` (look elsewhere)");
     }
 }

@@ -435,10 +435,105 @@ fn up_is_all_a_newcomer_needs() {
     wait_until("the URL", PATIENCE, || up.stderr().contains(&format!(":{}/", node.proxy().port())));
     wait_until("the status", PATIENCE, || up.stdout().contains("hello/web"));
     assert!(node.get("any", "/").unwrap().body.contains("Hello from Orca"));
-    // A second one, elsewhere on this machine, deploys to the first.
-    let again = node.orca(&["up", hello, "--no-follow"]).succeeded();
-    assert!(again.stderr.contains("a server runs on this machine already"), "{again}");
+    // A second one on the same data deploys to the first, and prints the same URL.
+    let same = ["--no-follow", "--data-dir", data, "--http", &proxy, "--listen", &control];
+    let again = node.orca(&[&["up", hello], &same[..]].concat()).succeeded();
+    again.says(&["a server runs on this machine already", &format!(":{}/", node.proxy().port())]);
+    // What is refused has changed nothing: no secret was made for it.
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/probe.wasm");
+    let taker = format!(
+        "project = \"taker\"\n[[service]]\nname = \"web\"\nmodule = \"{}\"\nroutes = [\"/*\"]\n\
+         env = {{ A = \"${{secrets.A}}\" }}\n",
+        fixture.display()
+    );
+    let taker = node.write(&taker);
+    let refused = node.orca(&[&["up", taker.to_str().unwrap(), "--generate-secrets"], &same[..]].concat()).exited(2);
+    refused.says(&["`/*` is already routed to `hello/web`", "service.toml:5", "^^^^", "needs secret A", "2 problems"]);
+    assert_eq!(node.json(&["secrets", "list"])["secrets"], Value::Array(Vec::new()));
     signal(up.id(), "INT");
     let ended = up.end().succeeded();
     eprintln!("{ended}");
+}
+
+#[test]
+fn up_says_at_once_that_containers_need_docker() {
+    let nowhere = ("DOCKER_HOST".to_owned(), "unix:///nonexistent/docker.sock".to_owned());
+    let node = Node::prepare(Setup { env: vec![nowhere], ..Setup::default() });
+    let (data, proxy, control) = (node.data_dir(), node.proxy().to_string(), node.control().to_string());
+    let file = node.write(&format!("{}{}", container("web", "1", ""), probe("wasm", "")));
+    let (file, data) = (file.to_str().unwrap(), data.to_str().unwrap());
+    let refused = node.orca(&["up", file, "--data-dir", data, "--http", &proxy, "--listen", &control]).exited(1);
+    eprintln!("{refused}");
+    assert!(refused.took < UP_MAX, "{refused}");
+    let container = format!("{} is a container", node.name("web"));
+    refused.says(&["no Docker engine answers", &container, "/nonexistent/docker.sock", "apt-get install docker.io"]);
+}
+
+#[test]
+fn a_deploy_that_failed_fails_again_and_says_first_what_the_rest_follows_from() {
+    let node = Node::start();
+    let late = "[service.deploy]\nready_timeout_secs = 2\n";
+    let services = format!(
+        "{}{}",
+        probe("api", &format!("depends_on = [\"db\"]\n{late}")),
+        probe("db", &format!("readiness = {{ path = \"/trap\", interval_secs = 1 }}\n{late}")),
+    );
+    let (api, db) = (node.name("api"), node.name("db"));
+    let failed = node.deploy(&services).exited(8);
+    eprintln!("{failed}");
+    let failed = failed.says(&[&format!("{db}: failed: "), &format!("{api}: failed: "), "exit code 8"]);
+    let at = |name: &str| failed.stderr.find(&format!("error: {name} ")).unwrap_or_else(|| panic!("{name}: {failed}"));
+    assert!(at(&db) < at(&api), "{failed}");
+    // Nothing has changed, and nothing serves.
+    let again = node.deploy(&services).exited(8);
+    eprintln!("{again}");
+    again.says(&[&format!("error: {db} "), &format!("error: {api} ")]);
+    let result = node.deploy_with(&services, &["--json"]).exited(8).json_lines().pop().unwrap();
+    assert_eq!(result["exit_code"], 8, "{result}");
+    assert!(result["services"].as_array().unwrap().iter().all(|one| one["error"].is_object()), "{result}");
+
+    // Stopped, it is as asked; and that it does not run is said.
+    node.orca(&["stop", &db]).succeeded();
+    let stopped = node.deploy(&probe("db", "")).succeeded();
+    assert!(stopped.stdout.contains("It is stopped"), "{stopped}");
+}
+
+#[test]
+fn a_replica_that_nobody_has_is_not_found() {
+    let node = Node::start();
+    node.deploy(&probe("web", "")).succeeded();
+    for arguments in [&["logs"][..], &["logs", "-f"]] {
+        let unknown = format!("{}/r999", node.name("web"));
+        node.orca(&[arguments, &[unknown.as_str()]].concat()).exited(5).says(&["r999", "orca history"]);
+    }
+}
+
+#[test]
+fn a_context_that_does_not_work_takes_no_place() {
+    fn add(node: &Node, name: &str, token: &str, more: &[&str]) -> Ran {
+        let address = node.control().to_string();
+        node.orca_with_input(&[&["context", "add", name, "--address", &address], more].concat(), token)
+    }
+    let mut node = Node::start();
+    let other = Node::start();
+    let create = |name: &str| node.json(&["token", "create", name, "--role", "viewer"]);
+    let (good, revoked) = (create("good"), create("revoked"));
+    node.orca(&["token", "revoke", revoked["id"].as_str().unwrap()]).succeeded();
+    let [good, revoked] = [&good, &revoked].map(|created| created["token"].as_str().unwrap());
+
+    add(&node, "prod", good, &[]).succeeded();
+    add(&node, "prod", good, &[]).exited(6).says(&["--replace"]);
+    add(&node, "prod", revoked, &["--replace"]).exited(4).says(&["`prod` was not added"]);
+    add(&node, "strange", other.token(), &[]).exited(10).says(&["not to be trusted", "`strange` was not added"]);
+    node.orca(&["status"]).succeeded();
+    let listed = |node: &Node| {
+        let contexts = node.json(&["context", "list"])["contexts"].as_array().unwrap().clone();
+        let shown = |one: &Value| format!("{} {}", one["name"].as_str().unwrap(), one["current"]);
+        contexts.iter().map(shown).collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(listed(&node), "n1 false, prod true");
+    // A server that is down may come back.
+    node.terminate();
+    add(&node, "later", good, &[]).succeeded().says(&["`later` is added, but", "orca context use later"]);
+    assert_eq!(listed(&node), "later false, n1 false, prod true");
 }

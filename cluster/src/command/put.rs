@@ -8,8 +8,9 @@ use super::{Applied, Change, Command, Detail, Entry, Refusal, busy, host, next_r
 use crate::event::{Actor, Kind};
 use crate::id::{Generation, Label, Revision, ServiceName};
 use crate::limit::Limits;
-use crate::spec::Service;
 use crate::spec::change::change;
+use crate::spec::check::{Fault, Kind as Mistake, Place};
+use crate::spec::{Project, Service};
 use crate::state::{Deployed, Direction, RevisionRecord, State};
 use crate::time::Timestamp;
 
@@ -45,11 +46,17 @@ pub enum ServiceOutcome {
         revision: Revision,
         replaces: bool,
         differences: Vec<String>,
+        /// It stays stopped: nothing is started until somebody says so.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        stopped: bool,
     },
-    /// The same as what runs, or as what is being rolled out.
+    /// The same as what is wanted already.
     Unchanged {
         revision: Revision,
         rolling_out: bool,
+        /// Whether it is known to get ready: a first deploy that failed is wanted still, and is not.
+        #[serde(default)]
+        proven: bool,
     },
     Removed,
 }
@@ -75,12 +82,31 @@ pub fn preview(state: &State, put: &PutServices, reach: Reach) -> Result<PutOutc
     {
         return Err(Refusal::Moved { planned, now: state.generation });
     }
-    if reach == Reach::Project {
-        for (label, spec) in &put.services {
-            host::check(state, &ServiceName::new(put.project.clone(), label.clone()), spec)?;
-        }
+    let mut unfit = unfit(state, put, reach);
+    match unfit.len() {
+        0 => {}
+        1 => return Err(unfit.remove(0)),
+        _ => return Err(Refusal::Several(unfit)),
     }
     let mut outcome = PutOutcome::default();
+    for (label, spec) in &put.services {
+        let name = ServiceName::new(put.project.clone(), label.clone());
+        outcome.services.insert(name.clone(), preview_service(state, put, &name, spec)?);
+    }
+    if put.prune {
+        for (name, deployed) in &state.services {
+            let listed = name.project != put.project || put.services.contains_key(&name.service);
+            if !listed && deployed.removal.is_none() {
+                outcome.services.insert(name.clone(), ServiceOutcome::Removed);
+            }
+        }
+    }
+    Ok(outcome)
+}
+
+/// All that does not fit what the cluster has: whoever wrote the files is told of everything at once.
+fn unfit(state: &State, put: &PutServices, reach: Reach) -> Vec<Refusal> {
+    let mut unfit = Vec::new();
     let mut missing = Vec::new();
     for (label, spec) in &put.services {
         let name = ServiceName::new(put.project.clone(), label.clone());
@@ -94,32 +120,96 @@ pub fn preview(state: &State, put: &PutServices, reach: Reach) -> Result<PutOutc
             if let Some(owner) = state.route_owner(route, &name)
                 && !gives_up(put, owner)
             {
-                return Err(Refusal::RouteTaken { service: name, route: route.clone(), owner: owner.clone() });
+                let (service, owner) = (name.clone(), owner.clone());
+                unfit.push(Refusal::RouteTaken { service, route: route.clone(), owner });
             }
+        }
+        if reach == Reach::Project
+            && let Err(taken) = host::check(state, &name, spec)
+        {
+            unfit.push(taken);
         }
         for needs in &spec.depends_on {
             let other = ServiceName::new(put.project.clone(), needs.clone());
             if !put.services.contains_key(needs) && (put.prune || !state.services.contains_key(&other)) {
-                return Err(Refusal::NoDependency { service: name, needs: needs.clone() });
+                unfit.push(Refusal::NoDependency { service: name.clone(), needs: needs.clone() });
             }
         }
-        outcome.services.insert(name.clone(), preview_service(state, put, &name, spec)?);
     }
     if !missing.is_empty() {
-        return Err(Refusal::SecretsMissing { missing });
+        unfit.push(Refusal::SecretsMissing { missing });
     }
-    if put.prune {
-        for (name, deployed) in &state.services {
-            let listed = name.project != put.project || put.services.contains_key(&name.service);
-            if !listed && deployed.removal.is_none() {
-                outcome.services.insert(name.clone(), ServiceOutcome::Removed);
-            }
-        }
-    }
-    Ok(outcome)
+    unfit
 }
 
-/// The same, for changes that must stay within these limits.
+/// The same as faults of the services they are about: whoever has the files finds the lines.
+pub fn faults(project: &Project, refusals: &[Refusal]) -> Vec<(Label, Fault)> {
+    let mut faults = Vec::new();
+    let mut note = |service: &ServiceName, kind: Mistake, at: Place, message: String, hint: String| {
+        if service.project == project.name {
+            faults.push((service.service.clone(), Fault { kind, hint: Some(hint), ..Fault::new(at, message) }));
+        }
+    };
+    for refusal in refusals {
+        match refusal {
+            Refusal::RouteTaken { service, route, owner } => {
+                let at = Place::of("routes").key(route.to_string());
+                let message = format!("`{route}` is already routed to `{owner}`");
+                note(service, Mistake::Conflict, at, message, "give it another domain or path".to_owned());
+            }
+            Refusal::HostTaken { service, host, owner, .. } => {
+                let at = Place::of("domain");
+                let message = format!("`{host}` belongs to `{owner}`, a service of another project");
+                note(service, Mistake::Conflict, at, message, "give it another domain".to_owned());
+            }
+            Refusal::NoDependency { service, needs } => {
+                let at = Place::of("depends_on").key(needs.to_string());
+                let message = format!("there is no service `{needs}` in this project");
+                note(service, Mistake::Value, at, message, "add it, or correct `depends_on`".to_owned());
+            }
+            Refusal::SecretsMissing { missing } => {
+                for (service, secret) in missing {
+                    let Some(spec) = project.services.get(&service.service) else { continue };
+                    let message = format!("`{}` needs secret {secret}, which is not set", service.service);
+                    let hint = format!("orca secrets set {secret} --project {}", service.project);
+                    note(service, Mistake::Missing, secret_place(spec, secret), message, hint);
+                }
+            }
+            Refusal::NoService(_)
+            | Refusal::NoRevision { .. }
+            | Refusal::NothingBefore(_)
+            | Refusal::NoSecret(_)
+            | Refusal::SecretInUse { .. }
+            | Refusal::NoToken(_)
+            | Refusal::Moved { .. }
+            | Refusal::Busy { .. }
+            | Refusal::CannotScale { .. }
+            | Refusal::Removing(_)
+            | Refusal::NothingToPromote(_)
+            | Refusal::SecretMoved { .. }
+            | Refusal::NoDataKey(_)
+            | Refusal::DataKeyTaken(_)
+            | Refusal::Founded
+            | Refusal::TooMuch(_)
+            | Refusal::LastAdmin
+            | Refusal::Several(_) => {}
+        }
+    }
+    faults
+}
+
+/// Where a service first refers to a secret.
+fn secret_place(spec: &Service, secret: &str) -> Place {
+    let variable = spec.env.iter().find(|(_, value)| value.secrets().any(|name| name == secret));
+    if let Some((variable, _)) = variable {
+        return Place::of("env").key(variable.clone());
+    }
+    let is_username =
+        spec.registry.as_ref().is_some_and(|registry| registry.username.secrets().any(|name| name == secret));
+    Place::of(if is_username { "registry.username" } else { "registry.password" })
+}
+
+/// What `put` would do, for changes that must stay within these limits.
 pub fn preview_within(state: &State, put: &PutServices, reach: Reach, limits: &Limits) -> Result<PutOutcome, Refusal> {
     let outcome = preview(state, put, reach)?;
     let command = limits.hold(Command::PutServices(put.clone()));
@@ -150,8 +240,8 @@ fn preview_service(
     let goes_back = deployed.rollout.as_ref().is_some_and(|r| r.direction != Direction::Forward);
     let difference = change(deployed.spec(), spec);
     if difference.is_nothing() && !goes_back {
-        let rolling_out = deployed.rollout.is_some();
-        return Ok(ServiceOutcome::Unchanged { revision: deployed.target, rolling_out });
+        let (rolling_out, proven) = (deployed.rollout.is_some(), deployed.is_proven());
+        return Ok(ServiceOutcome::Unchanged { revision: deployed.target, rolling_out, proven });
     }
     if let Some(rollout) = &deployed.rollout
         && !put.replace
@@ -163,6 +253,7 @@ fn preview_service(
         revision: next_revision(deployed),
         replaces: difference.needs_new_replicas() || deployed.settled.is_none(),
         differences: difference.describe(),
+        stopped: deployed.stopped,
     })
 }
 
@@ -234,5 +325,36 @@ impl Change<'_> {
             note: "deploy".to_owned(),
         };
         self.revise(name, record);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::toml::{SourceFile, project};
+
+    fn put(name: &str, text: &str) -> PutServices {
+        let file = SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };
+        let Project { name, services } = project(&file, &name.parse().unwrap()).unwrap();
+        PutServices { project: name, services, prune: false, replace: false, if_generation: None }
+    }
+
+    #[test]
+    fn all_that_does_not_fit_is_refused_at_once() {
+        let mut state = State::default();
+        let hello = put("hello", "[[service]]\nname = \"web\"\nmodule = \"./web.wasm\"\n");
+        let command = Command::PutServices(hello.clone());
+        state.apply(1, Entry { at: Timestamp(1), actor: Actor::Orca, source: None, command });
+        let api =
+            "[[service]]\nname = \"api\"\nimage = \"a\"\nport = 1\nroutes = [\"/*\"]\nenv = { A = \"${secrets.A}\" }\n";
+        let refused = preview(&state, &put("shop", api), Reach::Cluster).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "/* is already routed to hello/web; give shop/api another domain or path; \
+             shop/api needs secret A, which is not set: `orca secrets set A --project shop`"
+        );
+        let again = preview(&state, &hello, Reach::Cluster).unwrap().services.into_values().next();
+        let unproven = ServiceOutcome::Unchanged { revision: Revision(1), rolling_out: true, proven: false };
+        assert_eq!(again, Some(unproven));
     }
 }

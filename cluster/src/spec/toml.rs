@@ -20,7 +20,7 @@ use toml_parser::lexer::TokenKind;
 pub use problem::{Kind, Problem, render};
 pub use table::PROBLEMS_MAX;
 
-use super::check::{self, Place, Step};
+use super::check::{self, Fault, Place, Step};
 use super::{Project, Route, Service, Settings};
 use crate::id::{Label, ServiceName};
 use service::{Draft, Name};
@@ -100,6 +100,26 @@ pub fn settings(file: &SourceFile) -> Result<Settings, Vec<Problem>> {
     }
 }
 
+/// What a cluster has against services of a file that is right by itself, in the order of the file.
+pub fn misfits(file: &SourceFile, faults: &[(Label, Fault)]) -> Vec<Problem> {
+    let (problems, _) = parse(file, |root| {
+        let drafts = root.tables("service", service::read);
+        let report = root.report;
+        let problem = |(name, fault): &(Label, Fault)| {
+            let draft = drafts.iter().find(|draft| draft.service.name == *name)?;
+            let mut fault = fault.clone();
+            find_route(&mut fault, draft);
+            let part = if fault.is_key { Part::Key } else { Part::Value };
+            let span = report.locate(&draft.place.within(&fault.at), part);
+            Some(report.problem(span, fault.kind, &fault.message, fault.hint.as_deref()))
+        };
+        faults.iter().filter_map(problem).collect::<Vec<Problem>>()
+    });
+    let mut problems = problems.unwrap_or_default();
+    problems.sort_by_key(|problem| problem.span.start);
+    problems
+}
+
 /// "did you mean", if one of the words is close enough to be meant.
 pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     /// No key or word of ours is longer; comparing takes the product of both lengths.
@@ -165,16 +185,7 @@ fn check_together(report: &Report<'_>, drafts: &[Draft]) {
     let named: Vec<&Draft> = drafts.iter().filter(|draft| draft.name == Name::Right).collect();
     let services: Vec<&Service> = named.iter().map(|draft| &draft.service).collect();
     for (at, mut fault) in check::together(&services) {
-        let Draft { place, claims, .. } = named[at];
         match fault.at.steps() {
-            // Routes are products of domains and paths: the reader knows which line each came from.
-            [Step::Key(key), Step::Key(route)] if key == "routes" => {
-                let claim = claims.iter().find(|(claimed, _)| claimed.to_string() == *route);
-                if let Some((_, written)) = claim {
-                    let inner = &written.steps()[place.steps().len()..];
-                    fault.at = inner.iter().cloned().collect();
-                }
-            }
             // It may be the one that lacks its name.
             [Step::Key(key), Step::Key(_)]
                 if key == "depends_on"
@@ -185,7 +196,21 @@ fn check_together(report: &Report<'_>, drafts: &[Draft]) {
             }
             _ => {}
         }
-        report.fault(place, &fault);
+        find_route(&mut fault, named[at]);
+        report.fault(&named[at].place, &fault);
+    }
+}
+
+/// Routes are products of domains and paths: the reader knows which line each came from.
+fn find_route(fault: &mut Fault, draft: &Draft) {
+    let written = match fault.at.steps() {
+        [Step::Key(key), Step::Key(route)] if key == "routes" => {
+            draft.claims.iter().find(|(claimed, _)| claimed.to_string() == *route)
+        }
+        _ => None,
+    };
+    if let Some((_, written)) = written {
+        fault.at = written.steps()[draft.place.steps().len()..].iter().cloned().collect();
     }
 }
 

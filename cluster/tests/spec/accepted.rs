@@ -29,24 +29,26 @@ fn routes(text: &str, expect: Expect) {
 #[test]
 fn routes_are_every_domain_with_every_path() {
     let image = "image = \"nginx\"\nport = 80\n";
-    routes(&format!("{image}domain = \"a.example.com\""), expect!["a.example.com/"]);
+    routes(&format!("{image}domain = \"a.example.com\""), expect!["a.example.com/*"]);
     routes(
         &format!("{image}domains = [\"a.example.com\", \"*.b.example.com\"]\nroutes = [\"/\", \"/x/*\", \"/y/\"]"),
-        expect!["a.example.com/ a.example.com/x a.example.com/y *.b.example.com/ *.b.example.com/x *.b.example.com/y"],
+        expect![
+            "a.example.com/* a.example.com/x/* a.example.com/y/* *.b.example.com/* *.b.example.com/x/* *.b.example.com/y/*"
+        ],
     );
-    routes(&format!("{image}routes = [\"/x\"]"), expect!["*/x"]);
+    routes(&format!("{image}routes = [\"/x\"]"), expect!["/x/*"]);
     routes(image, expect![""]);
 }
 
 #[test]
 fn a_module_serves_every_host_unless_it_says_otherwise() {
-    routes("module = \"./web.wasm\"", expect!["*/"]);
-    routes("module = \"web.wasm\"\ndomain = \"a.example.com\"", expect!["a.example.com/"]);
-    routes("module = \"web.wasm\"\ntriggers = [\"http:/x/*\"]", expect!["*/x"]);
+    routes("module = \"./web.wasm\"", expect!["/*"]);
+    routes("module = \"web.wasm\"\ndomain = \"a.example.com\"", expect!["a.example.com/*"]);
+    routes("module = \"web.wasm\"\ntriggers = [\"http:/x/*\"]", expect!["/x/*"]);
     routes("module = \"web.wasm\"\ntriggers = [\"cron:0 9 * * *\"]", expect![""]);
     routes(
         "module = \"web.wasm\"\ntriggers = [\"cron:0 9 * * *\"]\ndomain = \"a.example.com\"",
-        expect!["a.example.com/"],
+        expect!["a.example.com/*"],
     );
 }
 

@@ -72,8 +72,8 @@ fn what_is_around_the_process_does_not() {
          [service.registry]\nusername = \"a\"\npassword = \"${secrets.P}\"",
         expect![[r#"
             Rescale: replicas 1 -> 2
-            Reroute: route a.example.com/ removed
-            Reroute: route b.example.com/ added
+            Reroute: route a.example.com/* removed
+            Reroute: route b.example.com/* added
             Reprobe: readiness GET /h -> tcp
             Remember: strategy rolling -> canary 5%
             Remember: auto_promote none -> at 99.5% after 300s
@@ -120,9 +120,9 @@ fn limits_and_times_of_a_module_are_compared() {
         "image = \"a\"",
         "module = \"./a.wasm\"",
         expect![[r#"
-        Replace: image a -> module ./a.wasm
-        Reroute: route */ added
-        new replicas
-    "#]],
+            Replace: image a -> module ./a.wasm
+            Reroute: route /* added
+            new replicas
+        "#]],
     );
 }

@@ -989,7 +989,7 @@ domain = "example.com"
 routes = ["/api/*", "/"]
 "#,
         expect![[r#"
-    error: `example.com/` is already routed to `web`
+    error: `example.com/*` is already routed to `web`
       --> service.toml:13:21
        |
     13 | routes = ["/api/*", "/"]
@@ -1011,7 +1011,7 @@ name = "b"
 module = "./b.wasm"
 "#,
         expect![[r#"
-    error: `*/` is already routed to `a`
+    error: `/*` is already routed to `a`
      --> service.toml:5:1
       |
     5 | [[service]]
@@ -2147,7 +2147,7 @@ fn two_files_that_claim_one_address() {
         .map(|(problem, file)| toml::render(problem, &file.text, false))
         .collect();
     expect![[r#"
-        error: `example.com/` is already routed to `shop/web` (shop.toml:6)
+        error: `example.com/*` is already routed to `shop/web` (shop.toml:6)
          --> api.toml:5:29
           |
         5 | domains = ["a.example.com", "example.com"]

@@ -76,7 +76,7 @@ fn unchanged(outcome: PutOutcome) -> PutOutcome {
     let services = outcome.services.into_iter().filter_map(|(name, outcome)| {
         let outcome = match outcome {
             ServiceOutcome::Created { revision, .. } | ServiceOutcome::Changed { revision, .. } => {
-                ServiceOutcome::Unchanged { revision, rolling_out: true }
+                ServiceOutcome::Unchanged { revision, rolling_out: true, proven: false }
             }
             ServiceOutcome::Unchanged { .. } => outcome,
             ServiceOutcome::Removed => return None,
@@ -147,6 +147,7 @@ pub fn check_service(
                 reason: Reason::Unauthorised,
                 message: format!("{name} wants {what}, which this cluster does not allow"),
                 hint: Some(format!("add \"{allow}\" to `allow_host` under [policy] in cluster.toml")),
+                unfit: Vec::new(),
             });
         }
     }

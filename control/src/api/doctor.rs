@@ -54,10 +54,10 @@ fn raft(core: &Core) -> Finding {
     let metrics = core.raft.metrics();
     let behind = metrics.committed_index.unwrap_or(0).saturating_sub(metrics.applied_index.unwrap_or(0));
     let details = [
-        ("term", metrics.term.0.to_string()),
-        ("last_index", metrics.last_index.unwrap_or(0).to_string()),
-        ("applied_index", metrics.applied_index.unwrap_or(0).to_string()),
-        ("voters", metrics.voters.len().to_string()),
+        ("term", metrics.term.0),
+        ("last_index", metrics.last_index.unwrap_or(0)),
+        ("applied_index", metrics.applied_index.unwrap_or(0)),
+        ("voters", metrics.voters.len() as u64),
     ];
     let details = details.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let finding = match metrics.leader {

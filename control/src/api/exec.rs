@@ -61,6 +61,7 @@ async fn open(core: &Arc<Core>, caller: &Caller, exec: Exec) -> Result<Stream, R
                 reason: Reason::Conflict,
                 message: format!("{service} has no running replica"),
                 hint: Some(format!("orca why {service}")),
+                unfit: Vec::new(),
             },
         });
     };

@@ -34,7 +34,7 @@ const TAIL_BYTES_MAX: usize = 64 << 20;
 /// A followed replica whose log ended is asked again after this: its container may not be there yet.
 const AGAIN: Duration = Duration::from_secs(1);
 
-pub async fn logs(core: &Arc<Core>, caller: &Caller, query: LogsQuery) -> Result<mpsc::Receiver<LogLine>, Refused> {
+pub async fn logs(core: &Arc<Core>, caller: &Caller, mut query: LogsQuery) -> Result<mpsc::Receiver<LogLine>, Refused> {
     core.authorise(caller, Verb::Logs, Object::Project(&query.service.project))?;
     if query.tail.is_some_and(|tail| tail > TAIL_MAX) {
         return Err(invalid(format!("at most the last {TAIL_MAX} lines can be asked for"), Some("use --since")));
@@ -42,12 +42,22 @@ pub async fn logs(core: &Arc<Core>, caller: &Caller, query: LogsQuery) -> Result
     let state = core.read().await?;
     let service = state.services.get(&query.service);
     let module = service.ok_or_else(|| no_service(&query.service))?.spec().is_module();
-    let sources = sources(core, caller, &state, &query);
+    let mut sources = sources(core, &state, &query);
+    if let Some(replica) = query.replica.filter(|_| sources.is_empty()) {
+        // Nobody knows any more whose it was, so only to those who may read everything.
+        if caller.project.is_none() && !state.placements.contains_key(&replica) {
+            sources = remembered(core, &query.service, replica, module).await;
+        }
+        // It is over: nothing more will be written.
+        query.follow = false;
+    }
     if sources.is_empty() {
         match query.replica {
             Some(replica) => {
-                let message = format!("{} has no replica {replica}, and no node remembers one", query.service);
-                return Err(not_found(message, Some("`orca ps` lists its replicas")));
+                let message = format!("{} has no replica {replica}, and no node has its lines", query.service);
+                let history = format!("`orca history {}` has what a failed one wrote last", query.service);
+                let hint = format!("`orca ps` lists its replicas; {history}");
+                return Err(not_found(message, Some(&hint)));
             }
             None if !query.follow => {
                 let hint = Some("`orca why` says why; `orca logs -f` waits for one");
@@ -82,9 +92,8 @@ pub async fn logs(core: &Arc<Core>, caller: &Caller, query: LogsQuery) -> Result
     Ok(lines)
 }
 
-/// Which replicas' logs are where: of those that are placed, of those that a node still speaks of, and of one asked
-/// for by name on any node that may remember it.
-fn sources(core: &Core, caller: &Caller, state: &State, query: &LogsQuery) -> BTreeSet<(ReplicaId, NodeId)> {
+/// Which replicas' logs are where: of those that are placed, and of those that a node still speaks of.
+fn sources(core: &Core, state: &State, query: &LogsQuery) -> BTreeSet<(ReplicaId, NodeId)> {
     let placed = state.placements_of(&query.service).map(|(replica, placement)| (replica, placement.node));
     let wanted = |replica: ReplicaId| query.replica.is_none_or(|wanted| wanted == replica);
     let mut sources: BTreeSet<(ReplicaId, NodeId)> = placed.filter(|(replica, _)| wanted(*replica)).collect();
@@ -93,12 +102,33 @@ fn sources(core: &Core, caller: &Caller, state: &State, query: &LogsQuery) -> BT
         let of_service = seen.replicas.iter().filter(|(_, report)| report.service == query.service);
         sources.extend(of_service.filter(|(replica, _)| wanted(**replica)).map(|(replica, _)| (*replica, node)));
     }
-    // Nobody knows any more whose it was, so only to those who may read everything.
-    let everything = caller.project.is_none() && sources.is_empty();
-    if let Some(replica) = query.replica.filter(|replica| everything && !state.placements.contains_key(replica)) {
-        sources.extend(core.sessions.connected().into_iter().map(|node| (replica, node)));
-    }
     sources
+}
+
+/// The nodes that have something left of a replica that is gone: each is asked for its last line.
+async fn remembered(
+    core: &Arc<Core>,
+    service: &ServiceName,
+    replica: ReplicaId,
+    module: bool,
+) -> BTreeSet<(ReplicaId, NodeId)> {
+    let service = service.clone();
+    let errand = LogsErrand { replica, service, module, since: None, tail: Some(1), follow: false };
+    let mut asked = JoinSet::new();
+    for node in core.sessions.connected() {
+        let (core, errand) = (core.clone(), errand.clone());
+        asked.spawn(async move {
+            // Kept open: one line fits.
+            let (line, _lines) = mpsc::channel(STREAM_QUEUE);
+            pass_on(core, node, errand, line).await.map(|_| (replica, node))
+        });
+    }
+    let mut found = BTreeSet::new();
+    while let Some(answer) = asked.join_next().await {
+        // One that panicked has told nothing.
+        found.extend(answer.ok().flatten());
+    }
+    found
 }
 
 struct Job {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use orca_cluster::event::Event;
 use orca_cluster::id::ServiceName;
 use orca_cluster::spec::Source;
+use orca_cluster::state::Receipt;
 use orca_cluster::status;
 use orca_wire::message::client::{Progress, Refused, Response, RevisionInfo};
 use tokio::sync::mpsc;
@@ -65,7 +66,7 @@ pub async fn history(core: &Core, caller: &Caller, service: ServiceName) -> Answ
         is_settled: deployed.settled == Some(*revision),
     });
     let revisions = revisions.collect();
-    Ok(Response::History { service, revisions, receipts: deployed.receipts.iter().cloned().collect() })
+    Ok(Response::History { service, revisions, receipts: deployed.receipts.iter().map(Receipt::told).collect() })
 }
 
 /// Nodes are shared by all projects, so every token sees them.

@@ -99,10 +99,9 @@ pub async fn only_local(request: Request, next: Next) -> Result<Response, Proble
     if named.is_some_and(is_local) && !request.headers().contains_key(header::ORIGIN) {
         return Ok(next.run(request).await);
     }
-    let hint = "use 127.0.0.1 or localhost, through an SSH tunnel from elsewhere, and no browser".to_owned();
+    let hint = "use 127.0.0.1 or localhost, through an SSH tunnel from elsewhere, and no browser";
     let message = "the HTTP API is for programs of this machine".to_owned();
-    let refused = Refused { reason: Reason::Invalid, message, hint: Some(hint) };
-    Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, refused))
+    Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, invalid(message, Some(hint))))
 }
 
 /// Whether a `Host` names the loopback interface, with a port or without.
@@ -118,9 +117,8 @@ pub async fn no_control(State(front): State<Front>) -> Problem {
 }
 
 pub async fn no_route() -> Problem {
-    let hint = "GET /api/v1/openapi.json lists what there is".to_owned();
-    let message = "there is nothing at this path".to_owned();
-    Refused { reason: Reason::NotFound, message, hint: Some(hint) }.into()
+    let hint = "GET /api/v1/openapi.json lists what there is";
+    crate::api::not_found("there is nothing at this path".to_owned(), Some(hint)).into()
 }
 
 /// Who asks, by bearer token. Looked up anew for each request.
@@ -139,7 +137,8 @@ impl FromRequestParts<Arc<Core>> for Authenticated {
             .and_then(|token| auth::identify_by_secret(&core.raft.state(), &token.id, &token.secret, source, now));
         found.map(Authenticated).map_err(|nobody| {
             if core.refusals.is_shut_out(source.ip(), now) {
-                let refused = Refused { reason: Reason::Unauthorised, message: SHUT_OUT.to_owned(), hint: None };
+                let message = SHUT_OUT.to_owned();
+                let refused = Refused { reason: Reason::Unauthorised, message, hint: None, unfit: Vec::new() };
                 return Problem::new(StatusCode::TOO_MANY_REQUESTS, refused);
             }
             // A request without any token is no try.

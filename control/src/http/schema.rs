@@ -63,10 +63,16 @@ const SHAPES: &[(&str, Shape)] = &[
     ("Replaced", Object(&[("changed", "ReplacedBy")])),
     (
         "ReplacedBy",
-        Object(&[("from", "integer"), ("revision", "integer"), ("replaces", "boolean"), ("differences", "[string]")]),
+        Object(&[
+            ("from", "integer"),
+            ("revision", "integer"),
+            ("replaces", "boolean"),
+            ("differences", "[string]"),
+            ("stopped?", "boolean"),
+        ]),
     ),
     ("Unchanged", Object(&[("unchanged", "UnchangedAt")])),
-    ("UnchangedAt", Object(&[("revision", "integer"), ("rolling_out", "boolean")])),
+    ("UnchangedAt", Object(&[("revision", "integer"), ("rolling_out", "boolean"), ("proven", "boolean")])),
     ("Removed", Words(&["removed"])),
     (
         "Whoami",
@@ -167,6 +173,7 @@ const SHAPES: &[(&str, Shape)] = &[
             ("phase", "Phase"),
             ("leaving", "boolean"),
             ("since", "integer"),
+            ("placed", "integer"),
             ("address", "string?"),
             ("restarts", "integer"),
             ("failures", "integer"),
@@ -207,6 +214,7 @@ const SHAPES: &[(&str, Shape)] = &[
             ("started", "integer"),
             ("back", "boolean"),
             ("because", "string?"),
+            ("ready_timeout_secs", "integer"),
         ]),
     ),
     (
@@ -244,7 +252,6 @@ const SHAPES: &[(&str, Shape)] = &[
             ("during", "Window"),
             ("after", "Window?"),
             ("failure", "Failure?"),
-            ("tally?", "any"),
         ]),
     ),
     ("RolloutOutcome", Words(&["done", "rolled_back", "failed"])),
@@ -324,7 +331,7 @@ const SHAPES: &[(&str, Shape)] = &[
             ("ok", "boolean"),
             ("message", "string"),
             ("fix", "string?"),
-            ("details", "{string}"),
+            ("details", "{integer}"),
         ]),
     ),
 ];

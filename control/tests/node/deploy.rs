@@ -33,7 +33,7 @@ async fn a_deploy_reaches_the_node_settles_and_is_nothing_the_second_time() {
     node.settled("shop/web").await;
 
     let second = outcome(admin.deploy(&web("web:1")).await);
-    assert_eq!(second, ServiceOutcome::Unchanged { revision: Revision(1), rolling_out: false });
+    assert_eq!(second, ServiceOutcome::Unchanged { revision: Revision(1), rolling_out: false, proven: true });
 
     let third = outcome(admin.deploy(&web("web:2")).await);
     assert!(matches!(third, ServiceOutcome::Changed { replaces: true, .. }), "{third:?}");

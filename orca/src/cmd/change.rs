@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{deploy, done, patient_session, settle};
 use crate::cli::{ChangeArgs, Global, RmArgs, RollbackArgs, ScaleArgs, ServiceArg, Wait};
 use crate::exit::Failure;
-use crate::output::progress::Goal;
+use crate::output::progress::{Goal, Needs};
 use crate::output::text::Text;
 use crate::output::{Output, count};
 use crate::session::{Session, unexpected};
@@ -52,7 +52,7 @@ impl Change<'_> {
             return done();
         }
         let goal = revision.map_or(goal, Goal::Revision);
-        settle::settle(session, output, vec![(name, goal)], index, global.timeout).await
+        settle::settle(session, output, vec![(name, goal)], Needs::new(), index, global.timeout).await
     }
 }
 

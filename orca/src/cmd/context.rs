@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
+use orca_wire::Access;
 use orca_wire::identity::Identity;
 use orca_wire::message::client::{Request, Response};
 use serde::Serialize;
 
 use super::{done, terminal};
 use crate::cli::{ContextAddArgs, ContextUseArgs, Contexts};
-use crate::context::{Chosen, Credential, Surroundings, parse_token, with_port};
+use crate::context::{Chosen, Credential, Origin, Surroundings, parse_token, with_port};
 use crate::exit::{Exit, Failure};
 use crate::moment;
 use crate::output::Output;
@@ -27,42 +28,54 @@ pub async fn run(command: Contexts, output: &Output) -> Result<ExitCode, Failure
 }
 
 async fn add(args: ContextAddArgs, output: &Output) -> Result<ExitCode, Failure> {
-    let ContextAddArgs { name, addresses, identity, keep_current } = args;
+    let ContextAddArgs { name, addresses, identity, keep_current, replace } = args;
     let addresses: Vec<String> = addresses.iter().map(|address| with_port(address)).collect();
     let around = Surroundings::read();
     let file = around.file()?;
-    let add = |credential| file.add(&name, addresses.clone(), credential, !keep_current);
+    if !replace && file.load()?.contexts.contains_key(&name) {
+        return Err(Failure::new(Exit::Conflict, format!("there is a context `{name}` already"))
+            .fix("add this one under another name, or in its place with --replace"));
+    }
     let access = match identity {
         Some(directory) => {
             let identity = Identity::load(&directory, None, moment::now())
                 .map_err(|error| Failure::from_error(Exit::Unauthorised, &error))?;
-            add(Credential::Identity(&identity))?;
-            orca_wire::Access::Certificate(identity)
+            Access::Certificate(identity)
         }
         None => {
             let text = match around.token {
                 Some(token) => token.into(),
                 None => terminal::secret("Token")?,
             };
-            let token = parse_token(&text)?;
-            add(Credential::Token(&token))?;
-            orca_wire::Access::Token(token)
+            Access::Token(parse_token(&text)?)
         }
     };
-    // It is written whether or not it works now: the server may be down. But better to know.
-    let chosen = Chosen { name: name.clone(), addresses: addresses.clone(), access };
+    let origin = Origin::Context(name.clone());
+    let chosen = Chosen { origin, addresses: addresses.clone(), access: access.clone() };
     let answer = async { Session::open(chosen, None).await?.ask(&Request::Whoami).await }.await;
+    let answer = match answer {
+        // The server may be down, and up tomorrow. That it is another one, or lets nobody in with this, will not pass.
+        Err(failure) if failure.exit != Exit::Unreachable || failure.stranger => {
+            return Err(failure.why(format!("so `{name}` was not added")));
+        }
+        answer => answer,
+    };
+    let credential = match &access {
+        Access::Certificate(identity) => Credential::Identity(identity),
+        Access::Token(token) => Credential::Token(token),
+    };
+    file.add(&name, addresses, credential, answer.is_ok() && !keep_current)?;
     match answer {
         Ok(Response::Whoami { cluster, role, .. }) => {
             let role = format!("{role:?}").to_lowercase();
             said(output, &name, &format!("Added: cluster {cluster}, as {role}"))
         }
         Ok(_) => said(output, &name, "Added"),
-        Err(failure) if failure.exit == Exit::Unreachable => {
-            output.warn(&format!("added, but {}", failure.message));
+        Err(failure) => {
+            let when = format!("when it answers, use it: orca context use {name}");
+            output.warn(&format!("`{name}` is added, but {}; {when}", failure.message));
             done()
         }
-        Err(failure) => Err(failure),
     }
 }
 

@@ -6,18 +6,24 @@ use std::time::Duration;
 
 use orca_cluster::command::put::{PutOutcome, ServiceOutcome};
 use orca_cluster::id::{Generation, Label, ServiceName};
+use orca_cluster::replica::Engine;
 use orca_cluster::spec::Project;
+use orca_cluster::status::{NodeCondition, NodeStatus};
 use orca_wire::message::client::{Deploy, Request, Response};
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
 
 use super::{done, patient_session, session, settle};
 use crate::cli::{DeployArgs, Files, Global, PlanArgs, ServiceArg};
 use crate::exit::{Exit, Failure};
 use crate::files::{self, Written};
-use crate::output::progress::Goal;
+use crate::output::progress::{Goal, Needs};
 use crate::output::text::{Ink, Text};
 use crate::output::{Output, count, plan as screen};
 use crate::session::{Session, pick, unexpected};
+
+/// Between two looks at nodes that have not told of their engine yet.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How to deploy what was read.
 #[derive(Debug, Clone, Default)]
@@ -60,7 +66,7 @@ pub async fn plan(args: PlanArgs, global: &Global, output: &Output) -> Result<Ex
     let written = files::read(&files.files, output.side_screen(crate::moment::now()).colour)?;
     let session = session(global).await?;
     let deploys = deploys(&written.projects, &options)?;
-    let (index, outcome) = ask(&session, &deploys).await?;
+    let (index, outcome) = ask(&session, &deploys).await.map_err(|failure| written.place(failure))?;
     show(output, index, &outcome, &written.projects);
     if exit_code && outcome.changes_anything() { Ok(Exit::Changes.into()) } else { done() }
 }
@@ -72,20 +78,16 @@ pub async fn deploy(
     mut written: Written,
     options: &Options,
 ) -> Result<ExitCode, Failure> {
-    if !options.dry_run
-        && let Some(settings) = written.settings.take()
-        && let Response::Done { .. } = session.ask(&Request::SetSettings(settings)).await?
-    {
-        output.notice(&Text::plain("Settings of the cluster changed."));
+    if !options.dry_run {
+        settings(session, output, &mut written).await?;
     }
     let deploys = deploys(&written.projects, options)?;
-    let (index, outcome) = ask(session, &deploys).await?;
-    let rolling = |what: &ServiceOutcome| matches!(what, ServiceOutcome::Unchanged { rolling_out: true, .. });
+    let (index, outcome) = ask(session, &deploys).await.map_err(|failure| written.place(failure))?;
     if options.dry_run {
         show(output, index, &outcome, &written.projects);
         return done();
     }
-    if !outcome.changes_anything() && !outcome.services.values().any(rolling) {
+    if !outcome.changes_anything() && outcome.services.values().all(|what| goal(what).is_none()) {
         if output.json {
             show(output, index, &outcome, &written.projects);
         }
@@ -97,6 +99,20 @@ pub async fn deploy(
     } else {
         lines(index, &outcome, &written.projects).iter().for_each(|line| output.notice(line));
     }
+    for (name, what) in &outcome.services {
+        if let ServiceOutcome::Unchanged { rolling_out: false, proven: false, .. } = what {
+            let text = format!("  {name} is as in the files, and has not been ready yet");
+            output.notice(&Text::of(Ink::Yellow, text));
+        }
+    }
+    let starting = containers(&written.projects).into_iter();
+    let starting: Vec<ServiceName> = starting.filter(|name| outcome.services.get(name).is_some_and(starts)).collect();
+    if !starting.is_empty()
+        && let Some(failure) = no_engine(&nodes(session, Duration::ZERO).await?, &starting)
+    {
+        // It may come back: what is deployed waits for it, as long as it may take to get ready.
+        output.warn(&format!("{failure}: {}; to put that right: {}", failure.why.join("; "), failure.fix.join("; ")));
+    }
     let removed = outcome.services.values().filter(|what| matches!(what, ServiceOutcome::Removed)).count();
     if removed > 0 {
         output.confirm(&format!("Remove {}?", count(removed as u64, "service")))?;
@@ -104,7 +120,8 @@ pub async fn deploy(
     upload(session, output, &written).await?;
     let (mut goals, mut reached) = (Vec::new(), index);
     for deploy in deploys {
-        let (generation, outcome) = match session.ask(&Request::Deploy(deploy)).await? {
+        let answer = session.ask(&Request::Deploy(deploy)).await.map_err(|failure| written.place(failure))?;
+        let (generation, outcome) = match answer {
             Response::Deployed { generation, outcome } => (generation, outcome),
             // Somebody else has done the same since the plan.
             Response::Unchanged { generation } => (generation, PutOutcome::default()),
@@ -121,7 +138,92 @@ pub async fn deploy(
         settle::detached(output);
         return done();
     }
-    settle::settle(session, output, goals, reached, options.patience).await
+    settle::settle(session, output, goals, needs(&written.projects), reached, options.patience).await
+}
+
+/// Sets what `cluster.toml` says, if there is one. Before anything is planned: it may be what allows it.
+async fn settings(session: &Session, output: &Output, written: &mut Written) -> Result<(), Failure> {
+    if let Some(settings) = written.settings.take()
+        && let Response::Done { .. } = session.ask(&Request::SetSettings(settings)).await?
+    {
+        output.notice(&Text::plain("Settings of the cluster changed."));
+    }
+    Ok(())
+}
+
+/// What keeps the files from being deployed, with what of them does not fit the cluster.
+pub async fn obstacle(session: &Session, output: &Output, written: &mut Written) -> Result<Option<Failure>, Failure> {
+    settings(session, output, written).await?;
+    let deploys = deploys(&written.projects, &Options::default())?;
+    Ok(ask(session, &deploys).await.err())
+}
+
+/// Whether new replicas are to come of it.
+fn starts(what: &ServiceOutcome) -> bool {
+    match what {
+        ServiceOutcome::Created { replicas, .. } => *replicas > 0,
+        ServiceOutcome::Changed { replaces, stopped, .. } => *replaces && !stopped,
+        ServiceOutcome::Unchanged { .. } | ServiceOutcome::Removed => false,
+    }
+}
+
+/// The services that are containers.
+pub fn containers(projects: &[Project]) -> Vec<ServiceName> {
+    let all = projects.iter().flat_map(|project| project.services.values().map(move |service| (project, service)));
+    let containers = all.filter(|(_, service)| !service.is_module());
+    containers.map(|(project, service)| project.service_name(&service.name)).collect()
+}
+
+/// What is known of the nodes, once each has told whether it has an engine; or after so long, what is known then.
+pub async fn nodes(session: &Session, patience: Duration) -> Result<Vec<NodeStatus>, Failure> {
+    let told = |node: &NodeStatus| match node.condition {
+        NodeCondition::Dead => true,
+        NodeCondition::Unheard => false,
+        NodeCondition::Alive | NodeCondition::Suspect => {
+            node.facts.as_ref().is_some_and(|facts| facts.containers != Engine::Unknown)
+        }
+    };
+    let until = Instant::now() + patience;
+    loop {
+        let nodes = match session.ask(&Request::Nodes).await? {
+            Response::Nodes { nodes } => nodes,
+            other => return Err(unexpected(&other)),
+        };
+        if nodes.iter().all(told) || Instant::now() >= until {
+            return Ok(nodes);
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// That none of the nodes can run these containers, if each of them has said so.
+pub fn no_engine(nodes: &[NodeStatus], containers: &[ServiceName]) -> Option<Failure> {
+    let mut reasons = Vec::new();
+    for node in nodes.iter().filter(|node| node.condition != NodeCondition::Dead) {
+        match node.facts.as_ref().map(|facts| &facts.containers) {
+            Some(Engine::Unreachable { reason }) => reasons.push(format!("{}: {reason}", node.name)),
+            Some(Engine::Ready { .. } | Engine::Unknown) | None => return None,
+        }
+    }
+    if reasons.is_empty() {
+        return None;
+    }
+    let names: Vec<String> = containers.iter().map(ToString::to_string).collect();
+    let are = if names.len() == 1 { "is a container" } else { "are containers" };
+    let mut failure = Failure::general(format!("no Docker engine answers, and {} {are}", names.join(", ")));
+    failure.why = reasons;
+    Some(failure.fix("install one (Debian: `apt-get install docker.io`) or start it (`systemctl start docker`)"))
+}
+
+fn needs(projects: &[Project]) -> Needs {
+    let mut needs = Needs::new();
+    for project in projects {
+        for (name, service) in &project.services {
+            let others = service.depends_on.iter().map(|other| project.service_name(other)).collect();
+            needs.insert(project.service_name(name), others);
+        }
+    }
+    needs
 }
 
 pub fn nothing(output: &Output, index: Generation) {
@@ -137,8 +239,10 @@ fn goal(what: &ServiceOutcome) -> Option<Goal> {
         ServiceOutcome::Created { revision, .. } | ServiceOutcome::Changed { revision, .. } => {
             Some(Goal::Revision(*revision))
         }
-        ServiceOutcome::Unchanged { revision, rolling_out: true } => Some(Goal::Revision(*revision)),
-        ServiceOutcome::Unchanged { rolling_out: false, .. } => None,
+        ServiceOutcome::Unchanged { revision, rolling_out: true, .. } => Some(Goal::Revision(*revision)),
+        // A first deploy that failed changes nothing the second time, and is no success then either.
+        ServiceOutcome::Unchanged { rolling_out: false, proven: false, .. } => Some(Goal::Settled),
+        ServiceOutcome::Unchanged { rolling_out: false, proven: true, .. } => None,
         ServiceOutcome::Removed => Some(Goal::Removed),
     }
 }
@@ -151,7 +255,7 @@ fn deploys(projects: &[Project], options: &Options) -> Result<Vec<Deploy>, Failu
         .collect();
     let mut only: BTreeMap<Label, Vec<Label>> = BTreeMap::new();
     for arg in &options.services {
-        let (name, _) = pick(arg, known.iter())?;
+        let (name, _) = pick(arg, known.iter(), "name another file or directory with -f")?;
         if !known.contains(&name) {
             return Err(Failure::new(Exit::NotFound, format!("there is no service {name} in these files"))
                 .fix("name another file or directory with -f"));
@@ -177,17 +281,27 @@ fn deploys(projects: &[Project], options: &Options) -> Result<Vec<Deploy>, Failu
 /// What all of them together would do.
 async fn ask(session: &Session, deploys: &[Deploy]) -> Result<(Generation, PutOutcome), Failure> {
     let (mut index, mut all) = (Generation::default(), PutOutcome::default());
+    let mut unfit: Option<Failure> = None;
     for deploy in deploys {
-        match session.ask(&Request::Plan(deploy.clone())).await? {
-            Response::Planned { generation, outcome } => {
+        match session.ask(&Request::Plan(deploy.clone())).await {
+            Ok(Response::Planned { generation, outcome }) => {
                 index = index.max(generation);
                 all.services.extend(outcome.services);
             }
-            Response::Unchanged { generation } => index = index.max(generation),
-            other => return Err(unexpected(&other)),
+            Ok(Response::Unchanged { generation }) => index = index.max(generation),
+            Ok(other) => return Err(unexpected(&other)),
+            Err(failure) if failure.unfit.is_empty() => return Err(failure),
+            // The other projects are asked for too, so that everything is told at once.
+            Err(failure) => {
+                if let Some(first) = &mut unfit {
+                    first.unfit.extend(failure.unfit.iter().cloned());
+                } else {
+                    unfit = Some(failure);
+                }
+            }
         }
     }
-    Ok((index, all))
+    unfit.map_or(Ok((index, all)), Err)
 }
 
 /// Brings the modules that the cluster lacks.

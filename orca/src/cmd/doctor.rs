@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use orca_wire::message::client::{Finding, Request, Response};
 use serde::Serialize;
 
 use super::done;
+use super::server::default_data_dir;
 use crate::cli::{DoctorArgs, Global};
 use crate::context::{Surroundings, choose};
 use crate::exit::{Exit, Failure};
@@ -29,13 +30,14 @@ pub async fn run(args: DoctorArgs, global: &Global, output: &Output) -> Result<E
         findings: Vec<Finding>,
     }
     let around = Surroundings::read();
-    let mut findings = vec![docker(), disk(&around)];
+    let mut findings = vec![docker()];
     findings.extend(args.unseal_key.as_deref().map(unseal_key));
     let (reached, server) = cluster(global, &around).await;
     let runs_here = reached.first().is_some_and(|finding| finding.ok);
     findings.extend(reached);
     if !runs_here {
-        findings.extend([6880, 8080].map(port));
+        // A server that runs says this of itself, and of where its data is.
+        findings.extend([disk(), port("API", &[6880]), port("proxy", &[80, 8080])]);
     }
     findings.extend(server);
     let bad = findings.iter().filter(|finding| !finding.ok).count();
@@ -78,13 +80,13 @@ async fn cluster(global: &Global, around: &Surroundings) -> (Vec<Finding>, Vec<F
     let began = Instant::now();
     let asked = async {
         let chosen = choose(global.context.as_deref(), around)?;
-        let name = chosen.name.clone();
+        let origin = chosen.origin.clone();
         let session = Session::open(chosen, global.timeout).await?;
         match session.ask(&Request::Whoami).await? {
             Response::Whoami { cluster, role, version, .. } => {
                 let spent = began.elapsed().as_millis();
                 let role = format!("{role:?}").to_lowercase();
-                let text = format!("{cluster} (context `{name}`) answers in {spent} ms, orca {version}, as {role}");
+                let text = format!("{cluster} ({origin}) answers in {spent} ms, orca {version}, as {role}");
                 Ok((session, good(SUBJECT, text), version))
             }
             other => Err(unexpected(&other)),
@@ -125,23 +127,26 @@ fn docker() -> Finding {
     }
 }
 
-/// Whether a server could be started here.
-fn port(port: u16) -> Finding {
-    let subject = format!("port {port}");
-    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-        Ok(_) => good(&subject, "free for a server on this machine"),
-        Err(error) => {
-            let fix = format!("`ss -ltnp 'sport = :{port}'` shows who holds it; or start the server with another");
-            bad(&subject, error.to_string(), &fix)
+/// Whether a server could be started here: it takes the first of these that it gets.
+fn port(what: &str, ports: &[u16]) -> Finding {
+    let mut refused = Vec::new();
+    for port in ports {
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, *port)) {
+            Ok(_) => return good(&format!("port {port}"), format!("free for the {what} of a server on this machine")),
+            Err(error) => refused.push(format!("{port}: {error}")),
         }
     }
+    let last = ports.last().copied().unwrap_or_default();
+    let fix = format!("`ss -ltnp 'sport = :{last}'` shows who holds it; or start the server with another");
+    bad(&format!("port {last}"), refused.join("; "), &fix)
 }
 
-fn disk(around: &Surroundings) -> Finding {
+fn disk() -> Finding {
     const SUBJECT: &str = "disk";
-    let root = rustix::process::geteuid().is_root();
-    let home = around.home.clone().unwrap_or_else(|| PathBuf::from("/"));
-    let data = if root { PathBuf::from("/var/lib/orca") } else { home.join(".local/share/orca") };
+    let data = match default_data_dir() {
+        Ok(data) => data,
+        Err(failure) => return bad(SUBJECT, failure.message.clone(), &failure.fix.join("; ")),
+    };
     let nearest = data.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     match rustix::fs::statvfs(nearest) {
         Ok(space) => {

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::ValueEnum as _;
@@ -47,8 +48,8 @@ fn starter(template: Template) -> Starter {
 pub fn run(args: &InitArgs, output: &Output) -> Result<ExitCode, Failure> {
     #[derive(Serialize)]
     struct Wrote<'a> {
-        file: &'a std::path::Path,
-        next: &'a [&'a str],
+        file: &'a Path,
+        next: &'a [String],
     }
     let Some(template) = args.template else { return list(output) };
     let Starter { text, next, .. } = starter(template);
@@ -66,15 +67,24 @@ pub fn run(args: &InitArgs, output: &Output) -> Result<ExitCode, Failure> {
         _ => failed(error),
     })?;
     file.write_all(text.as_bytes()).map_err(failed)?;
+    let next: Vec<String> = next.iter().map(|command| (*command).to_owned()).chain([deploy(path)]).collect();
     if output.json {
-        output.object("file", &Wrote { file: path, next });
+        output.object("file", &Wrote { file: path, next: &next });
         return done();
     }
     output.print(&format!("Wrote {}.\n", path.display()));
-    for command in next.iter().chain(&["orca deploy"]) {
-        output.notice(&Text::of(Ink::Dim, "  then  ").and(Ink::Plain, *command));
+    for command in next {
+        output.notice(&Text::of(Ink::Dim, "  then  ").and(Ink::Plain, command));
     }
     done()
+}
+
+/// What deploys a file, from the directory it was written from.
+fn deploy(path: &Path) -> String {
+    match path == Path::new("service.toml") {
+        true => "orca deploy".to_owned(),
+        false => format!("orca deploy -f {}", path.display()),
+    }
 }
 
 fn list(output: &Output) -> Result<ExitCode, Failure> {
@@ -107,6 +117,12 @@ mod tests {
     use super::*;
     use orca_cluster::id::Label;
     use orca_cluster::spec::toml::{SourceFile, project, render};
+
+    #[test]
+    fn the_next_step_finds_the_file() {
+        assert_eq!(deploy(Path::new("service.toml")), "orca deploy");
+        assert_eq!(deploy(Path::new("services/db/service.toml")), "orca deploy -f services/db/service.toml");
+    }
 
     #[test]
     fn every_template_is_a_project() {

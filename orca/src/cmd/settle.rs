@@ -14,7 +14,7 @@ use crate::exit::{Exit, Failure};
 use crate::moment;
 use crate::output::Output;
 use crate::output::board::{Board, Place};
-use crate::output::progress::{Goal, Tracker, Verdict};
+use crate::output::progress::{Goal, Needs, Tracker, Verdict};
 use crate::output::text::{Ink, Text};
 use crate::session::{Broken, Following, Session};
 
@@ -45,6 +45,8 @@ struct EndedService {
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     receipt: Option<orca_cluster::state::Receipt>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Failure>,
 }
 
 /// Watches until every goal is reached or has failed, and says so. Reports older than `since` are from before it was
@@ -53,15 +55,19 @@ pub async fn settle(
     session: &Session,
     output: &Output,
     goals: Vec<(ServiceName, Goal)>,
+    needs: Needs,
     since: Generation,
     patience: Option<Duration>,
 ) -> Result<ExitCode, Failure> {
     let services: Vec<ServiceName> = goals.iter().map(|(name, _)| name.clone()).collect();
-    let mut tracker = Tracker::new(goals, moment::now());
+    let mut tracker = Tracker::new(goals, needs, moment::now());
     let mut watch = Watching { output, board: Board::new(Place::Err), since };
     let ended = watch.run(session, &services, &mut tracker, patience.unwrap_or(PATIENCE)).await;
     let ended = match ended {
         Ok(()) => tracker.failure().map_or(Ok(()), Err),
+        Err(failure) if failure.exit == Exit::TimedOut => {
+            Err(tracker.explain(failure, &output.side_screen(moment::now())))
+        }
         Err(failure) => Err(failure),
     };
     if output.json {
@@ -73,6 +79,7 @@ pub async fn settle(
             service: service.clone(),
             outcome: verdict_word(verdict),
             receipt: receipt.cloned(),
+            error: tracker.failure_of(service),
         });
         let (services, error) = (services.collect(), ended.as_ref().err().cloned());
         output.object("result", &Ended { outcome, exit_code: exit.code(), services, error });

@@ -1,93 +1,136 @@
-//! `orca up`: the newcomer's command. A server in the foreground if none runs, the project deployed, a URL for each
-//! service, and the status until Ctrl-C stops it all.
+//! `orca up`: the newcomer's command. A server in the foreground if none runs on its data directory, the project
+//! deployed, a URL for each service, and the status until Ctrl-C stops it all. What the current context names is not
+//! looked at; `--context` names another cluster.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use orca_cluster::command::Refusal;
+use orca_cluster::id::ServiceName;
 use orca_cluster::secret::SecretName;
-use orca_cluster::spec::Host;
+use orca_control::Layout;
 use orca_wire::Access;
-use orca_wire::message::client::{Request, Response, SetSecret};
+use orca_wire::identity::Identity;
+use orca_wire::message::client::{Request, SetSecret};
 use tracing::Level;
 
 use super::server::{self, Server};
 use super::{deploy, status};
 use crate::cli::{Global, UpArgs};
-use crate::context::{Chosen, Surroundings, choose};
+use crate::context::{Chosen, Origin, Surroundings, choose};
 use crate::exit::{Exit, Failure};
 use crate::files::{self, Written};
 use crate::log;
-use crate::output::Output;
-use crate::session::{Session, unexpected};
+use crate::moment;
+use crate::output::{Output, status as screen};
+use crate::session::Session;
 
 /// Random bytes in a generated secret: 128 bits cannot be guessed.
 const SECRET_BYTES: usize = 16;
+/// A server that has just started knows within this where its proxy listens and whether Docker answers.
+const TOLD_MAX: Duration = Duration::from_secs(5);
 
 pub fn run(args: UpArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
     log::init_for_server(args.server.log_format, Level::WARN);
     // What is wrong with the files is said before anything is started.
-    let written = files::read(std::slice::from_ref(&args.dir), output.side_screen(crate::moment::now()).colour)?;
+    let written = files::read(std::slice::from_ref(&args.dir), output.side_screen(moment::now()).colour)?;
     server::block_on(async {
-        match running(global).await {
-            Some(session) => {
-                output.complain("a server runs on this machine already; deploying to it\n");
-                bring_up(&session, None, written, &args, global, output).await
-            }
-            None => {
-                let mut server = Server::start(&args.server).await?;
-                if let Err(failure) = server.opened().await {
-                    server.stop().await;
-                    return Err(failure);
-                }
-                output.complain(&format!("server started; its data is in {}\n", server.data.display()));
-                let access = match server.founded.take() {
-                    Some(founded) => {
-                        server::introduce(&server, &founded, output);
-                        Access::Certificate(founded.user)
-                    }
-                    None => choose(global.context.as_deref(), &Surroundings::read())?.access,
-                };
-                let chosen = Chosen { name: "local".to_owned(), addresses: vec![server.address()], access };
-                let session = Session::open(chosen, global.timeout).await?;
-                let proxy = server.proxy.clone();
-                let ended = tokio::select! {
-                    ended = bring_up(&session, Some(&proxy), written, &args, global, output) => match ended {
-                        Ok(code) if args.no_follow => server.until_told().await.map(|()| code),
-                        ended => ended,
-                    },
-                    told = server.until_told() => told.map(|()| Exit::Done.into()),
-                };
-                output.complain("stopping; containers go on, `orca up` finds them again\n");
-                server.stop().await;
-                // Being interrupted is how it ends.
-                ended.map(|code| if code == Exit::Interrupted.into() { Exit::Done.into() } else { code })
-            }
+        if let Some(context) = &global.context {
+            let session = Session::open(choose(Some(context), &Surroundings::read())?, global.timeout).await?;
+            output.complain(&format!("deploying to context `{context}`\n"));
+            return bring_up(&session, written, &args, global, output).await;
         }
+        // Never to the current context: that may be a cluster far away, which nobody has named here.
+        let data = args.server.data_dir.clone().map_or_else(server::default_data_dir, Ok)?;
+        if let Some(session) = running(&data, args.server.listen, global.timeout).await {
+            let place = data.display();
+            output.complain(&format!("a server runs on this machine already, its data in {place}; deploying to it\n"));
+            return bring_up(&session, written, &args, global, output).await;
+        }
+        let mut server = Server::start(&args.server).await?;
+        if let Err(failure) = server.opened().await {
+            server.stop().await;
+            return Err(failure);
+        }
+        output.complain(&format!("server started; its data is in {}\n", server.data.display()));
+        let identity = match server.founded.take() {
+            Some(founded) => {
+                server::introduce(&server, &founded, output);
+                founded.user
+            }
+            None => administrator(&server.data)?,
+        };
+        let session = Session::open(of_data(&server.data, server.address(), identity), global.timeout).await?;
+        let ended = tokio::select! {
+            ended = bring_up(&session, written, &args, global, output) => match ended {
+                Ok(code) if args.no_follow => server.until_told().await.map(|()| code),
+                ended => ended,
+            },
+            told = server.until_told() => told.map(|()| Exit::Done.into()),
+        };
+        output.complain("stopping; containers go on, `orca up` finds them again\n");
+        server.stop().await;
+        // Being interrupted is how it ends.
+        ended.map(|code| if code == Exit::Interrupted.into() { Exit::Done.into() } else { code })
     })
 }
 
-/// The server of the current context, if it answers.
-async fn running(global: &Global) -> Option<Session> {
-    let chosen = choose(global.context.as_deref(), &Surroundings::read()).ok()?;
-    Session::open(chosen, global.timeout).await.ok()
+/// The server that works on this data directory, if it answers there.
+async fn running(data: &Path, listen: SocketAddr, patience: Option<Duration>) -> Option<Session> {
+    let identity = administrator(data).ok()?;
+    let ip = match listen.ip() {
+        ip if !ip.is_unspecified() => ip,
+        ip if ip.is_ipv4() => Ipv4Addr::LOCALHOST.into(),
+        _ => Ipv6Addr::LOCALHOST.into(),
+    };
+    let address = SocketAddr::new(ip, listen.port()).to_string();
+    Session::open(of_data(data, address, identity), patience).await.ok()
+}
+
+fn of_data(data: &Path, address: String, identity: Identity) -> Chosen {
+    let access = Access::Certificate(identity);
+    Chosen { origin: Origin::Data(data.to_owned()), addresses: vec![address], access }
+}
+
+/// Who founded the cluster: whoever may read the data directory may act for them.
+fn administrator(data: &Path) -> Result<Identity, Failure> {
+    Identity::load(&Layout::new(data).admin(), None, moment::now()).map_err(|error| {
+        Failure::from_error(Exit::Unauthorised, &error)
+            .fix("run it with `orca server`, and deploy with a context of that cluster: orca up --context NAME")
+    })
 }
 
 async fn bring_up(
     session: &Session,
-    proxy: Option<&[std::net::SocketAddr]>,
-    written: Written,
+    mut written: Written,
     args: &UpArgs,
     global: &Global,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    if args.generate_secrets {
-        generate_secrets(session, &written, output).await?;
+    let containers = deploy::containers(&written.projects);
+    if !containers.is_empty()
+        && let Some(failure) = deploy::no_engine(&deploy::nodes(session, TOLD_MAX).await?, &containers)
+    {
+        return Err(failure.more("orca doctor"));
     }
-    let urls = urls(&written, proxy.and_then(|addresses| addresses.first()).map_or(80, |address| address.port()));
+    if args.generate_secrets {
+        generate_secrets(session, output, &mut written).await?;
+    }
+    let names = |project: &orca_cluster::spec::Project| {
+        project.services.keys().map(|service| project.service_name(service)).collect::<Vec<ServiceName>>()
+    };
+    let names: BTreeSet<ServiceName> = written.projects.iter().flat_map(names).collect();
     let options = deploy::Options { patience: global.timeout, ..deploy::Options::default() };
     let code = deploy::deploy(session, output, written, &options).await?;
-    for (service, url) in urls {
-        output.complain(&format!("  {service:<20} {url}\n"));
+    // The ports of its proxy are known when it has told of itself.
+    let nodes = deploy::nodes(session, TOLD_MAX).await?;
+    for service in session.status(None).await?.services.iter().filter(|service| names.contains(&service.name)) {
+        for url in screen::urls(service, &nodes) {
+            output.complain(&format!("  {:<20} {url}\n", service.name.service.as_str()));
+        }
     }
     if args.no_follow {
         return Ok(code);
@@ -95,29 +138,32 @@ async fn bring_up(
     status::follow_cluster(session, output).await
 }
 
-/// Sets a random value for each secret that the project refers to and that is not set.
-async fn generate_secrets(session: &Session, written: &Written, output: &Output) -> Result<(), Failure> {
-    for project in &written.projects {
-        let wanted: BTreeSet<&str> = project.services.values().flat_map(|service| service.secrets()).collect();
-        if wanted.is_empty() {
+/// Sets a random value for each secret that is not set, if nothing else keeps the project from being deployed: what is
+/// refused has changed nothing.
+async fn generate_secrets(session: &Session, output: &Output, written: &mut Written) -> Result<(), Failure> {
+    let Some(obstacle) = deploy::obstacle(session, output, written).await? else { return Ok(()) };
+    let mut names = BTreeSet::new();
+    let mut else_fits = !obstacle.unfit.is_empty();
+    for refusal in &obstacle.unfit {
+        let Refusal::SecretsMissing { missing } = refusal else {
+            else_fits = false;
             continue;
-        }
-        let request = Request::ListSecrets { project: Some(project.name.clone()) };
-        let present = match session.ask(&request).await? {
-            Response::Secrets { secrets } => secrets,
-            other => return Err(unexpected(&other)),
         };
-        let missing = wanted.into_iter().filter(|name| !present.iter().any(|secret| secret.name.name() == *name));
-        let mut secrets = Vec::new();
-        for name in missing {
-            let name = SecretName::new(Some(project.name.clone()), name)
-                .map_err(|error| Failure::from_error(Exit::Input, &error))?;
-            output.complain(&format!("secret {name} generated\n"));
-            secrets.push(SetSecret { name, value: random_text()? });
+        for (service, name) in missing {
+            let name = SecretName::new(Some(service.project.clone()), name);
+            names.insert(name.map_err(|error| Failure::from_error(Exit::Input, &error))?);
         }
-        if !secrets.is_empty() {
-            session.ask(&Request::SetSecrets { secrets }).await?;
-        }
+    }
+    if !else_fits {
+        return Err(written.place(obstacle));
+    }
+    let mut secrets = Vec::new();
+    for name in &names {
+        secrets.push(SetSecret { name: name.clone(), value: random_text()? });
+    }
+    session.ask(&Request::SetSecrets { secrets }).await?;
+    for name in names {
+        output.complain(&format!("secret {name} generated\n"));
     }
     Ok(())
 }
@@ -126,26 +172,4 @@ fn random_text() -> Result<String, Failure> {
     let mut bytes = [0; SECRET_BYTES];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Failure::general("the operating system gives no random bytes"))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Where each service that is routed to can be reached from this machine.
-fn urls(written: &Written, port: u16) -> Vec<(String, String)> {
-    let at = |host: &str| match port {
-        80 => format!("http://{host}"),
-        port => format!("http://{host}:{port}"),
-    };
-    let mut urls = Vec::new();
-    for project in &written.projects {
-        for (name, service) in &project.services {
-            for route in &service.routes {
-                let host = match &route.host {
-                    Host::Exact(host) => host.clone(),
-                    Host::Wildcard(host) => format!("any.{host}"),
-                    Host::Any => "127.0.0.1".to_owned(),
-                };
-                urls.push((name.to_string(), format!("{}{}", at(&host), route.path)));
-            }
-        }
-    }
-    urls
 }

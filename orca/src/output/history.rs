@@ -2,7 +2,7 @@
 
 use orca_cluster::id::ServiceName;
 use orca_cluster::plan::report::Outcome;
-use orca_cluster::state::{Receipt, Window};
+use orca_cluster::state::{Failure, Receipt, Window};
 use orca_wire::message::client::RevisionInfo;
 
 use super::text::{Ink, Side, Text, table};
@@ -39,11 +39,20 @@ pub fn revisions(screen: &Screen, revisions: &[RevisionInfo], receipts: &[Receip
         lines.push(line);
         for receipt in receipts.iter().filter(|receipt| receipt.revision == info.revision) {
             lines.push(Text::plain("      ").then(receipt_line(screen, receipt)));
-            if let Some(failure) = &receipt.failure {
-                lines.push(Text::of(Ink::Red, "      why ").and(Ink::Plain, &failure.cause));
-            }
+            lines.extend(receipt.failure.iter().flat_map(failed));
         }
     }
+    lines
+}
+
+/// Why a revision was given up, and what its replica wrote last: that is gone from everywhere else.
+fn failed(failure: &Failure) -> Vec<Text> {
+    let mut lines = vec![Text::of(Ink::Red, "      why  ").and(Ink::Plain, &failure.cause)];
+    let evidence = failure.evidence.iter().map(|line| match line.strip_prefix("log: ") {
+        Some(line) => Text::of(Ink::Dim, "      logs ").and(Ink::Plain, line),
+        None => Text::of(Ink::Dim, "      seen ").and(Ink::Plain, line),
+    });
+    lines.extend(evidence);
     lines
 }
 
@@ -124,7 +133,9 @@ mod tests {
             shop/api
                 v5  2026-01-31 12:02:11  alice  deploy  myorg/api:1.4.3  x3
                   rolled back after 11.6s; 48,211 requests, 0 5xx (before: 0), p99 41 ms (before: 40 ms), 0 cut, 2h ago
-                  why the process listens on 127.0.0.1:8080; the proxy reaches it on the container's address
+                  why  the process listens on 127.0.0.1:8080; the proxy reaches it on the container's address
+                  seen GET /healthz -> connection refused, 14 tries in 10.0 s
+                  logs listening on http://127.0.0.1:8080
               ● v4  2026-01-31 12:02:11  alice  deploy  myorg/api:1.4.2  x3
                   done in 11.6s; 48,211 requests, 0 5xx (before: 0), p99 41 ms (before: 40 ms), 0 cut, 2h ago
         "#]]

@@ -36,7 +36,7 @@ pub fn plan(generation: Generation, changes: &Changes<'_>) -> Vec<Text> {
 }
 
 fn replaces(what: &ServiceOutcome) -> bool {
-    matches!(what, ServiceOutcome::Changed { replaces: true, .. })
+    matches!(what, ServiceOutcome::Changed { replaces: true, stopped: false, .. })
 }
 
 fn one_by_one(spec: &Service) -> bool {
@@ -52,12 +52,13 @@ fn row(name: &ServiceName, what: &ServiceOutcome, spec: Option<&Service>) -> Opt
         ServiceOutcome::Removed => {
             (Ink::Red, "-", "not in the files any more".to_owned(), "drain and stop; volumes are kept".to_owned())
         }
-        ServiceOutcome::Changed { replaces, differences, .. } => {
+        ServiceOutcome::Changed { replaces, differences, stopped, .. } => {
             let differences: Vec<String> = differences.iter().map(|difference| shorten(difference)).collect();
-            let way = match (replaces, spec) {
-                (true, Some(spec)) => strategy(spec.deploy.strategy),
-                (true, None) => "replaced".to_owned(),
-                (false, _) => "nothing restarted".to_owned(),
+            let way = match (stopped, replaces, spec) {
+                (true, ..) => "stopped; `orca start` runs it".to_owned(),
+                (false, true, Some(spec)) => strategy(spec.deploy.strategy),
+                (false, true, None) => "replaced".to_owned(),
+                (false, false, _) => "nothing restarted".to_owned(),
             };
             (Ink::Yellow, "~", differences.join(", "), way)
         }
@@ -116,8 +117,9 @@ mod tests {
             revision: Revision(5),
             replaces: true,
             differences: vec!["image myorg/api:1.4.2 -> myorg/api:1.4.3".to_owned(), "env LEVEL changed".to_owned()],
+            stopped: false,
         };
-        let same = ServiceOutcome::Unchanged { revision: Revision(1), rolling_out: false };
+        let same = ServiceOutcome::Unchanged { revision: Revision(1), rolling_out: false, proven: true };
         let created = ServiceOutcome::Created { revision: Revision(1), replicas: 1 };
         let changes: Changes<'_> = BTreeMap::from([
             (&api, (&changed, spec("api"))),
@@ -130,6 +132,19 @@ mod tests {
               ~ shop/api  myorg/api:1.4.2 -> 1.4.3, env LEVEL changed  start new, move traffic, drain old
               + shop/db   postgres:17                                  1 replica
               - shop/old  not in the files any more                    drain and stop; volumes are kept
+        "#]]
+        .assert_eq(&show(&plan(Generation(4182), &changes)));
+        let stopped = ServiceOutcome::Changed {
+            from: Revision(4),
+            revision: Revision(5),
+            replaces: true,
+            differences: vec!["replicas 1 -> 2".to_owned()],
+            stopped: true,
+        };
+        let changes: Changes<'_> = BTreeMap::from([(&api, (&stopped, spec("api")))]);
+        expect![[r#"
+            Plan (index 4182): 1 service, 0 created, 0 removed
+              ~ shop/api  replicas 1 -> 2  stopped; `orca start` runs it
         "#]]
         .assert_eq(&show(&plan(Generation(4182), &changes)));
         let nothing: Changes<'_> = BTreeMap::from([(&cron, (&same, None))]);

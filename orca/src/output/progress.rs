@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
-use orca_cluster::plan::report::Outcome;
+use orca_cluster::plan::report::{Outcome, Waiting};
 use orca_cluster::replica::{Cause, Phase};
 use orca_cluster::state::Receipt;
 use orca_cluster::status::{NodeStatus, ReplicaStatus, ServiceState, ServiceStatus};
@@ -46,6 +46,26 @@ pub enum Verdict {
     Overtaken,
 }
 
+impl Verdict {
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Verdict::Going | Verdict::Done | Verdict::Canary => false,
+            Verdict::RolledBack | Verdict::Degraded | Verdict::Overtaken => true,
+        }
+    }
+
+    fn word_of_failure(&self) -> &'static str {
+        match self {
+            Verdict::RolledBack => "rolled back",
+            Verdict::Overtaken => "overtaken",
+            Verdict::Going | Verdict::Done | Verdict::Canary | Verdict::Degraded => "failed",
+        }
+    }
+}
+
+/// Which services start only when which others are ready.
+pub type Needs = BTreeMap<ServiceName, BTreeSet<ServiceName>>;
+
 pub fn verdict(goal: Goal, service: Option<&ServiceStatus>) -> Verdict {
     let Some(service) = service else {
         return if goal == Goal::Removed { Verdict::Done } else { Verdict::Overtaken };
@@ -62,6 +82,7 @@ pub fn verdict(goal: Goal, service: Option<&ServiceStatus>) -> Verdict {
             (_, ServiceState::Canary) => Verdict::Canary,
             (None, ServiceState::Running | ServiceState::Stopped) => Verdict::Done,
             (None, ServiceState::CrashLooping | ServiceState::Failing) => Verdict::Degraded,
+            (None, ServiceState::Degraded) if was_given_up(service) => Verdict::Degraded,
             (None | Some(_), _) => Verdict::Going,
         },
         Goal::Revision(revision) => rollout_verdict(revision, service),
@@ -96,6 +117,11 @@ fn rollout_verdict(revision: Revision, service: &ServiceStatus) -> Verdict {
     }
 }
 
+/// Whether what is wanted was rolled out before, and did not get ready.
+fn was_given_up(service: &ServiceStatus) -> bool {
+    receipt_of(service.revision, service).is_some_and(|receipt| receipt.outcome == Outcome::Failed)
+}
+
 fn receipt_of(revision: Revision, service: &ServiceStatus) -> Option<&Receipt> {
     service.last_receipt.as_ref().filter(|receipt| receipt.revision == revision)
 }
@@ -109,6 +135,8 @@ struct Track {
     seen: BTreeMap<ReplicaId, Seen>,
     latest: Option<ServiceStatus>,
     verdict: Verdict,
+    /// Its failure was told, as it happened.
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -126,14 +154,21 @@ pub struct Tracker {
     started: Timestamp,
     nodes: Vec<NodeStatus>,
     tracks: BTreeMap<ServiceName, Track>,
+    needs: Needs,
 }
 
 impl Tracker {
-    pub fn new(goals: impl IntoIterator<Item = (ServiceName, Goal)>, started: Timestamp) -> Tracker {
-        let track =
-            |goal| Track { goal, old: BTreeSet::new(), seen: BTreeMap::new(), latest: None, verdict: Verdict::Going };
+    pub fn new(goals: impl IntoIterator<Item = (ServiceName, Goal)>, needs: Needs, started: Timestamp) -> Tracker {
+        let track = |goal| Track {
+            goal,
+            old: BTreeSet::new(),
+            seen: BTreeMap::new(),
+            latest: None,
+            verdict: Verdict::Going,
+            told: false,
+        };
         let tracks = goals.into_iter().map(|(name, goal)| (name, track(goal))).collect();
-        Tracker { started, nodes: Vec::new(), tracks }
+        Tracker { started, nodes: Vec::new(), tracks, needs }
     }
 
     /// Takes in what the cluster says, and tells what is new in it, one line each.
@@ -143,7 +178,31 @@ impl Tracker {
             let service = progress.services.iter().find(|service| service.name == *name);
             news.extend(track.take(name, service, progress.at));
         }
+        self.end_what_waits_in_vain();
+        // One alone is told in full at once.
+        if self.tracks.len() > 1 {
+            for (name, track) in &mut self.tracks {
+                let fails = track.verdict.is_failure();
+                if fails && !track.told {
+                    let text = Text::of(Ink::Bold, name.to_string()).and(Ink::Plain, ": ");
+                    news.push(text.then(track.failure_line(name)));
+                }
+                track.told = fails;
+            }
+        }
         news
+    }
+
+    /// What is not being rolled out waits for its dependencies without end; where one of them has failed, it is over.
+    fn end_what_waits_in_vain(&mut self) {
+        let failed = self.tracks.iter().filter(|(_, track)| track.verdict.is_failure());
+        let mut failed: BTreeSet<ServiceName> = failed.map(|(name, _)| name.clone()).collect();
+        loop {
+            let mut tracks = self.tracks.iter_mut();
+            let Some((name, track)) = tracks.find(|(name, track)| track.waits_in_vain(name, &failed)) else { return };
+            track.verdict = Verdict::Degraded;
+            failed.insert(name.clone());
+        }
     }
 
     pub fn is_over(&self) -> bool {
@@ -165,14 +224,23 @@ impl Tracker {
         let spent = moment::age(screen.now.since(self.started));
         let going = self.tracks.iter().filter(|(_, track)| track.verdict == Verdict::Going);
         let line = |(name, track): (&ServiceName, &Track)| {
-            let reasons: Vec<String> = match &track.latest {
-                Some(service) => service.waiting.iter().map(|it| status::waiting(screen, &self.nodes, it)).collect(),
-                None => vec!["for the first report".to_owned()],
-            };
-            let reasons = if reasons.is_empty() { "for the next report".to_owned() } else { reasons.join("; ") };
-            Text::plain(format!("{name}: still waiting after {spent}: {reasons}"))
+            Text::plain(format!("{name}: still waiting after {spent}: {}", track.reasons(screen, &self.nodes)))
         };
         going.map(line).collect()
+    }
+
+    /// Says of a command that stops waiting what it has waited for, and what keeps that.
+    pub fn explain(&self, mut failure: Failure, screen: &Screen) -> Failure {
+        for (name, track) in self.tracks.iter().filter(|(_, track)| track.verdict == Verdict::Going) {
+            failure = failure.why(format!("{name} waits {}", track.reasons(screen, &self.nodes)));
+            let why = track.latest.as_ref().and_then(|service| service.why.as_ref());
+            if let Some(why) = why.filter(|why| why.code != "starting") {
+                failure = failure.why(format!("{name}: {}", why.cause)).evidence(&why.evidence);
+                failure.fix.extend(why.fix.clone());
+            }
+        }
+        failure.others = self.failures();
+        failure
     }
 
     /// What to say when all of it went well.
@@ -190,19 +258,46 @@ impl Tracker {
                         Goal::Revision(_) | Goal::Promoted(_) | Goal::Settled => "Done",
                     };
                     let spent = moment::took(screen.now.since(self.started));
-                    lines.push(Text::plain(front).and(Ink::Green, word).and(Ink::Plain, format!(" in {spent}.")));
+                    lines.push(
+                        Text::plain(front.clone()).and(Ink::Green, word).and(Ink::Plain, format!(" in {spent}.")),
+                    );
                 }
                 (Verdict::Canary, _) => lines.extend(canary_lines(name, &front, track)),
                 (Verdict::Going | Verdict::RolledBack | Verdict::Degraded | Verdict::Overtaken, _) => {}
+            }
+            if track.verdict == Verdict::Done && track.stays_stopped() {
+                let text = format!("{front}It is stopped: nothing runs until `orca start {name}`.");
+                lines.push(Text::of(Ink::Yellow, text));
             }
         }
         lines
     }
 
-    /// The worst that happened, if not all went well.
+    /// All that failed, if not all went well.
     pub fn failure(&self) -> Option<Failure> {
-        let failures = self.tracks.iter().filter_map(|(name, track)| track.failure(name));
-        failures.max_by_key(|failure| failure.exit)
+        Failure::of_all(self.failures())
+    }
+
+    pub fn failure_of(&self, name: &ServiceName) -> Option<Failure> {
+        self.tracks.get(name)?.failure(name)
+    }
+
+    /// Those that others wait for come before these: what is said first is what the rest follows from.
+    fn failures(&self) -> Vec<Failure> {
+        let mut left: Vec<(&ServiceName, &Track)> =
+            self.tracks.iter().filter(|(_, track)| track.verdict.is_failure()).collect();
+        let mut failures = Vec::new();
+        while !left.is_empty() {
+            let waits = |name: &ServiceName| {
+                let needs = self.needs.get(name);
+                needs.is_some_and(|needs| left.iter().any(|(other, _)| needs.contains(*other)))
+            };
+            // There is one: files with a circle are refused.
+            let at = left.iter().position(|(name, _)| !waits(name)).unwrap_or(0);
+            let (name, track) = left.remove(at);
+            failures.extend(track.failure(name));
+        }
+        failures
     }
 }
 
@@ -212,6 +307,35 @@ impl Track {
             Goal::Revision(revision) | Goal::Promoted(revision) => receipt_of(revision, self.latest.as_ref()?),
             Goal::Settled | Goal::Stopped | Goal::Removed => None,
         }
+    }
+
+    /// Whether it was changed and runs no more than before.
+    fn stays_stopped(&self) -> bool {
+        let is_meant = matches!(self.goal, Goal::Stopped | Goal::Removed);
+        !is_meant && self.latest.as_ref().is_some_and(|service| service.state == ServiceState::Stopped)
+    }
+
+    /// Why it is not done yet.
+    fn reasons(&self, screen: &Screen, nodes: &[NodeStatus]) -> String {
+        let Some(service) = &self.latest else { return "for the first report".to_owned() };
+        let reasons = status::waits(screen, nodes, service);
+        if reasons.is_empty() { "for the next report".to_owned() } else { reasons.join("; ") }
+    }
+
+    fn waits_in_vain(&self, name: &ServiceName, failed: &BTreeSet<ServiceName>) -> bool {
+        let Some(service) = &self.latest else { return false };
+        let settles = self.goal == Goal::Settled && self.verdict == Verdict::Going && service.rollout.is_none();
+        let in_vain = |waiting: &Waiting| {
+            let Waiting::ForDependency { service } = waiting else { return false };
+            failed.contains(&ServiceName::new(name.project.clone(), service.clone()))
+        };
+        settles && service.waiting.iter().any(in_vain)
+    }
+
+    /// Its failure in one line: what it came to, and why.
+    fn failure_line(&self, name: &ServiceName) -> Text {
+        let cause = self.failure(name).and_then(|failure| failure.why.first().cloned()).unwrap_or_default();
+        Text::of(Ink::Red, self.verdict.word_of_failure()).and(Ink::Plain, format!(": {cause}"))
     }
 
     fn take(&mut self, name: &ServiceName, service: Option<&ServiceStatus>, at: Timestamp) -> Vec<Text> {
@@ -328,10 +452,13 @@ impl Track {
                     .and(Ink::Plain, because),
             );
         }
+        let front = " ".repeat(indent);
         if self.verdict == Verdict::Going {
-            let front = " ".repeat(indent);
-            let waiting = service.waiting.iter().map(|it| status::waiting(screen, &[], it));
+            let waiting = status::waits(screen, &[], service).into_iter();
             lines.extend(waiting.map(|text| Text::of(Ink::Dim, format!("{front}waiting {text}"))));
+        }
+        if several && self.verdict.is_failure() {
+            lines.push(Text::plain(front).then(self.failure_line(name)));
         }
         lines.into_iter().map(|line| line.fit(screen.width)).collect()
     }
@@ -356,7 +483,10 @@ impl Track {
         let receipt = self.receipt();
         let cause = receipt.and_then(|receipt| receipt.failure.as_ref());
         let asked = cause.is_some_and(|cause| cause.asked);
-        let mut failure = Failure::new(exit, self.failure_message(name, exit, asked)).more(format!("orca logs {name}"));
+        // The replicas of what was rolled back are gone, and their logs with them; what they wrote last is kept.
+        let more = if exit == Exit::RolledBack { "history" } else { "logs" };
+        let mut failure =
+            Failure::new(exit, self.failure_message(name, exit, asked)).more(format!("orca {more} {name}"));
         match (cause, service.and_then(|service| service.why.as_ref())) {
             (Some(cause), _) => {
                 failure = failure.why(&cause.cause).evidence(&cause.evidence);
@@ -408,7 +538,14 @@ fn new_replica_news(before: Option<&ReplicaStatus>, now: &ReplicaStatus, mut say
         Phase::Ready => say(Ink::Green, ready_words(now)),
         Phase::Unknown => say(Ink::Yellow, "its node is not heard".to_owned()),
         Phase::Unready => say(Ink::Red, "not ready any more".to_owned()),
-        Phase::Pulling | Phase::Starting => say(Ink::Plain, phase_word(now.phase).to_owned()),
+        Phase::Pulling | Phase::Starting => {
+            let word = phase_word(now.phase);
+            let failed = before.filter(|before| before.phase == Phase::BackOff);
+            match failed.and_then(|before| before.trouble.as_ref()) {
+                Some(trouble) => say(Ink::Plain, format!("{word} once more: {}", status::cause(&trouble.cause))),
+                None => say(Ink::Plain, word.to_owned()),
+            }
+        }
         Phase::Pending | Phase::Creating | Phase::BackOff | Phase::Stopping | Phase::Gone => {}
     }
 }
@@ -542,9 +679,10 @@ mod tests {
     use super::*;
     use expect_test::expect;
     use orca_cluster::id::Generation;
+    use orca_cluster::status::RolloutStatus;
 
     fn tracker(goal: Goal) -> Tracker {
-        Tracker::new([(name("shop/api"), goal)], at(4))
+        Tracker::new([(name("shop/api"), goal)], Needs::new(), at(4))
     }
 
     #[test]
@@ -600,18 +738,17 @@ mod tests {
               seen  GET /healthz -> connection refused, 14 tries in 10.0 s
               logs  listening on http://127.0.0.1:8080
               fix   bind to 0.0.0.0, or the port of all addresses
-              more  orca logs shop/api     exit code 7
+              more  orca history shop/api     exit code 7
         "#]]
         .assert_eq(&show(&failed(&failure)));
     }
 
     #[test]
     fn a_crash_is_reported_the_moment_it_happens() {
-        let mut tracker = Tracker::new([(name("shop/worker"), Goal::Revision(Revision(2)))], at(4));
+        let mut tracker = Tracker::new([(name("shop/worker"), Goal::Revision(Revision(2)))], Needs::new(), at(41));
         let mut service = sample::worker();
-        service.rollout = Some(rollout(2, 1));
-        service.waiting =
-            vec![orca_cluster::plan::report::Waiting::ForReady { replica: ReplicaId(9), since: at(12), trouble: None }];
+        service.rollout = Some(RolloutStatus { started: at(41), ..rollout(2, 1) });
+        service.waiting = vec![Waiting::ForReady { replica: ReplicaId(9), since: at(12), trouble: None }];
         let crash = Progress { generation: Generation(1), at: at(0), services: vec![service], events: Vec::new() };
         let mut story = show(&tracker.take(&crash));
         story.push_str(&show(&tracker.draw(&screen())));
@@ -619,11 +756,96 @@ mod tests {
         expect![[r#"
             shop/worker r9 on n1: exited with code 1 after 0.3s; its last line: no DATABASE_URL
               n1  backing off: it exits with code 1 after 0.3 s, 4 times in a row (crash-looping)
-              waiting for r9 to get ready, 12s so far
-            shop/worker: still waiting after 4s: for r9 to get ready, 12s so far
+              waiting for r9 to get ready, 41s so far; given up after 2m
+            shop/worker: still waiting after 41s: for r9 to get ready, 41s so far; given up after 2m
         "#]]
         .assert_eq(&story);
         assert!(!tracker.is_over());
+
+        let stopped = tracker.explain(Failure::new(Exit::TimedOut, "not settled after 41s"), &screen());
+        expect![[r#"
+            error: not settled after 41s
+              why   shop/worker waits for r9 to get ready, 41s so far; given up after 2m
+                    shop/worker: it exits with code 1 after 0.3 s, 4 times in a row (crash-looping)
+              logs  no DATABASE_URL
+              fix   the reason is in its last lines; more with `orca logs shop/worker`
+        "#]]
+        .assert_eq(&show(&failed(&stopped)));
+    }
+
+    /// A shop whose database fails, and the services that wait for it.
+    fn failed_shop(goal: Goal) -> (Tracker, Progress) {
+        let [api, db, worker] = ["shop/api", "shop/db", "shop/worker"].map(name);
+        let needs =
+            Needs::from([(api.clone(), BTreeSet::from([db.clone()])), (worker.clone(), BTreeSet::from([api.clone()]))]);
+        let tracker = Tracker::new([api, db, worker].map(|name| (name, goal)), needs, at(4));
+        let failed = |text: &str, cause: &str| {
+            let mut service = sample::service(text, "myorg/a:1", 1);
+            service.state = ServiceState::Failing;
+            let failure =
+                orca_cluster::state::Failure { cause: cause.to_owned(), evidence: vec![], fix: None, asked: false };
+            service.last_receipt = Some(Receipt { from: None, ..sample::receipt(1, Outcome::Failed, Some(failure)) });
+            service
+        };
+        let services = vec![
+            failed("shop/api", "it depends on `db`, which is not ready"),
+            failed("shop/db", "no Docker engine answers on its node"),
+            failed("shop/worker", "it depends on `api`, which is not ready"),
+        ];
+        (tracker, Progress { generation: Generation(1), at: at(0), services, events: Vec::new() })
+    }
+
+    #[test]
+    fn of_several_failures_each_is_told_and_first_the_one_the_others_follow_from() {
+        let (mut tracker, over) = failed_shop(Goal::Revision(Revision(1)));
+        expect![[r#"
+            shop/api: failed: it depends on `db`, which is not ready
+            shop/db: failed: no Docker engine answers on its node
+            shop/worker: failed: it depends on `api`, which is not ready
+        "#]]
+        .assert_eq(&show(&tracker.take(&over)));
+        assert!(tracker.take(&over).is_empty(), "once");
+        expect![[r#"
+            error: shop/db v1 did not become ready; there is no earlier version to go back to
+              why   no Docker engine answers on its node
+              more  orca logs shop/db
+            error: shop/api v1 did not become ready; there is no earlier version to go back to
+              why   it depends on `db`, which is not ready
+              more  orca logs shop/api
+            error: shop/worker v1 did not become ready; there is no earlier version to go back to
+              why   it depends on `api`, which is not ready
+              more  orca logs shop/worker     exit code 8
+        "#]]
+        .assert_eq(&show(&failed(&tracker.failure().unwrap())));
+    }
+
+    #[test]
+    fn what_waits_for_a_service_that_failed_is_not_waited_for() {
+        let (mut tracker, mut over) = failed_shop(Goal::Settled);
+        for (at, needs) in [(0, "db"), (2, "api")] {
+            over.services[at].state = ServiceState::Starting;
+            over.services[at].waiting = vec![Waiting::ForDependency { service: needs.parse().unwrap() }];
+        }
+        tracker.take(&over);
+        assert!(tracker.is_over() && tracker.failure().unwrap().exit == Exit::Degraded);
+        // Unless it is on its way again.
+        let (mut tracker, _) = failed_shop(Goal::Settled);
+        over.services[1].state = ServiceState::Starting;
+        tracker.take(&over);
+        assert!(!tracker.is_over() && tracker.failure().is_none());
+    }
+
+    #[test]
+    fn a_change_of_a_stopped_service_says_that_nothing_runs() {
+        let mut tracker = tracker(Goal::Settled);
+        let mut service = sample::service("shop/api", "myorg/api:1.4.2", 4);
+        service.state = ServiceState::Stopped;
+        tracker.take(&Progress { generation: Generation(1), at: at(0), services: vec![service], events: Vec::new() });
+        expect![[r#"
+            Done in 4.0s.
+            It is stopped: nothing runs until `orca start shop/api`.
+        "#]]
+        .assert_eq(&show(&tracker.summary(&screen())));
     }
 
     #[test]

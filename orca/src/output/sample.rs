@@ -48,6 +48,7 @@ pub fn replica(id: u64, revision: u64, phase: Phase) -> ReplicaStatus {
         phase,
         leaving: false,
         since: at(1),
+        placed: at(1),
         address: Some("172.18.0.4:8080".parse().unwrap()),
         restarts: 0,
         failures: 0,
@@ -115,7 +116,14 @@ pub fn loopback() -> Failure {
 }
 
 pub fn rollout(to: u64, from: u64) -> RolloutStatus {
-    RolloutStatus { to: Revision(to), from: Some(Revision(from)), started: at(4), back: false, because: None }
+    RolloutStatus {
+        to: Revision(to),
+        from: Some(Revision(from)),
+        started: at(4),
+        back: false,
+        because: None,
+        ready_timeout_secs: 120,
+    }
 }
 
 pub fn node() -> NodeStatus {
@@ -146,6 +154,7 @@ pub fn worker() -> ServiceStatus {
     crashing.usage = Usage::default();
     crashing.address = None;
     crashing.since = at(12);
+    crashing.placed = at(41);
     crashing.last_exit = Some(Exit {
         at: at(12),
         code: 1,
@@ -173,7 +182,7 @@ pub fn api() -> ServiceStatus {
     let mut api = service("shop/api", "docker.io/myorg/api:1.4.3", 5);
     api.wanted = 3;
     api.ready = 3;
-    api.routes = vec!["shop.example.com/api".to_owned(), "*/".to_owned()];
+    api.routes = vec!["shop.example.com/api/*".to_owned(), "/*".to_owned()];
     api.recent = window(744, 2, 41_000);
     api.last_receipt = Some(receipt(5, Outcome::Done, None));
     api.replicas = (1..=3).map(|id| replica(id, 5, Phase::Ready)).collect();

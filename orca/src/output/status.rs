@@ -160,9 +160,14 @@ fn url(route: &str, nodes: &[NodeStatus]) -> String {
     };
     let (host, path) = route.split_at(route.find('/').unwrap_or(route.len()));
     let host = match (host, proxy) {
-        ("*", Some((node, proxy))) => proxy_host(node, proxy),
-        ("*", None) => "*".to_owned(),
+        ("", Some((node, proxy))) => proxy_host(node, proxy),
+        ("", None) => "*".to_owned(),
         (name, _) => name.to_owned(),
+    };
+    let path = match path.strip_suffix("/*") {
+        Some("") => "/",
+        Some(prefix) => prefix,
+        None => path,
     };
     format!("http://{host}{port}{path}")
 }
@@ -253,8 +258,8 @@ pub fn service(
         }
         field("rollout", Text::plain(text));
     }
-    for (at, reason) in service.waiting.iter().enumerate() {
-        field(if at == 0 { "waiting" } else { "" }, Text::plain(waiting(screen, nodes, reason)));
+    for (at, reason) in waits(screen, nodes, service).into_iter().enumerate() {
+        field(if at == 0 { "waiting" } else { "" }, Text::plain(reason));
     }
     if let Some(why) = &service.why
         && why.code != "starting"
@@ -269,6 +274,9 @@ pub fn service(
     if let Some(receipt) = &service.last_receipt {
         lines.push(Text::new());
         lines.push(Text::of(Ink::Dim, "last rollout  ").then(history::receipt_line(screen, receipt)));
+        if let Some(failure) = &receipt.failure {
+            lines.push(Text::of(Ink::Red, "         why  ").and(Ink::Plain, &failure.cause));
+        }
     }
     if !revisions.is_empty() {
         lines.push(Text::new());
@@ -379,8 +387,28 @@ fn restarts(replica: &ReplicaStatus) -> Text {
     }
 }
 
-/// Why it is not done yet, in words.
-pub fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> String {
+/// Why a service is not done yet, in words. What a rollout has placed is waited for from then on, however often it was
+/// started since, and until it is given up.
+pub fn waits(screen: &Screen, nodes: &[NodeStatus], service: &ServiceStatus) -> Vec<String> {
+    let forward = service.rollout.as_ref().filter(|rollout| !rollout.back);
+    let words = |reason: &Waiting| {
+        let Waiting::ForReady { replica, trouble, .. } = reason else { return waiting(screen, nodes, reason) };
+        let replica = service.replicas.iter().find(|known| known.id == *replica);
+        let Some((rollout, replica)) = forward.zip(replica).filter(|(rollout, it)| it.placed >= rollout.started) else {
+            return waiting(screen, nodes, reason);
+        };
+        let since = replica.placed;
+        let reason = Waiting::ForReady { replica: replica.id, since, trouble: trouble.clone() };
+        let text = waiting(screen, nodes, &reason);
+        match rollout.ready_timeout_secs {
+            0 => text,
+            seconds => format!("{text}; given up after {}", moment::age(Duration::from_secs(seconds))),
+        }
+    };
+    service.waiting.iter().map(words).collect()
+}
+
+fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> String {
     let named =
         |id: &NodeId| nodes.iter().find(|node| node.id == *id).map_or_else(|| id.to_string(), |node| node.name.clone());
     match waiting {

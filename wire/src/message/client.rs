@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use orca_cluster::command::Refusal;
 use orca_cluster::command::put::PutOutcome;
 use orca_cluster::event::Event;
 use orca_cluster::id::{Generation, Label, Revision, ServiceName};
@@ -238,6 +239,9 @@ pub struct Refused {
     pub message: String,
     /// The next step.
     pub hint: Option<String>,
+    /// Of what was put: each thing that does not fit what the cluster has, for whoever has the files to point into.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfit: Vec<Refusal>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,5 +309,5 @@ pub struct Finding {
     pub ok: bool,
     pub message: String,
     pub fix: Option<String>,
-    pub details: BTreeMap<String, String>,
+    pub details: BTreeMap<String, u64>,
 }

@@ -23,6 +23,8 @@ pub fn check(world: &mut World) {
             Applied::Unchanged { .. } => {}
             // What it needs was removed after it was deployed.
             Applied::Refused(Refusal::NoDependency { .. }) => {}
+            Applied::Refused(Refusal::Several(all))
+                if all.iter().all(|refusal| matches!(refusal, Refusal::NoDependency { .. })) => {}
             other => world.broken(&format!("{name} put again as it is: {other:?}")),
         }
     }
