@@ -10,6 +10,7 @@ use orca_cluster::replica::{Engine, Facts, Observed};
 use orca_cluster::time::Timestamp;
 use orca_cluster::traffic::{Traffic, Unfinished};
 use orca_dataplane::DataPlane;
+use orca_wire::cause::chain;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info};
@@ -17,7 +18,7 @@ use tracing::{error, info};
 use crate::clock::now;
 use crate::docker::{Events, Measurements, Notice};
 use crate::facts;
-use crate::hands::{Hands, chain};
+use crate::hands::Hands;
 use crate::ledger::Ledger;
 use crate::module_files;
 
@@ -25,6 +26,14 @@ use crate::module_files;
 pub const USAGE_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two tries to write a goal into the ledger.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
+
+/// A goal that could not be written, why, and when that is tried again.
+#[derive(Debug)]
+struct Unwritten {
+    goal: Goal,
+    fault: String,
+    again: Instant,
+}
 
 #[derive(Debug)]
 pub struct Driver {
@@ -51,8 +60,7 @@ impl Driver {
         // One process, one agent, one proxy: its counters begin with it.
         let started = now();
         let mut named = BTreeSet::new();
-        // A goal that could not be written, and when that is tried again.
-        let mut unwritten: Option<(Goal, Instant)> = None;
+        let mut unwritten: Option<Unwritten> = None;
         loop {
             while let Some(action) = self.brain.poll_action() {
                 self.hands.start(action);
@@ -60,10 +68,10 @@ impl Driver {
             let due = reported + self.brain.report_interval();
             if self.brain.take_changed() || Instant::now() >= due {
                 reported = Instant::now();
-                self.report(&engine, started);
+                self.report(&engine, started, unwritten.as_ref());
             }
             let wake = self.brain.poll_timeout().map(|(at, _why)| at);
-            let retry = unwritten.as_ref().map(|(_, at)| *at);
+            let retry = unwritten.as_ref().map(|unwritten| unwritten.again);
             tokio::select! {
                 goal = self.goals.recv() => match goal {
                     Some(goal) => {
@@ -73,7 +81,7 @@ impl Driver {
                     None => return,
                 },
                 () = sleep_until(retry.unwrap_or(due)), if retry.is_some() => {
-                    if let Some((goal, _)) = unwritten.take() {
+                    if let Some(Unwritten { goal, .. }) = unwritten.take() {
                         unwritten = self.take_goal(goal, true).await;
                         self.sweep_modules(&mut named);
                     }
@@ -83,7 +91,7 @@ impl Driver {
                     Notice::Seen(seen) => self.brain.handle_seen(seen, now()),
                     Notice::Engine(is) => {
                         engine = is;
-                        self.report(&engine, started);
+                        self.report(&engine, started, unwritten.as_ref());
                     }
                 },
                 unfinished = news(&mut self.unfinished) => self.brain.handle_unfinished(unfinished, now()),
@@ -95,8 +103,8 @@ impl Driver {
     }
 
     /// In the ledger before anything is done about it: whoever starts here next goes by the ledger, and would undo what it
-    /// does not know, or do it twice. What cannot be written is given back, with the time to try it again.
-    async fn take_goal(&mut self, mut goal: Goal, is_known: bool) -> Option<(Goal, Instant)> {
+    /// does not know, or do it twice. What cannot be written is given back.
+    async fn take_goal(&mut self, mut goal: Goal, is_known: bool) -> Option<Unwritten> {
         // Only the newest matters.
         while let Ok(newer) = self.goals.try_recv() {
             goal = newer;
@@ -122,7 +130,7 @@ impl Driver {
                 "the ledger cannot be written: what runs goes on, and nothing new begins here before it can"
             );
         }
-        Some((goal, Instant::now() + LEDGER_PAUSE))
+        Some(Unwritten { goal, fault, again: Instant::now() + LEDGER_PAUSE })
     }
 
     fn sweep_modules(&self, named: &mut BTreeSet<String>) {
@@ -133,7 +141,7 @@ impl Driver {
         }
     }
 
-    fn report(&self, engine: &Engine, started: Timestamp) {
+    fn report(&self, engine: &Engine, started: Timestamp, unwritten: Option<&Unwritten>) {
         let now = now();
         if !self.brain.is_oriented(now) {
             return;
@@ -142,23 +150,17 @@ impl Driver {
         let (replicas, acknowledged) = self.brain.observed();
         let mut traffic = Traffic { started, ..self.dataplane.traffic(now) };
         traffic.add_unfinished(self.brain.unfinished());
-        let facts = self.facts(engine);
+        let facts = self.facts(engine, unwritten);
         self.reports.send_replace(Some(Arc::new(Observed { at: now, replicas, acknowledged, traffic, facts })));
     }
 
-    fn facts(&self, engine: &Engine) -> Facts {
-        let host = facts::host(&self.data);
+    fn facts(&self, engine: &Engine, unwritten: Option<&Unwritten>) -> Facts {
         Facts {
-            host_name: host.name,
-            architecture: host.architecture,
-            kernel: host.kernel,
-            cpu: host.cpu,
-            memory: host.memory,
-            memory_available: host.memory_available,
-            disk_available: host.disk_available,
             containers: engine.clone(),
             proxy: self.dataplane.addresses(),
             version: self.version.clone(),
+            fault: unwritten.map(|unwritten| unwritten.fault.clone()),
+            ..facts::host(&self.data)
         }
     }
 }

@@ -6,13 +6,13 @@ use futures_util::StreamExt;
 use orca_cluster::id::NodeId;
 use orca_cluster::secret::Opaque;
 use orca_wire::Stream;
+use orca_wire::cause::chain;
 use orca_wire::message::agent::{Errand, ExecErrand, ExecInput, ExecOutput, LogLine, LogStream, LogsErrand};
 use orca_wire::stream::StreamError;
 use tokio::io::AsyncWriteExt;
 use tracing::debug;
 
 use crate::docker::{self, Docker};
-use crate::hands::chain;
 use crate::module_log::{self, Logs};
 
 /// Whoever runs errands; cheap to clone.

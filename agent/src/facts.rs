@@ -3,38 +3,25 @@
 
 use std::path::Path;
 
+use orca_cluster::replica::Facts;
 use orca_cluster::resource::{Cpu, Memory};
 
-/// The part of [`Facts`](orca_cluster::replica::Facts) that the host itself knows.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Host {
-    pub name: String,
-    /// As container images name it: `amd64`, `arm64`.
-    pub architecture: String,
-    pub kernel: String,
-    pub cpu: Cpu,
-    pub memory: Memory,
-    /// What could be used without swapping.
-    pub memory_available: Memory,
-    /// On the file system of the data directory, for those who are not root.
-    pub disk_available: Memory,
-}
-
-/// Reads them; `data` is the directory whose disk matters. A few system calls, no waiting.
-pub fn host(data: &Path) -> Host {
+/// What the host itself knows, read now; `data` is the directory whose disk matters. A few system calls, no waiting.
+pub fn host(data: &Path) -> Facts {
     let name = rustix::system::uname();
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(0, |count| count.get());
     // A directory that is yet to be made is on the disk of the one above.
     let disk = data.ancestors().find_map(|directory| rustix::fs::statvfs(directory).ok());
-    Host {
-        name: name.nodename().to_string_lossy().into_owned(),
+    Facts {
+        host_name: name.nodename().to_string_lossy().into_owned(),
         architecture: image_architecture(std::env::consts::ARCH).to_owned(),
         kernel: name.release().to_string_lossy().into_owned(),
         cpu: Cpu(u32::try_from(processors).unwrap_or(u32::MAX).saturating_mul(1000)),
         memory: memory_field(&memory, "MemTotal").unwrap_or_default(),
         memory_available: memory_field(&memory, "MemAvailable").unwrap_or_default(),
         disk_available: disk.map_or(Memory(0), |disk| Memory(disk.f_bavail.saturating_mul(disk.f_frsize))),
+        ..Facts::default()
     }
 }
 
@@ -81,7 +68,7 @@ mod tests {
     #[test]
     fn this_host_has_everything() {
         let host = host(Path::new("/nonexistent/data"));
-        assert!(!host.name.is_empty() && !host.kernel.is_empty() && !host.architecture.is_empty());
+        assert!(!host.host_name.is_empty() && !host.kernel.is_empty() && !host.architecture.is_empty());
         assert!(host.cpu.0 >= 1000);
         assert!(host.memory_available.0 > 0 && host.memory > host.memory_available);
         assert!(host.disk_available.0 > 0);

@@ -13,6 +13,7 @@ use orca_cluster::replica::{Cause, Saw};
 use orca_cluster::secret::SecretName;
 use orca_cluster::time::Timestamp;
 use orca_dataplane::DataPlane;
+use orca_wire::cause::chain;
 use orca_wire::identity::{SealingKey, goal_context};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -308,16 +309,4 @@ fn after_panic(task: &Task) -> Finished {
         Task::Inspect { .. } => Finished::Listening(None),
         Task::Run { .. } => Finished::Ran(Err(reason)),
     }
-}
-
-/// An error with everything that led to it, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use orca_cluster::goal::Goal;
 use orca_cluster::limit::MODULE_BYTES_MAX;
 use orca_cluster::replica::Observed;
+use orca_wire::cause::chain;
 use orca_wire::client::ClientError;
 use orca_wire::message::agent::{AgentRequest, Attach, Blob, Errand, FromAgent, ToAgent};
 use orca_wire::stream::StreamError;
@@ -86,7 +87,7 @@ impl Session {
                     info!(reason = lost, "control node lost");
                 }
                 Err(error) => {
-                    debug!(error = crate::hands::chain(&error), "no control node answers");
+                    debug!(error = chain(&error), "no control node answers");
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
             }
@@ -108,7 +109,7 @@ async fn attach(
     let attach = AgentRequest::Attach(Attach { version: env!("CARGO_PKG_VERSION").to_owned() });
     let stream = match connection.open(&attach).await {
         Ok(stream) => stream,
-        Err(error) => return crate::hands::chain(&error),
+        Err(error) => return chain(&error),
     };
     let Stream { mut sender, mut receiver } = stream;
     let up = async {
@@ -120,7 +121,7 @@ async fn attach(
             let Some(report) = reports.borrow_and_update().clone() else { continue };
             let report = FromAgent::Report(Box::new(Observed::clone(&report)));
             if let Err(error) = sender.send(&report).await {
-                return crate::hands::chain(&error);
+                return chain(&error);
             }
         }
     };
@@ -133,7 +134,7 @@ async fn attach(
                     }
                 }
                 Ok(None) => return "it closed the session".to_owned(),
-                Err(error) => return crate::hands::chain(&error),
+                Err(error) => return chain(&error),
             }
         }
     };
@@ -142,6 +143,6 @@ async fn attach(
     tokio::select! {
         reason = up => reason,
         reason = down => reason,
-        error = asked => crate::hands::chain(&error),
+        error = asked => chain(&error),
     }
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Actor, EVENTS_MAX, Event, Kind};
-use crate::id::{Generation, Label, NodeId, Revision, ServiceName};
+use crate::id::{Generation, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::limit::{Excess, Limits};
 use crate::plan::Step;
 use crate::secret::{DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenId};
@@ -151,6 +151,8 @@ pub struct NewNode {
 pub struct Announcement {
     pub kind: Kind,
     pub service: Option<ServiceName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaId>,
     pub text: String,
 }
 
@@ -743,12 +745,16 @@ impl Change<'_> {
     }
 
     fn announce(&mut self, announcements: Vec<Announcement>) {
-        for Announcement { kind, service, text } in announcements {
-            self.say(kind, service.as_ref(), text);
+        for Announcement { kind, service, replica, text } in announcements {
+            self.say_of(kind, service.as_ref(), replica, text);
         }
     }
 
     pub(crate) fn say(&mut self, kind: Kind, service: Option<&ServiceName>, text: String) {
+        self.say_of(kind, service, None, text);
+    }
+
+    fn say_of(&mut self, kind: Kind, service: Option<&ServiceName>, replica: Option<ReplicaId>, text: String) {
         let event = Event {
             index: (self.index, self.events),
             at: self.at,
@@ -756,6 +762,7 @@ impl Change<'_> {
             source: self.source.clone(),
             kind,
             service: service.cloned(),
+            replica,
             text,
         };
         self.events += 1;

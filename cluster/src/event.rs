@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{NodeId, ServiceName};
+use crate::id::{ReplicaId, ServiceName};
 use crate::time::Timestamp;
 
 /// How many events are kept; the oldest goes when one more comes.
@@ -16,11 +16,7 @@ pub const EVENTS_MAX: usize = 5_000;
 #[serde(rename_all = "snake_case")]
 pub enum Actor {
     /// Somebody with this token; its name is kept too, since tokens are deleted.
-    Token {
-        id: String,
-        name: String,
-    },
-    Node(NodeId),
+    Token { id: String, name: String },
     /// The cluster itself, carrying out what was asked before.
     Orca,
 }
@@ -35,6 +31,9 @@ pub struct Event {
     pub source: Option<String>,
     pub kind: Kind,
     pub service: Option<ServiceName>,
+    /// Whom it happened to, where that is one replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaId>,
     pub text: String,
 }
 
@@ -44,7 +43,6 @@ pub struct Event {
 pub enum Kind {
     ClusterFounded,
     NodeAdmitted,
-    NodeSuspect,
     NodeDead,
     NodeAlive,
     SettingsChanged,
@@ -61,7 +59,6 @@ pub enum Kind {
     RolloutDone,
     RolloutFailed,
     ReplicaExited,
-    ReplicaTroubled,
     ReplicaRecovered,
     ScheduleRan,
     /// It failed, or nobody knows how it ended.
@@ -82,7 +79,6 @@ impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Actor::Token { name, .. } => f.write_str(name),
-            Actor::Node(node) => write!(f, "{node}"),
             Actor::Orca => f.write_str("orca"),
         }
     }
@@ -93,7 +89,6 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Kind::ClusterFounded => "cluster-founded",
             Kind::NodeAdmitted => "node-admitted",
-            Kind::NodeSuspect => "node-suspect",
             Kind::NodeDead => "node-dead",
             Kind::NodeAlive => "node-alive",
             Kind::SettingsChanged => "settings-changed",
@@ -110,7 +105,6 @@ impl fmt::Display for Kind {
             Kind::RolloutDone => "rollout-done",
             Kind::RolloutFailed => "rollout-failed",
             Kind::ReplicaExited => "replica-exited",
-            Kind::ReplicaTroubled => "replica-troubled",
             Kind::ReplicaRecovered => "replica-recovered",
             Kind::ScheduleRan => "schedule-ran",
             Kind::ScheduleFailed => "schedule-failed",

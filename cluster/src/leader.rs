@@ -329,16 +329,15 @@ impl Leader {
     fn is_told(&self, announcement: &Announcement) -> bool {
         let newest = self.state.events.iter().rev().take(EVENTS_LOOKED_AT);
         newest.into_iter().any(|event| {
-            let Announcement { kind, service, text } = announcement;
-            event.kind == *kind && event.service == *service && event.text == *text
+            let Announcement { kind, service, replica, text } = announcement;
+            event.kind == *kind && event.service == *service && event.replica == *replica && event.text == *text
         })
     }
 
     /// What an earlier leader has said about a replica.
     fn told_before(&self, replica: ReplicaId) -> Announced {
         let events = &self.state.events;
-        let about = format!("{replica} ");
-        let told = events.iter().rev().find(|e| e.kind == Kind::ReplicaExited && e.text.starts_with(&about));
+        let told = events.iter().rev().find(|e| e.kind == Kind::ReplicaExited && e.replica == Some(replica));
         // What is older than the oldest event was told, and has been forgotten.
         let forgotten = events.front().filter(|_| events.len() == EVENTS_MAX);
         Announced { exit: told.or(forgotten).map(|event| event.at), troubled: false }
@@ -370,7 +369,10 @@ fn announce(
     now: Timestamp,
     announcements: &mut Vec<Announcement>,
 ) {
-    let mut say = |kind, text| announcements.push(Announcement { kind, service: Some(report.service.clone()), text });
+    let mut say = |kind, text| {
+        let service = Some(report.service.clone());
+        announcements.push(Announcement { kind, service, replica: Some(id), text });
+    };
     if let Some(exit) = &report.last_exit
         && last.exit.is_none_or(|at| exit.at > at)
         && report.phase != Phase::Stopping

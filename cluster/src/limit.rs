@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::Command;
+use crate::command::{Applied, Command, Entry, Refusal};
+use crate::event::Actor;
 use crate::goal::{Duty, Workload};
 use crate::id::{LABEL_LENGTH_MAX, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::leader::replica_goal;
@@ -116,6 +117,19 @@ impl Limits {
             | Command::RevokeToken { .. }
             | Command::Announce(_)
             | Command::Limited { .. } => command,
+        }
+    }
+
+    /// What people's change would be refused for, if it is more than may be; tried on a copy.
+    pub fn refuses(&self, state: &State, command: &Command) -> Option<Refusal> {
+        let command = self.hold(command.clone());
+        if !matches!(command, Command::Limited { .. }) {
+            return None;
+        }
+        let entry = Entry { at: Timestamp::default(), actor: Actor::Orca, source: None, command };
+        match state.clone().apply(0, entry) {
+            Applied::Refused(refusal) => Some(refusal),
+            Applied::Done { .. } | Applied::Unchanged { .. } => None,
         }
     }
 
@@ -376,7 +390,7 @@ fn replica_bytes(name: &ServiceName, deployed: &Deployed, template: Revision, ke
 }
 
 /// The length of a value as it is sent, without making that text.
-fn json_bytes(value: &impl Serialize) -> u64 {
+pub fn json_bytes(value: &impl Serialize) -> u64 {
     struct Count(u64);
     impl io::Write for Count {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

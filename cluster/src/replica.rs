@@ -35,6 +35,9 @@ pub struct Facts {
     pub containers: Engine,
     pub proxy: Vec<SocketAddr>,
     pub version: String,
+    /// Why the node cannot write down what it is told, and so begins nothing new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
 }
 
 /// The state of the node's Docker engine.
@@ -185,16 +188,21 @@ pub enum Cause {
     NoEngine {
         reason: String,
     },
+    /// Of no registry, or not of its own. `present` if the node has a copy, which was not to be used.
     ImageMissing {
         image: String,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        present: bool,
     },
     ImageDenied {
         image: String,
     },
-    /// `reason` is the engine's or the registry's own words.
+    /// `reason` is the engine's or the registry's own words; `present` as above.
     PullFailed {
         image: String,
         reason: String,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        present: bool,
     },
     WrongArchitecture {
         image: String,

@@ -2,6 +2,7 @@
 //! change it, and the same commands in the same order give the same state on every control node, for ever.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -186,10 +187,46 @@ pub enum Direction {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub cause: String,
-    pub evidence: Vec<String>,
+    pub evidence: Vec<Evidence>,
     pub fix: Option<String>,
     /// A person asked for it.
     pub asked: bool,
+}
+
+/// One thing that was seen. Stored and told to programs as one line, in which what a replica printed follows `log: `.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum Evidence {
+    Seen(String),
+    /// A line that the replica wrote.
+    Printed(String),
+}
+
+/// Before a line that a replica wrote.
+const PRINTED: &str = "log: ";
+
+impl From<String> for Evidence {
+    fn from(line: String) -> Evidence {
+        match line.strip_prefix(PRINTED) {
+            Some(printed) => Evidence::Printed(printed.to_owned()),
+            None => Evidence::Seen(line),
+        }
+    }
+}
+
+impl From<Evidence> for String {
+    fn from(evidence: Evidence) -> String {
+        evidence.to_string()
+    }
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Evidence::Seen(line) => f.write_str(line),
+            Evidence::Printed(line) => write!(f, "{PRINTED}{line}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -451,6 +488,15 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn evidence_is_stored_as_the_line_it_was() {
+        let lines = r#"["status 500","log: ready","log: log: ready"]"#;
+        let read: Vec<Evidence> = serde_json::from_str(lines).unwrap();
+        let printed = |line: &str| Evidence::Printed(line.to_owned());
+        assert_eq!(read, [Evidence::Seen("status 500".to_owned()), printed("ready"), printed("log: ready")]);
+        assert_eq!(serde_json::to_string(&read).unwrap(), lines);
+    }
 
     #[test]
     fn what_was_stored_before_proxies_were_told_apart_is_read() {

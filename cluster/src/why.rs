@@ -15,46 +15,104 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::id::{Generation, NodeId, ReplicaId, ServiceName};
 use crate::plan::View;
 use crate::plan::report::{NoRoom, Waiting};
-use crate::replica::{Phase, ReplicaReport, Saw};
+use crate::replica::{Cause, Phase, ReplicaReport, Saw};
 use crate::spec::Service;
-use crate::state::{Deployed, Direction, Failure, PlacementState};
+use crate::state::{Deployed, Direction, Evidence, Failure, LastRun, Placement, PlacementState, RunEnding};
+use crate::time::Timestamp;
 pub use replica::replica;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnosis {
-    /// A word for programs: `probe-status`, `out-of-memory`.
-    pub code: String,
+    pub code: Code,
     /// One sentence, no full stop.
     pub cause: String,
     /// What was seen, most telling first.
-    pub evidence: Vec<String>,
+    pub evidence: Vec<Evidence>,
     pub fix: Option<String>,
     pub replica: Option<ReplicaId>,
+}
+
+/// What is wrong, as a word for programs: `probe-status`, `out-of-memory`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    // What was asked for, and what takes its time.
+    Starting,
+    Stopped,
+    Removing,
+    // What keeps a replica from a node.
+    NoNode,
+    NoRoom,
+    NoSuchNode,
+    NoSuchLabel,
+    NodeSilent,
+    VolumeElsewhere,
+    Dependency,
+    // What keeps it from starting.
+    NoEngine,
+    EngineAway,
+    ImageMissing,
+    ImageDenied,
+    RegistryUnreachable,
+    PullFailed,
+    WrongArchitecture,
+    NoSuchCommand,
+    SecretMissing,
+    PortTaken,
+    VolumeBusy,
+    DiskFull,
+    Refused,
+    ModuleInvalid,
+    ModuleMissing,
+    /// Its node does not do what it was told.
+    GoalNotTaken,
+    // How it ended.
+    Exited,
+    CrashLooping,
+    OutOfMemory,
+    NotAlive,
+    RemovedOutside,
+    EndedWithEngine,
+    ExecFailed,
+    MissingLibrary,
+    ReadOnly,
+    PermissionDenied,
+    // Why it is not ready.
+    Late,
+    ListensOnLoopback,
+    ListensElsewhere,
+    NotListening,
+    ProbeStatus,
+    ProbeTimeout,
+    ProbeFailing,
+    ProbeExit,
+    ProbeCommand,
+    ProbeGrpc,
+    // What is wrong although it serves.
+    Errors,
+    RolledBack,
+    ScheduleFailed,
 }
 
 /// Exits in a row that make a replica crash-looping rather than unlucky.
 pub const CRASH_LOOP_AFTER: u32 = 3;
 /// How long the exit of a replica that serves again is worth telling.
 const RESTLESS_FOR: Duration = Duration::from_secs(10 * 60);
+/// A node that is heard takes over what it is told in a fraction of this.
+const TAKEN_WITHIN: Duration = Duration::from_secs(5);
 /// Fewer errors in the last minute may be anybody's mistake.
 const ERRORS_MIN: u64 = 5;
 
 impl Diagnosis {
-    fn new(code: &str, cause: impl Into<String>, fix: impl Into<String>) -> Diagnosis {
-        Diagnosis {
-            code: code.to_owned(),
-            cause: cause.into(),
-            evidence: Vec::new(),
-            fix: Some(fix.into()),
-            replica: None,
-        }
+    fn new(code: Code, cause: impl Into<String>, fix: impl Into<String>) -> Diagnosis {
+        Diagnosis { code, cause: cause.into(), evidence: Vec::new(), fix: Some(fix.into()), replica: None }
     }
 
     fn seen(mut self, evidence: impl IntoIterator<Item = String>) -> Diagnosis {
-        self.evidence.extend(evidence);
+        self.evidence.extend(evidence.into_iter().map(Evidence::Seen));
         self
     }
 }
@@ -62,19 +120,29 @@ impl Diagnosis {
 /// What is wrong with this service; nothing if it is as asked.
 pub fn why(view: View<'_>, name: &ServiceName, waiting: &[Waiting]) -> Option<Diagnosis> {
     let deployed = view.state.services.get(name)?;
-    if deployed.removal.is_some() {
-        return Some(Diagnosis::new("removing", "it is being removed", "wait until its replicas are gone"));
-    }
-    if deployed.stopped {
-        return Some(Diagnosis::new("stopped", "it was stopped by `orca stop`", format!("orca start {name}")));
-    }
-    worst_replica(view, name, deployed)
-        .or_else(|| going_back(deployed))
-        .or_else(|| waiting.iter().find_map(|reason| waits(view, name, reason)))
+    unready(view, name, waiting)
         .or_else(|| erring(view, name))
         .or_else(|| unwatched(view, name))
-        .or_else(|| restless(view, name, deployed))
-        .or_else(|| given_up(deployed))
+        .or_else(|| last_mishap(view, name, deployed))
+        .or_else(|| schedule_failed(name, deployed))
+}
+
+/// Why not all that is asked of it is so by now; nothing of what is wrong while it serves.
+pub fn unready(view: View<'_>, name: &ServiceName, waiting: &[Waiting]) -> Option<Diagnosis> {
+    let deployed = view.state.services.get(name)?;
+    if deployed.removal.is_some() {
+        let removing = || Diagnosis::new(Code::Removing, "it is being removed", "wait until its replicas are gone");
+        return Some(stuck(view, name, deployed).unwrap_or_else(removing));
+    }
+    if deployed.stopped {
+        let start = format!("orca start {name}");
+        let stopped = || Diagnosis::new(Code::Stopped, "it was stopped by `orca stop`", start);
+        return Some(stuck(view, name, deployed).unwrap_or_else(stopped));
+    }
+    worst_replica(view, name, deployed)
+        .or_else(|| stuck(view, name, deployed))
+        .or_else(|| going_back(deployed))
+        .or_else(|| waiting.iter().find_map(|reason| waits(view, name, deployed, reason)))
 }
 
 /// The worst replica speaks for the service: one that serves and fails before one that merely starts.
@@ -90,10 +158,113 @@ fn worst_replica(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Opt
             found.push((9, silent(view, placement.node, id)));
         } else if let Some(report) = view.inventory.replica(placement.node, id) {
             found.extend(replica(view, name, spec, id, report).map(|diagnosis| (severity(report), diagnosis)));
+        } else if view.inventory.heard(placement.node).is_some() {
+            let late = not_taken(view, placement.node, placement.since);
+            let severity = if late.is_some() { 8 } else { 1 };
+            let mut diagnosis = late.unwrap_or_else(|| replica::under_way(name, id, Phase::Pending));
+            diagnosis.replica = Some(id);
+            found.push((severity, diagnosis));
         }
     }
     found.sort_by_key(|(severity, _)| std::cmp::Reverse(*severity));
     found.into_iter().next().map(|(_, diagnosis)| diagnosis)
+}
+
+/// A replica that is to go, and does not: nothing may begin in its place while it holds a volume, and nothing is removed.
+fn stuck(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<Diagnosis> {
+    view.state.placements_of(name).find_map(|(id, placement)| {
+        let mut diagnosis = match placement.state {
+            PlacementState::Serve => return None,
+            PlacementState::Drain { since, at } => undrained(view, id, since, at)?,
+            PlacementState::Stop { erase } => unstopped(view, name, deployed, id, placement, erase)?,
+        };
+        diagnosis.replica = Some(id);
+        Some(diagnosis)
+    })
+}
+
+/// It is to get no more requests, and some proxy that is heard has not taken that over.
+fn undrained(view: View<'_>, id: ReplicaId, since: Generation, at: Timestamp) -> Option<Diagnosis> {
+    let mut nodes = view.state.nodes.iter().filter(|(_, node)| !node.dead).map(|(node, _)| *node);
+    let mut late = nodes.find_map(|node| {
+        let seen = view.inventory.observed(node)?;
+        if seen.acknowledged.1 >= since || view.inventory.is_suspect(node, view.now) {
+            return None;
+        }
+        not_taken(view, node, at)
+    })?;
+    late.cause = format!("{id} is to go, and cannot before every proxy has let go of it: {}", late.cause);
+    Some(late)
+}
+
+/// It is to stop, and its node cannot stop it, or does not know yet that it is to.
+fn unstopped(
+    view: View<'_>,
+    name: &ServiceName,
+    deployed: &Deployed,
+    id: ReplicaId,
+    placement: &Placement,
+    erase: bool,
+) -> Option<Diagnosis> {
+    if view.inventory.is_suspect(placement.node, view.now) {
+        return Some(silent(view, placement.node, id));
+    }
+    let report = view.inventory.replica(placement.node, id);
+    if let Some(report) = report
+        && let Some(trouble) = &report.trouble
+        // What was wrong with it before it was told to stop does not keep it from that.
+        && report.phase == Phase::Stopping
+        && trouble.at >= report.since
+    {
+        let spec = deployed.record_for(placement.revision).map_or(deployed.spec(), |record| &record.spec);
+        let mut diagnosis = match &trouble.cause {
+            Cause::VolumeBusy { volume, by } if erase => replica::volume_in_use(view, volume, *by),
+            // Its words are of a start elsewhere.
+            Cause::Refused { reason } => {
+                Diagnosis::new(Code::Refused, reason.clone(), "see what its engine's log says; it is tried again")
+            }
+            cause => replica::caused(view, name, spec, report, cause),
+        };
+        diagnosis.cause = match erase {
+            true => format!("{id} and its volumes cannot be removed: {}", diagnosis.cause),
+            false => format!("{id} is to stop, and cannot be stopped: {}", diagnosis.cause),
+        };
+        diagnosis.evidence.extend(replica::next_try(trouble));
+        return Some(diagnosis);
+    }
+    if report.is_some_and(|report| matches!(report.phase, Phase::Stopping | Phase::Gone)) {
+        return None;
+    }
+    // When it was told is not kept, so that only a fault its node knows of tells this from a moment's delay.
+    let fault = view.inventory.observed(placement.node)?.facts.fault.as_ref()?;
+    let fault = ledger_fault(view, placement.node, fault);
+    Some(Diagnosis {
+        cause: format!("{id} is to stop, and its node does not take that over: {}", fault.cause),
+        ..fault
+    })
+}
+
+/// A node that is heard, and has had the time, goes by what it was told before.
+fn not_taken(view: View<'_>, node: NodeId, told: Timestamp) -> Option<Diagnosis> {
+    let seen = view.inventory.observed(node)?;
+    if let Some(fault) = &seen.facts.fault {
+        return Some(ledger_fault(view, node, fault));
+    }
+    let late = view.now.since(told);
+    if late < TAKEN_WITHIN {
+        return None;
+    }
+    let name = view.state.node_name(node);
+    let cause = format!("{name} has not taken over what it was told {} s ago", late.as_secs());
+    Some(Diagnosis::new(Code::GoalNotTaken, cause, format!("the log of `orca server` on {name} says what keeps it")))
+}
+
+/// What cannot be written into the ledger is not begun.
+fn ledger_fault(view: View<'_>, node: NodeId, fault: &str) -> Diagnosis {
+    let name = view.state.node_name(node);
+    let cause = format!("{name} begins nothing new, because it cannot write down what it is told");
+    let fix = format!("free space on the disk of {name}'s data directory, or put right who may write there");
+    Diagnosis::new(Code::GoalNotTaken, cause, fix).seen([fault.to_owned()])
 }
 
 /// How much worse one replica's state is than another's.
@@ -119,8 +290,37 @@ fn going_back(deployed: &Deployed) -> Option<Diagnosis> {
     }
 }
 
-/// The last update did not go well.
-fn given_up(deployed: &Deployed) -> Option<Diagnosis> {
+/// It serves, and not long ago something went wrong: of an end and an update that was given up, the later one.
+fn last_mishap(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<Diagnosis> {
+    match (given_up(deployed), restless(view, name, deployed)) {
+        (Some((ended, _)), Some((exited, restless))) if exited > ended => Some(restless),
+        (Some((_, given_up)), _) => Some(given_up),
+        (None, restless) => restless.map(|(_, restless)| restless),
+    }
+}
+
+/// The last run of one of its schedules did not end well, as far as anybody knows.
+fn schedule_failed(name: &ServiceName, deployed: &Deployed) -> Option<Diagnosis> {
+    let ended = deployed.schedules.iter().filter_map(|(cron, record)| Some((cron, record.last.as_ref()?)));
+    let failed = ended.filter_map(|(cron, last)| match &last.ending {
+        RunEnding::Failed { reason } => Some((cron, last, "failed", reason)),
+        RunEnding::Unknown { reason } => Some((cron, last, "ended in a way nobody knows", reason)),
+        RunEnding::Done | RunEnding::Skipped { .. } => None,
+    });
+    let (cron, LastRun { due, replica, .. }, how, reason) = failed.max_by_key(|(_, last, ..)| last.due)?;
+    let on = replica.map(|replica| format!(" on {replica}")).unwrap_or_default();
+    let logs = replica.map_or_else(|| name.to_string(), |replica| format!("{name}/{replica}"));
+    let mut diagnosis = Diagnosis::new(
+        Code::ScheduleFailed,
+        format!("it serves, but the last run of its schedule `{cron}` {how}: {reason}"),
+        format!("what it wrote says why: orca logs {logs}"),
+    );
+    diagnosis.replica = *replica;
+    Some(diagnosis.seen([format!("it was due {}{on}", due.to_minute())]))
+}
+
+/// The last update did not go well; with when that was over.
+fn given_up(deployed: &Deployed) -> Option<(Timestamp, Diagnosis)> {
     let last = deployed.receipts.back()?;
     let failure = last.failure.as_ref()?;
     if failure.asked || last.outcome.is_done() || deployed.rollout.is_some() {
@@ -128,12 +328,12 @@ fn given_up(deployed: &Deployed) -> Option<Diagnosis> {
     }
     let cause = format!("it serves {}, because {} was given up: {}", deployed.target, last.revision, failure.cause);
     // A first deploy that failed and works after all has nothing to be said against it.
-    (deployed.target != last.revision).then(|| rolled_back(cause, failure))
+    (deployed.target != last.revision).then(|| (last.ended, rolled_back(cause, failure)))
 }
 
 fn rolled_back(cause: String, failure: &Failure) -> Diagnosis {
     Diagnosis {
-        code: "rolled-back".to_owned(),
+        code: Code::RolledBack,
         cause,
         evidence: failure.evidence.clone(),
         fix: failure.fix.clone(),
@@ -147,7 +347,7 @@ fn erring(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
     let (requests, errors) = (window.requests, window.errors);
     (errors >= ERRORS_MIN && errors * 2 >= requests).then(|| {
         Diagnosis::new(
-            "errors",
+            Code::Errors,
             format!("it is ready, but {errors} of its {requests} requests in the last minute ended in an error (5xx)"),
             format!("its log says why: orca logs {name} --tail 50"),
         )
@@ -166,8 +366,8 @@ fn unwatched(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
     })
 }
 
-/// All replicas are ready, and one of them has not been for long because it ended not long ago.
-fn restless(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<Diagnosis> {
+/// All replicas are ready, and one of them has not been for long because it ended not long ago; with when.
+fn restless(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<(Timestamp, Diagnosis)> {
     let serving = view.state.placements_of(name).filter(|(_, placement)| placement.state == PlacementState::Serve);
     let exits = serving.filter_map(|(id, placement)| {
         let report = view.inventory.replica(placement.node, id)?;
@@ -183,7 +383,7 @@ fn restless(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<D
     };
     let ago = view.now.since(at).as_secs();
     diagnosis.cause = format!("it serves, but was restarted {ago} s ago{times}: {}", diagnosis.cause);
-    Some(diagnosis)
+    Some((at, diagnosis))
 }
 
 fn ordinal(number: u32) -> String {
@@ -211,14 +411,19 @@ pub fn failure(
     let diagnosis = diagnosis.unwrap_or_else(|| {
         let timeout = spec.deploy.ready_timeout.as_secs();
         let cause = format!("it was not ready after {timeout} s");
-        Diagnosis::new("late", cause, "look at its logs, or raise `ready_timeout_secs`")
+        // What its node has never taken up has no logs.
+        let placement = view.state.placements.get(&id).filter(|_| report.is_none());
+        match placement.and_then(|placement| not_taken(view, placement.node, placement.since)) {
+            Some(late) => Diagnosis { cause: format!("{cause}: {}", late.cause), ..late },
+            None => Diagnosis::new(Code::Late, cause, "look at its logs, or raise `ready_timeout_secs`"),
+        }
     });
     let mut evidence = diagnosis.evidence;
     if let Some(report) = report
         && report.phase != Phase::Ready
         && let Some(since) = view.now.since(report.since).as_secs().checked_sub(1).filter(|secs| *secs > 0)
     {
-        evidence.push(format!("{id} has been {} for {since} s", phase_word(report.phase)));
+        evidence.push(Evidence::Seen(format!("{id} has been {} for {since} s", phase_word(report.phase))));
     }
     Failure { cause: diagnosis.cause, evidence, fix: diagnosis.fix, asked: false }
 }
@@ -227,23 +432,23 @@ pub fn failure(
 pub fn no_room(view: View<'_>, name: &ServiceName, spec: &Service) -> Failure {
     let mut room = crate::plan::schedule::Room::new(view);
     let diagnosis = match room.place(name, spec) {
-        Ok(_) => Diagnosis::new("late", "its replicas were not placed in time", "deploy again"),
+        Ok(_) => Diagnosis::new(Code::Late, "its replicas were not placed in time", "deploy again"),
         Err(refused) => no_room_for(view, &refused),
     };
     Failure { cause: diagnosis.cause, evidence: diagnosis.evidence, fix: diagnosis.fix, asked: false }
 }
 
-fn waits(view: View<'_>, name: &ServiceName, waiting: &Waiting) -> Option<Diagnosis> {
+fn waits(view: View<'_>, name: &ServiceName, deployed: &Deployed, waiting: &Waiting) -> Option<Diagnosis> {
     match waiting {
         Waiting::ForRoom { refused } => Some(no_room_for(view, refused)),
         Waiting::ForDependency { service } => {
             let other = ServiceName::new(name.project.clone(), service.clone());
-            let Some(its) = why(view, &other, &[]) else {
+            let Some(its) = unready(view, &other, &[]) else {
                 let cause = format!("it waits for `{service}`, which it depends on, to be ready");
-                return Some(Diagnosis::new("dependency", cause, format!("orca why {other}")));
+                return Some(Diagnosis::new(Code::Dependency, cause, format!("orca why {other}")));
             };
             Some(Diagnosis {
-                code: "dependency".to_owned(),
+                code: Code::Dependency,
                 cause: format!("it depends on `{service}`, which is not ready: {}", its.cause),
                 evidence: its.evidence,
                 fix: its.fix.or_else(|| Some(format!("orca why {other}"))),
@@ -251,14 +456,28 @@ fn waits(view: View<'_>, name: &ServiceName, waiting: &Waiting) -> Option<Diagno
             })
         }
         Waiting::ForNode { node, .. } => Some(Diagnosis::new(
-            "node-silent",
+            Code::NodeSilent,
             format!("its volume is on {}, which is not heard", view.state.node_name(*node)),
             "bring the node back",
         )),
+        Waiting::ForProxies => {
+            // The newest of what changes its tables; what other services change is not looked at.
+            let ready = view
+                .state
+                .placements_of(name)
+                .filter_map(|(id, placement)| Some(view.inventory.replica(placement.node, id)?.since));
+            let told = ready.chain(deployed.rollout.as_ref().map(|rollout| rollout.started)).max()?;
+            let late = view.state.nodes.keys().find_map(|node| {
+                let (sent, _) = view.sent.get(node)?;
+                let behind = view.inventory.observed(*node)?.acknowledged.0 < *sent;
+                (behind && !view.inventory.is_suspect(*node, view.now)).then(|| not_taken(view, *node, told))?
+            })?;
+            Some(Diagnosis { cause: format!("its proxies are to take over new routes: {}", late.cause), ..late })
+        }
+        // These are told of by their replicas: `worst_replica`, `stuck`.
         Waiting::ForReady { .. }
         | Waiting::ForDrain { .. }
         | Waiting::ForStop { .. }
-        | Waiting::ForProxies
         | Waiting::ForPromotion { .. }
         | Waiting::ForMeasurement { .. } => None,
     }
@@ -286,37 +505,37 @@ fn no_room_for(view: View<'_>, refused: &BTreeMap<NodeId, NoRoom>) -> Diagnosis 
             0 => "there is no node it could run on".to_owned(),
             _ => "no node is heard that it could run on".to_owned(),
         };
-        return Diagnosis::new("no-node", cause, "bring a node back; `orca nodes` lists them").seen(each);
+        return Diagnosis::new(Code::NoNode, cause, "bring a node back; `orca nodes` lists them").seen(each);
     };
     let alike = |reason: &NoRoom| std::mem::discriminant(reason) == std::mem::discriminant(first);
     if !reasons.all(alike) {
         let cause = format!("none of {} nodes can take it, each for a reason of its own", refused.len());
-        return Diagnosis::new("no-room", cause, room).seen(each);
+        return Diagnosis::new(Code::NoRoom, cause, room).seen(each);
     }
     let diagnosis = match first {
         NoRoom::Pinned { to } if view.state.nodes.values().any(|node| node.name == *to) => Diagnosis::new(
-            "node-silent",
+            Code::NodeSilent,
             format!("it is pinned to node `{to}`, which is not heard"),
             "bring that node back, or correct `node` in [service.placement]",
         ),
         NoRoom::Pinned { to } => {
             let names = view.state.nodes.values().map(|node| format!("`{}`", node.name)).collect::<Vec<_>>().join(", ");
             Diagnosis::new(
-                "no-such-node",
+                Code::NoSuchNode,
                 format!("it is pinned to node `{to}`, and there is none of that name"),
                 format!("correct `node` in [service.placement]; there is {names}"),
             )
         }
         NoRoom::Label { key, wanted, .. } => Diagnosis::new(
-            "no-such-label",
+            Code::NoSuchLabel,
             format!("no node has the label {key} = `{wanted}` that it wants"),
             "correct `labels` in [service.placement], or give a node that label",
         ),
         NoRoom::Memory { wanted, .. } => {
-            Diagnosis::new("no-room", format!("no node has {wanted} of memory to set aside for it"), room)
+            Diagnosis::new(Code::NoRoom, format!("no node has {wanted} of memory to set aside for it"), room)
         }
         NoRoom::Cpu { wanted, .. } => {
-            Diagnosis::new("no-room", format!("no node has {wanted} CPUs to set aside for it"), room)
+            Diagnosis::new(Code::NoRoom, format!("no node has {wanted} CPUs to set aside for it"), room)
         }
         NoRoom::VolumeElsewhere { .. } | NoRoom::NotHeard => unreachable!("left out above"),
     };
@@ -329,25 +548,25 @@ fn no_room_at_home(view: View<'_>, home: &str, refused: &BTreeMap<NodeId, NoRoom
     let cause = |reason: &NoRoom| format!("its volumes are on node `{home}`, which cannot take it: {reason}");
     match there {
         Some(NoRoom::NotHeard) | None => Diagnosis::new(
-            "node-silent",
+            Code::NodeSilent,
             format!("its volumes are on node `{home}`, which is not heard"),
             "bring that node back: no other has what is in them",
         ),
         Some(reason @ (NoRoom::Memory { .. } | NoRoom::Cpu { .. })) => Diagnosis::new(
-            "no-room",
+            Code::NoRoom,
             cause(reason),
             format!("lower [service.resources], or stop something else on `{home}`"),
         ),
         Some(reason @ (NoRoom::Pinned { .. } | NoRoom::Label { .. } | NoRoom::VolumeElsewhere { .. })) => {
             let fix = format!("let [service.placement] allow `{home}`: no other node has what is in them");
-            Diagnosis::new("volume-elsewhere", cause(reason), fix)
+            Diagnosis::new(Code::VolumeElsewhere, cause(reason), fix)
         }
     }
 }
 
 fn silent(view: View<'_>, node: NodeId, id: ReplicaId) -> Diagnosis {
     let cause = format!("{} is not heard, so nothing is known of {id}", view.state.node_name(node));
-    let mut silent = Diagnosis::new("node-silent", cause, "look at that machine; `orca nodes` says since when");
+    let mut silent = Diagnosis::new(Code::NodeSilent, cause, "look at that machine; `orca nodes` says since when");
     silent.replica = Some(id);
     silent
 }

@@ -25,6 +25,7 @@ use orca_cluster::id::{ClusterId, Generation, ServiceName};
 use orca_cluster::limit::Limits;
 use orca_cluster::secret::TokenId;
 use orca_cluster::state::State;
+use orca_wire::cause::chain;
 use orca_wire::identity::Fingerprint;
 use orca_wire::message::client::{Reason, Refused, Request, Response};
 use orca_wire::stream::StreamError;
@@ -141,14 +142,12 @@ impl Core {
         self.led().await?;
         self.proposals.fetch_add(1, Ordering::Relaxed);
         let source = Some(caller.source.to_string());
-        let entry = |command| Entry { at: now(), actor: caller.actor(), source: source.clone(), command };
-        if let held @ Command::Limited { .. } = Limits::OURS.hold(command.clone()) {
-            let mut tried = State::clone(&self.raft.state());
-            if let Applied::Refused(refusal @ Refusal::TooMuch(_)) = tried.apply(0, entry(held)) {
-                return Ok(Err(refusal));
-            }
+        // What else it is refused for, it is refused for in its place in the log.
+        if let Some(refusal @ Refusal::TooMuch(_)) = Limits::OURS.refuses(&self.raft.state(), &command) {
+            return Ok(Err(refusal));
         }
-        let entry = entry(Limits::IN_ENTRIES.hold(command));
+        let command = Limits::IN_ENTRIES.hold(command);
+        let entry = Entry { at: now(), actor: caller.actor(), source, command };
         let committed = self.raft.propose(entry).await.map_err(|error| match &error {
             ProposeError::NotLeader { .. } | ProposeError::NoQuorum => no_quorum(error.to_string()),
             ProposeError::Unknown(_) => plain(Reason::TimedOut, error.to_string(), None),
@@ -225,7 +224,7 @@ pub async fn serve(core: Arc<Core>, connection: Connection) {
                 Err(nobody) => stream.answer(&Response::Refused(unauthenticated(nobody))).await,
             };
             if let Err(error) = answered {
-                debug!(%source, %error, "a request ended early");
+                debug!(%source, error = chain(&error), "a request ended early");
             }
         }
     });
@@ -238,8 +237,7 @@ pub async fn serve(core: Arc<Core>, connection: Connection) {
 /// Carries one request out.
 async fn answer(core: &Arc<Core>, caller: &Caller, request: Request, stream: Stream) -> Result<(), StreamError> {
     // What goes on for as long as somebody listens would be waited for in vain.
-    let is_short = !matches!(request, Request::Watch { .. } | Request::Events(_) | Request::Logs(_) | Request::Exec(_));
-    let _under_way = is_short.then(|| core.under_way.token());
+    let _under_way = (!request.is_lasting()).then(|| core.under_way.token());
     let answer = match request {
         Request::Plan(deploy) => deploy::plan(core, caller, deploy).await,
         Request::Deploy(deploy) => deploy::deploy(core, caller, deploy).await,
@@ -375,8 +373,9 @@ pub fn blob(error: BlobError) -> Refused {
             plain(Reason::Failed, message, Some("free some there, and deploy again"))
         }
         BlobError::Write { .. } | BlobError::Read { .. } => {
-            warn!(%error, "the module store fails");
-            failed(error.to_string())
+            let error = chain(&error);
+            warn!(error, "the module store fails");
+            failed(error)
         }
     }
 }

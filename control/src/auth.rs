@@ -15,6 +15,7 @@ use orca_cluster::id::Label;
 use orca_cluster::secret::TokenId;
 use orca_cluster::state::{Role, State, Token};
 use orca_cluster::time::Timestamp;
+use orca_wire::endpoint::network;
 use orca_wire::identity::TokenSecret;
 use tokio::sync::mpsc;
 
@@ -344,7 +345,7 @@ impl Refusals {
             first
         });
         if tell {
-            let announcement = Announcement { kind: Kind::Refused, service: None, text };
+            let announcement = Announcement { kind: Kind::Refused, service: None, replica: None, text };
             // A full queue means there are plenty of them already.
             let _ = self.announce.try_send(Refusal { actor, source, announcement });
         }
@@ -358,14 +359,6 @@ impl Refusals {
             *window = Window { began: now, ..Window::default() };
         }
         act(&mut window)
-    }
-}
-
-/// One customer has a whole /64 of IPv6 addresses, so they count as one.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
-        v4 => v4,
     }
 }
 

@@ -17,6 +17,7 @@ use orca_cluster::replica::Observed;
 use orca_cluster::secret::{Sealed, SecretName};
 use orca_cluster::state::{State, Window};
 use orca_cluster::time::Timestamp;
+use orca_wire::cause::chain;
 use orca_wire::identity::{goal_context, seal};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -26,7 +27,7 @@ use tracing::{debug, error, info, warn};
 use crate::clock::now;
 use crate::raft::{Committed, ProposeError, Raft, Term};
 use crate::session::Sessions;
-use crate::vault::{Entry as VaultEntry, Vault};
+use crate::vault::{Place, Vault};
 
 /// After a proposal that failed, before the brain hears of it and proposes again: a few heartbeats, so that a
 /// lasting fault is not a busy loop.
@@ -236,10 +237,10 @@ impl Driver {
         let record = state.secrets.get(name).ok_or("it is gone")?;
         let key = state.data_keys.get(&record.value.key).ok_or("its data key is gone")?;
         let to = state.nodes.get(&node).ok_or("the node is gone")?;
-        let entry = VaultEntry::secret(name, record.version);
-        let secret = self.vault.open_value(&key.key, &entry, &record.value).map_err(|error| error.to_string())?;
+        let place = Place::secret(name, record.version);
+        let secret = self.vault.open_value(&key.key, &place, &record.value).map_err(|error| chain(&error))?;
         let context = goal_context(self.cluster, node, name);
-        seal(&to.sealing_key, context.as_bytes(), secret.expose()).map_err(|error| error.to_string())
+        seal(&to.sealing_key, context.as_bytes(), secret.expose()).map_err(|error| chain(&error))
     }
 }
 
@@ -258,11 +259,11 @@ async fn propose(raft: Raft, entry: Entry) {
     match raft.propose(entry).await {
         Ok(Committed { index, applied }) => debug!(index, ?applied, "decided"),
         Err(error @ (ProposeError::NotLeader { .. } | ProposeError::NoQuorum | ProposeError::Unknown(_))) => {
-            warn!(%error, "a decision could not be written");
+            warn!(error = chain(&error), "a decision could not be written");
             sleep(PROPOSAL_PAUSE).await;
         }
         Err(error @ (ProposeError::TooLarge { .. } | ProposeError::Fatal(_))) => {
-            error!(%error, "a decision could not be written");
+            error!(error = chain(&error), "a decision could not be written");
             sleep(PROPOSAL_PAUSE).await;
         }
     }

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{Config, Layout, UnsealSource};
 use crate::raft::{CallError, InitialiseError, Lane, Member, PeerTransport, ProposeError, Raft, RaftConfig, RaftId};
-use crate::vault::{Entry as VaultEntry, UnsealKey, Vault, VaultError};
+use crate::vault::{Place, UnsealKey, Vault, VaultError};
 
 /// The founder's node id and Raft id: the index of the entry that founds a cluster, after the membership (0) and the
 /// first leader's blank entry (1).
@@ -121,7 +121,7 @@ pub async fn found(config: &Config, layout: &Layout, advertise: String, now: Tim
     let (vault, root) = Vault::create(cluster, &unseal);
     let data_key = vault.new_data_key(Scope::Cluster, 1, now);
     let authority = Authority::create(cluster, now);
-    let ca_key = vault.seal(&data_key, &VaultEntry::authority(1), &authority.key().into())?;
+    let ca_key = vault.seal(&data_key, &Place::authority(1), &authority.key().into())?;
 
     let token = Token::create(authority.fingerprint());
     let request = KeyRequest::generate();

@@ -44,6 +44,7 @@ use futures_util::FutureExt as _;
 use orca_cluster::command::{Command, Entry};
 use orca_cluster::id::ClusterId;
 use orca_cluster::state::{Cluster, State};
+use orca_wire::cause::chain;
 use orca_wire::endpoint::LocalError;
 use orca_wire::identity::{Authority, AuthorityError, Identity, IdentityError, KeyRequest};
 use orca_wire::{Connection, Endpoint, Listener, Peer, Plane};
@@ -66,7 +67,7 @@ pub use front::Front;
 use peer::Peers;
 use raft::{Fatal, Raft, RaftConfig, RaftId};
 use session::{AgentPlane, Sessions};
-use vault::{Entry as VaultEntry, UnsealKey, Vault, VaultError};
+use vault::{Place, UnsealKey, Vault, VaultError};
 
 /// How long a start waits for the state of a cluster whose store this node has: replaying takes milliseconds, and
 /// with several control nodes, an election.
@@ -235,8 +236,9 @@ impl Control {
         let Opened { vault, unseal, authority, identity, blobs } = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
-                front.say(error.to_string());
-                listener.turn_away(&error.to_string());
+                let why = chain(&error);
+                listener.turn_away(&why);
+                front.say(why);
                 // So that the store is closed when the caller hears of it.
                 raft.shutdown().await;
                 return Err(error);
@@ -297,8 +299,9 @@ impl Control {
         let why = match &ended {
             Ok(()) => "the control node stops".to_owned(),
             Err(error) => {
-                error!(%error, "the control node cannot go on");
-                error.to_string()
+                let error = chain(error);
+                error!(error, "the control node cannot go on");
+                error
             }
         };
         front.say(why.clone());
@@ -501,7 +504,7 @@ async fn announce(core: Arc<Core>, mut refused: mpsc::Receiver<Refusal>) -> Infa
         if core.led().await.is_ok()
             && let Err(error) = core.raft.propose(entry).await
         {
-            debug!(%error, "a refusal could not be announced");
+            debug!(error = chain(&error), "a refusal could not be announced");
         }
     }
     // Its sender lives as long as the node.
@@ -525,7 +528,7 @@ async fn keep_certified(core: Arc<Core>, front: Front, layout: Layout) -> Infall
                 front.renewed(new);
             }
             Err(error) => {
-                warn!(%error, "the node's certificate could not be renewed; it is tried again");
+                warn!(error = chain(&error), "the node's certificate could not be renewed; it is tried again");
                 tokio::time::sleep(RENEWAL_PAUSE).await;
             }
         }
@@ -535,7 +538,7 @@ async fn keep_certified(core: Arc<Core>, front: Front, layout: Layout) -> Infall
 fn open_authority(state: &State, vault: &Vault) -> Result<Authority, StartError> {
     let cluster = state.cluster.as_ref().ok_or(StartError::AuthorityForm)?;
     let key = state.data_keys.get(&cluster.ca_key.key).ok_or(StartError::AuthorityForm)?;
-    let opened = vault.open_value(&key.key, &VaultEntry::authority(cluster.ca_key.version), &cluster.ca_key)?;
+    let opened = vault.open_value(&key.key, &Place::authority(cluster.ca_key.version), &cluster.ca_key)?;
     let certificate = pem::parse(&cluster.ca_certificate).map_err(|_| StartError::AuthorityForm)?;
     Ok(Authority::open(certificate.contents(), opened.expose())?)
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use orca_wire::cause::chain;
 use orca_wire::stream::StreamError;
 use orca_wire::{Connection, Endpoint, Peer, Plane, Stream, Wanted};
 use tokio::time::timeout;
@@ -37,7 +38,7 @@ impl Peers {
             tokio::net::lookup_host(address).await.map_err(|error| unreachable(error.to_string()))?.next();
         let found = found.ok_or_else(|| unreachable("the name has no address".to_owned()))?;
         let dialed = self.endpoint.dial(found, Plane::Peer, Wanted::Raft(to.0)).await;
-        let connection = dialed.map_err(|error| unreachable(error.to_string()))?;
+        let connection = dialed.map_err(|error| unreachable(chain(&error)))?;
         self.with(|connections| connections.insert((to, lane), connection.clone()));
         Ok(connection)
     }
@@ -92,7 +93,7 @@ pub async fn serve(raft: Raft, connection: Connection) {
                     stream.finish().await
                 };
                 if let Err(error) = answered.await {
-                    debug!(%from, %error, "a call of a peer ended early");
+                    debug!(%from, error = chain(&error), "a call of a peer ended early");
                 }
             }
         })

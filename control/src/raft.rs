@@ -28,6 +28,7 @@ use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, Lineari
 use openraft::vote::leader_id_std;
 use openraft::{Config, Instant as _, ReadPolicy, ServerState, SnapshotPolicy};
 use orca_cluster::command::{Applied, Entry};
+use orca_cluster::limit::json_bytes;
 use orca_cluster::state::State;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Handle, Runtime};
@@ -191,7 +192,7 @@ pub enum StartError {
     Threads(#[source] std::io::Error),
 }
 
-/// Raft is over in this process; end it. The store says on the next start what can be done.
+/// This handle is over. Opening the store again tells what is on disk, and what can be done.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Fatal {
     #[error(transparent)]
@@ -396,7 +397,7 @@ impl Raft {
     /// Proposes an entry, and returns when it is committed, applied here, and found in [`Raft::state`].
     pub async fn propose(&self, entry: Entry) -> Result<Committed, ProposeError> {
         let change = Change(entry);
-        let bytes = serde_json::to_vec(&change.0).map_or(0, |json| json.len());
+        let bytes = usize::try_from(json_bytes(&change.0)).unwrap_or(usize::MAX);
         if bytes > ENTRY_BYTES_MAX {
             return Err(ProposeError::TooLarge { bytes });
         }
@@ -463,7 +464,7 @@ impl Raft {
         self.inner.leadership.clone()
     }
 
-    /// Resolves when Raft can do no more. Then the process must end.
+    /// Resolves when Raft can do no more. Then this handle is over; the process may open the store again.
     pub fn fatal(&self) -> impl Future<Output = Fatal> + Send + 'static {
         let mut store = self.inner.store_failure.clone();
         let mut metrics = self.inner.node.metrics();

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use orca_cluster::goal::Goal;
 use orca_cluster::id::NodeId;
+use orca_wire::cause::chain;
 use orca_wire::message::agent::{AgentRequest, Blob, Errand, FromAgent, ToAgent};
 use orca_wire::stream::StreamError;
 use orca_wire::{Connection, Peer, Stream};
@@ -134,7 +135,7 @@ impl AgentPlane {
                         AgentRequest::Module { digest } => plane.module(&digest, stream).await,
                     };
                     if let Err(error) = served {
-                        debug!(%node, %error, "a request of an agent ended early");
+                        debug!(%node, error = chain(&error), "a request of an agent ended early");
                     }
                 }
             })
@@ -155,7 +156,7 @@ impl AgentPlane {
                 match sender.send(&ToAgent::Goal(Box::new(Goal::clone(&goal)))).await {
                     // Ending the session would bring the agent back for the same goal at once, for ever.
                     Err(StreamError::Encode(fault)) => {
-                        error!(%node, number = ?goal.number, %fault, "a goal is too large and is not sent");
+                        error!(%node, number = ?goal.number, fault = chain(&fault), "a goal is too large and is not sent");
                     }
                     sent => sent?,
                 }
@@ -179,7 +180,7 @@ impl AgentPlane {
             Ok(Some(found)) => found,
             Ok(None) => return stream.answer(&Blob::Missing).await,
             Err(error) => {
-                warn!(%error, "a module cannot be given to a node");
+                warn!(error = chain(&error), "a module cannot be given to a node");
                 return stream.answer(&Blob::Missing).await;
             }
         };

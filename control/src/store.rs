@@ -220,7 +220,7 @@ impl Store {
         Store { shared: Arc::new(Shared { db, queue, pending, failure }) }
     }
 
-    /// Resolves when the store has failed. Whoever owns the process must then end it.
+    /// Resolves when the store has failed. This handle is over then; opening it again tells what is on disk.
     pub async fn failure(&self) -> StoreError {
         let mut failure = self.shared.failure.subscribe();
         let failed = failure.wait_for(Option::is_some).await;

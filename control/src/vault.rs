@@ -80,10 +80,10 @@ pub enum VaultError {
     DataKey { key: DataKeyId },
     #[error("data key {key}, which sealed secret {name}, is gone")]
     NoKey { key: DataKeyId, name: SecretName },
-    #[error("{entry} does not open: it is damaged, or was moved there from another place")]
-    Value { entry: String },
-    #[error("data key {key} is not for {entry}")]
-    OtherKey { key: DataKeyId, entry: String },
+    #[error("{place} does not open: it is damaged, or was moved there from another place")]
+    Value { place: String },
+    #[error("data key {key} is not for {place}")]
+    OtherKey { key: DataKeyId, place: String },
     #[error("a secret has at most {SECRET_LENGTH_MAX} bytes, this one has {0}; keep large data in a volume")]
     TooLong(usize),
 }
@@ -136,11 +136,6 @@ impl UnsealKey {
         UnsealKey::parse(value.as_bytes(), Origin::Variable)
     }
 
-    /// For another voter, to be sealed to it.
-    pub fn to_secret(&self) -> Secret {
-        Secret::new(self.key.0.to_vec())
-    }
-
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
@@ -166,25 +161,25 @@ impl fmt::Debug for UnsealKey {
 
 /// Where a sealed value belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry<'a> {
+pub struct Place<'a> {
     pub scope: Scope,
     pub name: &'a str,
     /// Of the value: see [`SealedValue::version`].
     pub version: u32,
 }
 
-impl<'a> Entry<'a> {
-    pub fn secret(name: &'a SecretName, version: u32) -> Entry<'a> {
-        Entry { scope: name.scope(), name: name.name(), version }
+impl<'a> Place<'a> {
+    pub fn secret(name: &'a SecretName, version: u32) -> Place<'a> {
+        Place { scope: name.scope(), name: name.name(), version }
     }
 
     /// The key of the cluster's certificate authority.
-    pub fn authority(version: u32) -> Entry<'static> {
-        Entry { scope: Scope::Cluster, name: AUTHORITY, version }
+    pub fn authority(version: u32) -> Place<'static> {
+        Place { scope: Scope::Cluster, name: AUTHORITY, version }
     }
 }
 
-impl fmt::Display for Entry<'_> {
+impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "secret {}/{} version {}", self.scope, self.name, self.version)
     }
@@ -228,28 +223,28 @@ impl Vault {
         SealedDataKey { id, root: self.root_version, created: now, key }
     }
 
-    pub fn seal(&self, key: &SealedDataKey, entry: &Entry<'_>, secret: &Secret) -> Result<SealedValue, VaultError> {
+    pub fn seal(&self, key: &SealedDataKey, place: &Place<'_>, secret: &Secret) -> Result<SealedValue, VaultError> {
         if secret.0.len() > SECRET_LENGTH_MAX {
             return Err(VaultError::TooLong(secret.0.len()));
         }
-        if key.id.scope != entry.scope {
-            return Err(VaultError::OtherKey { key: key.id.clone(), entry: entry.to_string() });
+        if key.id.scope != place.scope {
+            return Err(VaultError::OtherKey { key: key.id.clone(), place: place.to_string() });
         }
-        let value = self.data_key(key)?.seal(&self.value_place(entry, &key.id), secret.expose());
-        Ok(SealedValue { key: key.id.clone(), version: entry.version, value })
+        let value = self.data_key(key)?.seal(&self.value_place(place, &key.id), secret.expose());
+        Ok(SealedValue { key: key.id.clone(), version: place.version, value })
     }
 
     pub fn open_value(
         &self,
         key: &SealedDataKey,
-        entry: &Entry<'_>,
+        place: &Place<'_>,
         sealed: &SealedValue,
     ) -> Result<Secret, VaultError> {
         if key.id != sealed.key {
-            return Err(VaultError::OtherKey { key: key.id.clone(), entry: entry.to_string() });
+            return Err(VaultError::OtherKey { key: key.id.clone(), place: place.to_string() });
         }
-        let opened = self.data_key(key)?.open(&self.value_place(entry, &key.id), &sealed.value);
-        opened.map(Secret).ok_or_else(|| VaultError::Value { entry: entry.to_string() })
+        let opened = self.data_key(key)?.open(&self.value_place(place, &key.id), &sealed.value);
+        opened.map(Secret).ok_or_else(|| VaultError::Value { place: place.to_string() })
     }
 
     /// The value of one secret, from its old data key under a new one.
@@ -257,10 +252,10 @@ impl Vault {
         &self,
         old: &SealedDataKey,
         new: &SealedDataKey,
-        entry: &Entry<'_>,
+        place: &Place<'_>,
         sealed: &SealedValue,
     ) -> Result<SealedValue, VaultError> {
-        self.seal(new, entry, &self.open_value(old, entry, sealed)?)
+        self.seal(new, place, &self.open_value(old, place, sealed)?)
     }
 
     /// The data key that follows `old`, and everything given under it. Values that are not among `values` stay with
@@ -273,8 +268,8 @@ impl Vault {
     ) -> Result<(SealedDataKey, Vec<(SecretName, SealedValue)>), VaultError> {
         let new = self.new_data_key(old.id.scope.clone(), old.id.version + 1, now);
         let resealed = values.into_iter().map(|(name, value)| {
-            let entry = Entry::secret(name, value.version);
-            Ok((name.clone(), self.reseal(old, &new, &entry, value)?))
+            let place = Place::secret(name, value.version);
+            Ok((name.clone(), self.reseal(old, &new, &place, value)?))
         });
         let resealed = resealed.collect::<Result<_, VaultError>>()?;
         Ok((new, resealed))
@@ -291,8 +286,8 @@ impl Vault {
     }
 
     /// No part can hold a `|`, so that no two places have the same text.
-    fn value_place(&self, entry: &Entry<'_>, key: &DataKeyId) -> String {
-        let Entry { scope, name, version } = entry;
+    fn value_place(&self, place: &Place<'_>, key: &DataKeyId) -> String {
+        let Place { scope, name, version } = place;
         format!("orca.v1|{}|{scope}|{name}|{version}|{key}", self.cluster)
     }
 }
@@ -382,16 +377,16 @@ mod tests {
         let (vault, root) = Vault::create(CLUSTER, &unseal(1));
         let key = vault.new_data_key(project("web"), 1, NOW);
         let name: SecretName = "web/DB_URL".parse().unwrap();
-        let entry = Entry::secret(&name, 1);
-        let sealed = vault.seal(&key, &entry, &Secret::new(b"ORCA-CANARY".to_vec())).unwrap();
+        let place = Place::secret(&name, 1);
+        let sealed = vault.seal(&key, &place, &Secret::new(b"ORCA-CANARY".to_vec())).unwrap();
 
         let stored = serde_json::to_string(&(&root, &key, &sealed)).unwrap();
         assert!(!stored.contains("CANARY") && !stored.contains(&STANDARD.encode("ORCA-CANARY")));
         let (root, key, sealed): (SealedRoot, SealedDataKey, SealedValue) = serde_json::from_str(&stored).unwrap();
         let vault = Vault::open(CLUSTER, &unseal(1), &root).unwrap();
-        assert_eq!(vault.open_value(&key, &entry, &sealed).unwrap().expose(), b"ORCA-CANARY");
+        assert_eq!(vault.open_value(&key, &place, &sealed).unwrap().expose(), b"ORCA-CANARY");
 
-        let again = vault.seal(&key, &entry, &Secret::new(b"ORCA-CANARY".to_vec())).unwrap();
+        let again = vault.seal(&key, &place, &Secret::new(b"ORCA-CANARY".to_vec())).unwrap();
         assert_ne!(again.value.bytes, sealed.value.bytes, "the same value twice is two ciphertexts");
     }
 
@@ -408,26 +403,26 @@ mod tests {
                 let key = vault.new_data_key(scope.clone(), key_version, NOW);
                 for name in ["A", "B", AUTHORITY] {
                     for version in [1, 2] {
-                        let entry = Entry { scope: scope.clone(), name, version };
-                        let secret = Secret::new(format!("{entry} {key_version}").into_bytes());
-                        let sealed = vault.seal(&key, &entry, &secret).unwrap();
-                        assert_eq!(vault.open_value(&key, &entry, &sealed).unwrap().expose(), secret.expose());
-                        assert!(other_vault.open_value(&key, &entry, &sealed).is_err());
-                        assert!(same_keys_elsewhere.open_value(&key, &entry, &sealed).is_err());
-                        places.push((key.clone(), entry, sealed));
+                        let place = Place { scope: scope.clone(), name, version };
+                        let secret = Secret::new(format!("{place} {key_version}").into_bytes());
+                        let sealed = vault.seal(&key, &place, &secret).unwrap();
+                        assert_eq!(vault.open_value(&key, &place, &sealed).unwrap().expose(), secret.expose());
+                        assert!(other_vault.open_value(&key, &place, &sealed).is_err());
+                        assert!(same_keys_elsewhere.open_value(&key, &place, &sealed).is_err());
+                        places.push((key.clone(), place, sealed));
                     }
                 }
             }
         }
-        for (here, (key, entry, _)) in places.iter().enumerate() {
+        for (here, (key, place, _)) in places.iter().enumerate() {
             for (there, (_, _, sealed)) in places.iter().enumerate() {
                 if here == there {
                     continue;
                 }
-                assert!(vault.open_value(key, entry, sealed).is_err(), "{sealed:?} opened as {entry}");
+                assert!(vault.open_value(key, place, sealed).is_err(), "{sealed:?} opened as {place}");
                 // And with the id forged to fit.
-                let forged = SealedValue { key: key.id.clone(), version: entry.version, value: sealed.value.clone() };
-                assert!(vault.open_value(key, entry, &forged).is_err(), "{sealed:?} opened as {entry}");
+                let forged = SealedValue { key: key.id.clone(), version: place.version, value: sealed.value.clone() };
+                assert!(vault.open_value(key, place, &forged).is_err(), "{sealed:?} opened as {place}");
             }
         }
     }
@@ -437,29 +432,29 @@ mod tests {
         let (vault, root) = Vault::create(CLUSTER, &unseal(1));
         let key = vault.new_data_key(project("web"), 1, NOW);
         let name: SecretName = "web/A".parse().unwrap();
-        let entry = Entry::secret(&name, 1);
-        let sealed = vault.seal(&key, &entry, &Secret::new(b"value".to_vec())).unwrap();
+        let place = Place::secret(&name, 1);
+        let sealed = vault.seal(&key, &place, &Secret::new(b"value".to_vec())).unwrap();
         for at in 0..sealed.value.bytes.0.len() {
             let mut damaged = sealed.clone();
             damaged.value.bytes.0[at] ^= 1;
-            assert!(vault.open_value(&key, &entry, &damaged).is_err());
+            assert!(vault.open_value(&key, &place, &damaged).is_err());
             damaged.value.bytes.0.truncate(at);
-            assert!(vault.open_value(&key, &entry, &damaged).is_err());
+            assert!(vault.open_value(&key, &place, &damaged).is_err());
         }
         let relabelled = SealedDataKey { id: DataKeyId { scope: project("api"), version: 1 }, ..key.clone() };
         let theirs: SecretName = "api/A".parse().unwrap();
         assert!(matches!(
-            vault.seal(&relabelled, &Entry::secret(&theirs, 1), &Secret::new(vec![])),
+            vault.seal(&relabelled, &Place::secret(&theirs, 1), &Secret::new(vec![])),
             Err(VaultError::DataKey { .. })
         ));
         assert!(matches!(
-            vault.seal(&key, &Entry::secret(&theirs, 1), &Secret::new(vec![])),
+            vault.seal(&key, &Place::secret(&theirs, 1), &Secret::new(vec![])),
             Err(VaultError::OtherKey { .. })
         ));
         assert!(Vault::open(CLUSTER, &unseal(1), &SealedRoot { version: 2, ..root.clone() }).is_err());
         assert!(Vault::open(ClusterId(8), &unseal(1), &root).is_err());
         let long = Secret::new(vec![0; SECRET_LENGTH_MAX + 1]);
-        assert!(matches!(vault.seal(&key, &entry, &long), Err(VaultError::TooLong(_))));
+        assert!(matches!(vault.seal(&key, &place, &long), Err(VaultError::TooLong(_))));
     }
 
     #[test]
@@ -469,15 +464,15 @@ mod tests {
         let names: Vec<SecretName> = ["A", "B"].map(|name| name.parse().unwrap()).to_vec();
         let values: Vec<SealedValue> = names
             .iter()
-            .map(|name| vault.seal(&old, &Entry::secret(name, 3), &Secret::new(name.name().into())).unwrap())
+            .map(|name| vault.seal(&old, &Place::secret(name, 3), &Secret::new(name.name().into())).unwrap())
             .collect();
         let later = Timestamp(9_000);
         let (new, resealed) = vault.rotate(&old, names.iter().zip(&values), later).unwrap();
         assert_eq!((new.id.version, new.created), (2, later));
         for (name, value) in &resealed {
-            let entry = Entry::secret(name, 3);
-            assert_eq!(vault.open_value(&new, &entry, value).unwrap().expose(), name.name().as_bytes());
-            assert!(vault.open_value(&old, &entry, value).is_err());
+            let place = Place::secret(name, 3);
+            assert_eq!(vault.open_value(&new, &place, value).unwrap().expose(), name.name().as_bytes());
+            assert!(vault.open_value(&old, &place, value).is_err());
         }
         assert_eq!(resealed.len(), 2);
     }
@@ -487,8 +482,8 @@ mod tests {
         let (vault, _) = Vault::create(CLUSTER, &unseal(1));
         let key = vault.new_data_key(Scope::Cluster, 1, NOW);
         let authority = orca_wire::identity::Authority::create(CLUSTER, NOW);
-        let sealed = vault.seal(&key, &Entry::authority(1), &authority.key().into()).unwrap();
-        let opened = vault.open_value(&key, &Entry::authority(1), &sealed).unwrap();
+        let sealed = vault.seal(&key, &Place::authority(1), &authority.key().into()).unwrap();
+        let opened = vault.open_value(&key, &Place::authority(1), &sealed).unwrap();
         let again = orca_wire::identity::Authority::open(authority.certificate(), opened.expose()).unwrap();
         assert_eq!(again.fingerprint(), authority.fingerprint());
     }
@@ -533,10 +528,10 @@ mod tests {
         let (vault, _) = Vault::create(CLUSTER, &unseal(1));
         let key = vault.new_data_key(Scope::Global, 1, NOW);
         let name: SecretName = "A".parse().unwrap();
-        let sealed = vault.seal(&key, &Entry::secret(&name, 1), &Secret::new(b"x".to_vec())).unwrap();
+        let sealed = vault.seal(&key, &Place::secret(&name, 1), &Secret::new(b"x".to_vec())).unwrap();
         let root = vault.sealed_root(&unseal(2));
         assert!(Vault::open(CLUSTER, &unseal(1), &root).is_err());
         let vault = Vault::open(CLUSTER, &unseal(2), &root).unwrap();
-        assert_eq!(vault.open_value(&key, &Entry::secret(&name, 1), &sealed).unwrap().expose(), b"x");
+        assert_eq!(vault.open_value(&key, &Place::secret(&name, 1), &sealed).unwrap().expose(), b"x");
     }
 }

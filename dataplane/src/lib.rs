@@ -44,14 +44,12 @@ pub struct Config {
 }
 
 /// Where one line of JSON for each request goes.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub enum AccessLog {
     #[default]
     Off,
-    Stdout,
     /// Appended to.
     File(PathBuf),
-    Writer(Box<dyn io::Write + Send>),
 }
 
 /// Bounds on what clients and replicas may take.
@@ -171,7 +169,6 @@ struct Shared {
     addresses: Vec<SocketAddr>,
     /// What is handed to the process that comes after us; empty once we are through with them.
     listeners: Mutex<Vec<TcpListener>>,
-    log: Option<Log>,
     /// For the requests of modules.
     services: Services,
     /// Orders reach all workers in the same order.
@@ -228,8 +225,6 @@ impl DataPlane {
         }
         let log = match config.access_log {
             AccessLog::Off => None,
-            AccessLog::Stdout => Some(Log::start(Box::new(io::stdout())).map_err(StartError::AccessLog)?),
-            AccessLog::Writer(writer) => Some(Log::start(writer).map_err(StartError::AccessLog)?),
             AccessLog::File(path) => {
                 let file = access_log::open(&path);
                 Some(file.and_then(|file| Log::start(Box::new(file))).map_err(StartError::AccessLog)?)
@@ -257,7 +252,6 @@ impl DataPlane {
             workers,
             addresses,
             listeners: Mutex::new(listeners),
-            log,
             services: Services::default(),
             ordering: tokio::sync::Mutex::new(()),
             serving: tokio::sync::watch::Sender::new(false),
@@ -333,11 +327,6 @@ impl DataPlane {
         listeners.iter().map(TcpListener::try_clone).collect()
     }
 
-    /// Lines of the access log that were dropped because its writer was too slow.
-    pub fn access_log_dropped(&self) -> u64 {
-        self.0.log.as_ref().map_or(0, Log::dropped)
-    }
-
     /// Accepts no more, ends idle connections, lets requests and upgraded connections finish, and cuts what is left
     /// after the grace.
     pub async fn shutdown(self, grace: Duration) {
@@ -401,17 +390,6 @@ fn spawn(index: usize, parts: worker::Parts) -> io::Result<mpsc::UnboundedSender
     })?;
     is_made.recv().map_err(io::Error::other)??;
     Ok(orders)
-}
-
-impl fmt::Debug for AccessLog {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            AccessLog::Off => f.write_str("Off"),
-            AccessLog::Stdout => f.write_str("Stdout"),
-            AccessLog::File(path) => f.debug_tuple("File").field(path).finish(),
-            AccessLog::Writer(_) => f.write_str("Writer"),
-        }
-    }
 }
 
 impl fmt::Debug for DataPlane {

@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::process::ExitCode;
 
 use orca_cluster::command::Refusal;
+use orca_cluster::state::Evidence;
 use orca_wire::message::client::{Reason, Refused};
 use serde::Serialize;
 
@@ -178,11 +179,11 @@ impl Failure {
     }
 
     /// Sorts what a diagnosis saw into what was seen and what the replica wrote.
-    pub fn evidence<'a>(mut self, evidence: impl IntoIterator<Item = &'a String>) -> Failure {
-        for line in evidence {
-            match line.strip_prefix("log: ") {
-                Some(line) => self.logs.push(line.to_owned()),
-                None => self.seen.push(line.clone()),
+    pub fn evidence<'a>(mut self, evidence: impl IntoIterator<Item = &'a Evidence>) -> Failure {
+        for evidence in evidence {
+            match evidence {
+                Evidence::Printed(line) => self.logs.push(line.clone()),
+                Evidence::Seen(line) => self.seen.push(line.clone()),
             }
         }
         self

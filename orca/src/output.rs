@@ -266,6 +266,8 @@ impl Screen {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::Exit;
+    use orca_cluster::state::Evidence;
 
     #[test]
     fn an_error_names_the_thing_the_cause_and_the_next_step() {
@@ -275,9 +277,10 @@ mod tests {
         )
         .why("the process listens on 127.0.0.1:8080; the proxy reaches it on the container's address")
         .evidence(&[
-            "GET /healthz -> connection refused, 14 tries in 10.0 s".to_owned(),
-            "log: listening on http://127.0.0.1:8080".to_owned(),
-            "log: ready".to_owned(),
+            Evidence::Seen("GET /healthz -> connection refused, 14 tries in 10.0 s".to_owned()),
+            Evidence::Printed("listening on http://127.0.0.1:8080".to_owned()),
+            // As the program wrote it.
+            Evidence::Printed("log: ready".to_owned()),
         ])
         .fix("bind to 0.0.0.0:8080, or set `port` if the app uses another one")
         .more("orca logs api/r7");
@@ -287,7 +290,7 @@ mod tests {
               why   the process listens on 127.0.0.1:8080; the proxy reaches it on the container's address
               seen  GET /healthz -> connection refused, 14 tries in 10.0 s
               logs  listening on http://127.0.0.1:8080
-                    ready
+                    log: ready
               fix   bind to 0.0.0.0:8080, or set `port` if the app uses another one
               more  orca logs api/r7     exit code 7"#]]
         .assert_eq(&text.join("\n"));

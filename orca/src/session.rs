@@ -224,7 +224,15 @@ impl Session {
             StreamError::Refused(reason) => {
                 Failure::new(Exit::Unreachable, "the server closed the connection").why(reason.clone())
             }
-            _ => Failure::from_error(Exit::General, error),
+            StreamError::Stalled(_)
+            | StreamError::Cancelled
+            | StreamError::Panicked
+            | StreamError::NotUnderstood
+            | StreamError::Ended
+            | StreamError::Malformed(_)
+            | StreamError::Unexpected { .. }
+            | StreamError::Crowded
+            | StreamError::Encode(_) => Failure::from_error(Exit::General, error),
         }
     }
 }

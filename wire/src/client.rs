@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::debug;
 
 use crate::Plane;
-use crate::connection::{Connection, describe};
+use crate::cause::chain;
+use crate::connection::Connection;
 use crate::endpoint::{DialError, Endpoint, Wanted};
 use crate::stream::{Stream, StreamError};
 
@@ -40,7 +41,7 @@ pub struct Client {
     endpoint: Endpoint,
     plane: Plane,
     /// In the order in which to try them.
-    addresses: Mutex<Vec<SocketAddr>>,
+    addresses: Vec<SocketAddr>,
     current: Mutex<Option<Connection>>,
     /// One search at a time: the others wait for its result.
     searching: tokio::sync::Mutex<()>,
@@ -48,26 +49,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(endpoint: Endpoint, plane: Plane, addresses: Vec<SocketAddr>) -> Client {
-        let (addresses, current) = (Mutex::new(addresses), Mutex::new(None));
-        Client { endpoint, plane, addresses, current, searching: tokio::sync::Mutex::new(()) }
-    }
-
-    /// These are the cluster's addresses now.
-    pub fn set_addresses(&self, addresses: Vec<SocketAddr>) {
-        *lock(&self.addresses) = addresses;
-    }
-
-    /// Tries this one first from now on, and leaves the current one if it is another: the answer was that the leader
-    /// is there.
-    pub fn prefer(&self, address: SocketAddr) {
-        let mut addresses = lock(&self.addresses);
-        addresses.retain(|other| *other != address);
-        addresses.insert(0, address);
-        let mut current = lock(&self.current);
-        if current.as_ref().is_some_and(|connection| !same(connection.remote_address(), address)) {
-            // Its streams live on; the connection ends with the last of them.
-            *current = None;
-        }
+        Client { endpoint, plane, addresses, current: Mutex::new(None), searching: tokio::sync::Mutex::new(()) }
     }
 
     /// The connection in use, or a new one to whichever address answers first.
@@ -114,8 +96,7 @@ impl Client {
     async fn search(&self, until: Instant) -> Result<Connection, ClientError> {
         let mut pause = PAUSE_MIN;
         loop {
-            let addresses = lock(&self.addresses).clone();
-            let error = match self.round(&addresses).await {
+            let error = match self.round().await {
                 Ok(connection) => {
                     *lock(&self.current) = Some(connection.clone());
                     return Ok(connection);
@@ -135,10 +116,10 @@ impl Client {
     }
 
     /// All addresses, each a little later than the one before it. The first connection wins.
-    async fn round(&self, addresses: &[SocketAddr]) -> Result<Connection, ClientError> {
+    async fn round(&self) -> Result<Connection, ClientError> {
         let start = Instant::now();
         let mut dials = JoinSet::new();
-        for (place, &address) in addresses.iter().enumerate() {
+        for (place, &address) in self.addresses.iter().enumerate() {
             let (endpoint, plane) = (self.endpoint.clone(), self.plane);
             let begin = start + HEAD_START * u32::try_from(place).unwrap_or(u32::MAX);
             dials.spawn(async move {
@@ -151,7 +132,7 @@ impl Client {
             match dialed {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => {
-                    debug!(error = describe(&error), "dial failed");
+                    debug!(error = chain(&error), "dial failed");
                     if most.as_ref().is_none_or(|before| telling(before) < telling(&error)) {
                         most = Some(error);
                     }
@@ -188,8 +169,4 @@ fn telling(error: &DialError) -> Telling {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is inside is replaced as a whole, so a panic elsewhere has left it whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn same(a: SocketAddr, b: SocketAddr) -> bool {
-    (a.ip().to_canonical(), a.port()) == (b.ip().to_canonical(), b.port())
 }

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tracing::{debug, error};
 
 use crate::Plane;
+use crate::cause::chain;
 use crate::identity::Peer;
 use crate::stream::{Account, Stream, StreamError};
 use crate::version::Agreed;
@@ -178,7 +179,7 @@ impl Connection {
                     running.spawn(async move {
                         match stream.next_within(REQUEST_DEADLINE).await {
                             Ok(request) => handler(request, stream).await,
-                            Err(fault) => debug!(%peer, fault = describe(&fault), "a request was not understood"),
+                            Err(fault) => debug!(%peer, fault = chain(&fault), "a request was not understood"),
                         }
                     });
                 }
@@ -214,17 +215,6 @@ impl Connection {
     pub(crate) fn close_with(&self, code: VarInt, reason: &str) {
         self.shared.quinn.close(code, reason.as_bytes());
     }
-}
-
-/// An error and its causes, in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 /// The reason in words, if the other side gave one.

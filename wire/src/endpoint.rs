@@ -22,11 +22,13 @@ use tokio::time::timeout;
 use tracing::{debug, error, warn};
 
 use crate::Plane;
-use crate::connection::{Connection, code, describe, reason};
+use crate::cause;
+use crate::connection::{Connection, code, reason};
 use crate::identity::{Identity, Peer, Token, TokenSecret, named};
 use crate::stream::{Account, Stream, StreamError};
 use crate::version::{Agreed, Answer, Hello, Incompatible, Opening, Shown};
 
+pub use gate::network;
 use gate::{Entry, Gate};
 use runtime::Watched;
 
@@ -393,7 +395,7 @@ async fn listen<A: Admit>(shared: Arc<Shared>, accepted: mpsc::Sender<Connection
                                 connection.close_with(code::BUSY, "too many connections; try again");
                             }
                         }
-                        Ok(Err(fault)) => debug!(%source, fault = describe(&fault), "not admitted"),
+                        Ok(Err(fault)) => debug!(%source, fault = cause::chain(&fault), "not admitted"),
                         Err(_) => debug!(%source, "handshake took too long"),
                     }
                 });

@@ -13,6 +13,7 @@
 
 use std::fmt;
 
+pub mod cause;
 pub mod client;
 pub mod codec;
 pub mod connection;

@@ -107,7 +107,7 @@ impl Docker {
             }
             Err(error) => match error::status(&error) {
                 Some(409) => self.adopt(replica, &name).await,
-                Some(404) => Err(Cause::ImageMissing { image: container.image.clone() }),
+                Some(404) => Err(Cause::ImageMissing { image: container.image.clone(), present: false }),
                 _ => Err(self.cause(error)),
             },
         }

@@ -47,10 +47,18 @@ impl Docker {
         let mut pulled = None;
         let mut found = if ask_registry { None } else { self.local(container, &wanted).await? };
         if found.is_none() {
-            pulled = Some(self.pull(goal, container, &reference, open, progress).await?);
+            pulled = match self.pull(goal, container, &reference, open, progress).await {
+                Ok(pulled) => Some(pulled),
+                // What is here was not looked for; that it was not to be used does not make it absent.
+                Err(cause) if ask_registry => {
+                    let is_here = matches!(self.local(container, &wanted).await, Ok(Some(_)));
+                    return Err(with_presence(cause, is_here));
+                }
+                Err(cause) => return Err(cause),
+            };
             found = self.local(container, &wanted).await?;
         }
-        let Some(image) = found else { return Err(Cause::ImageMissing { image: container.image.clone() }) };
+        let Some(image) = found else { return Err(missing(container.image.clone())) };
         self.check_architecture(container, &image).await?;
         let id = image.id.clone().unwrap_or_default();
         let digest = container.digest.clone().or_else(|| reference.digest_of(&image)).unwrap_or_else(|| id.clone());
@@ -108,7 +116,8 @@ impl Docker {
                 Err(_) | Ok(Some(Err(bollard::errors::Error::RequestTimeoutError))) => {
                     let seconds = SILENCE_MAX.as_secs();
                     let reason = format!("nothing came from the registry for {seconds} s; see whether it is reachable");
-                    return Err(Cause::PullFailed { image: container.image.clone(), reason });
+                    let image = container.image.clone();
+                    return Err(Cause::PullFailed { image, reason, present: false });
                 }
                 Ok(Some(Err(error))) => return Err(self.pull_cause(error, container, known)),
             };
@@ -154,7 +163,7 @@ fn pull_cause(image: String, reason: String, had_credentials: bool) -> Cause {
     }
     // A registry does not tell strangers whether an image exists; whom it knows, it denies.
     if says(&["pull access denied"]) && !had_credentials {
-        return Cause::ImageMissing { image };
+        return missing(image);
     }
     if says(&["unauthorized", "denied", "no basic auth credentials", "authentication required"]) {
         return Cause::ImageDenied { image };
@@ -162,9 +171,21 @@ fn pull_cause(image: String, reason: String, had_credentials: bool) -> Cause {
     if says(&["manifest unknown", "name unknown", "repository name not known"])
         || (reason.starts_with("manifest for") && says(&["not found"]))
     {
-        return Cause::ImageMissing { image };
+        return missing(image);
     }
-    Cause::PullFailed { image, reason }
+    Cause::PullFailed { image, reason, present: false }
+}
+
+fn missing(image: String) -> Cause {
+    Cause::ImageMissing { image, present: false }
+}
+
+/// The same cause, of an image of which the node has a copy or not.
+fn with_presence(mut cause: Cause, is_here: bool) -> Cause {
+    if let Cause::ImageMissing { present, .. } | Cause::PullFailed { present, .. } = &mut cause {
+        *present = is_here;
+    }
+    cause
 }
 
 /// The engine reads credentials in base64's URL-safe alphabet and ignores what it cannot read, so that some passwords
@@ -275,7 +296,6 @@ mod tests {
                 "{reason}"
             );
         };
-        let missing = |image| Cause::ImageMissing { image };
         let denied = |image| Cause::ImageDenied { image };
         let docker_hub = "pull access denied for nobody/nothing, repository does not exist or may require 'docker login': \
                           denied: requested access to the resource is denied";
@@ -290,6 +310,7 @@ mod tests {
         check("dial tcp: lookup registry.example: no such host", false, |image| Cause::PullFailed {
             image,
             reason: "dial tcp: lookup registry.example: no such host".to_owned(),
+            present: false,
         });
     }
 }

@@ -51,7 +51,7 @@ async fn an_image_is_pulled_by_name_then_by_digest() {
     run("docker", &["push", &tag]).unwrap();
     run("docker", &["rmi", &tag]).unwrap();
 
-    let missing = Cause::ImageMissing { image: format!("{name}:2") };
+    let missing = Cause::ImageMissing { image: format!("{name}:2"), present: false };
     assert_eq!(bed.fetch(&of_image(&bed, &format!("{name}:2"), None)).await, Err(missing));
 
     let (id, digest, pulled) = bed.fetch(&of_image(&bed, &tag, None)).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_pull_that_falls_silent_fails_and_says_so() {
         failed = fetching => failed,
         () = silence => unreachable!("it is for ever"),
     };
-    let Finished::Failed(Cause::PullFailed { image, reason }) = failed else { panic!("{failed:?}") };
+    let Finished::Failed(Cause::PullFailed { image, reason, .. }) = failed else { panic!("{failed:?}") };
     assert_eq!(image, "127.0.0.1:1/silent:1");
     assert!(reason.contains("nothing came from the registry"), "{reason}");
 }

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Change, Command, Detail, Entry, Refusal, busy, host, next_revision};
-use crate::event::{Actor, Kind};
+use super::{Change, Command, Detail, Refusal, busy, host, next_revision};
+use crate::event::Kind;
 use crate::id::{Generation, Label, Revision, ServiceName};
 use crate::limit::Limits;
 use crate::spec::change::change;
 use crate::spec::check::{Fault, Kind as Mistake, Place};
 use crate::spec::{Project, Service};
 use crate::state::{Deployed, Direction, RevisionRecord, State};
-use crate::time::Timestamp;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PutServices {
@@ -212,11 +211,9 @@ fn secret_place(spec: &Service, secret: &str) -> Place {
 /// What `put` would do, for changes that must stay within these limits.
 pub fn preview_within(state: &State, put: &PutServices, reach: Reach, limits: &Limits) -> Result<PutOutcome, Refusal> {
     let outcome = preview(state, put, reach)?;
-    let command = limits.hold(Command::PutServices(put.clone()));
-    let entry = Entry { at: Timestamp::default(), actor: Actor::Orca, source: None, command };
-    match state.clone().apply(0, entry) {
-        Applied::Done { .. } | Applied::Unchanged { .. } => Ok(outcome),
-        Applied::Refused(refusal) => Err(refusal),
+    match limits.refuses(state, &Command::PutServices(put.clone())) {
+        None => Ok(outcome),
+        Some(refusal) => Err(refusal),
     }
 }
 
@@ -331,7 +328,10 @@ impl Change<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::Entry;
+    use crate::event::Actor;
     use crate::spec::toml::{SourceFile, project};
+    use crate::time::Timestamp;
 
     fn put(name: &str, text: &str) -> PutServices {
         let file = SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };

@@ -122,7 +122,7 @@ impl Pass<'_> {
         if self.view.inventory.began() >= due + RUN_WITHIN {
             return "nobody led the cluster in time".to_owned();
         }
-        match why::why(self.view, self.name, &[]) {
+        match why::unready(self.view, self.name, &[]) {
             Some(diagnosis) => format!("no replica was ready: {}", diagnosis.cause),
             None => "no replica was ready".to_owned(),
         }

@@ -419,7 +419,7 @@ impl<'a> Pass<'a> {
                         "as a canary it answered {failures} of {requests} requests with an error (5xx) or not at all; \
                          `auto_promote` wants {wanted} to succeed"
                     ),
-                    evidence: vec![format!("{} beside it: {}", self.word_for_settled(), succeeded(&stable))],
+                    evidence: vec![format!("{} beside it: {}", self.word_for_settled(), succeeded(&stable)).into()],
                     fix: Some(format!("its log says why: orca logs {} --since 10m", self.name)),
                     asked: false,
                 };
@@ -545,7 +545,11 @@ impl<'a> Pass<'a> {
             .filter(|standing| !standing.is_ready() && !standing.lost)
             .map(|standing| Waiting::ForReady {
                 replica: standing.id,
-                since: standing.report.map_or(standing.placement.since, |report| report.since),
+                // One that has been ready waits anew; one that has not has waited since it was placed, whatever it tried.
+                since: match standing.report {
+                    Some(report) if report.ready_after_ms.is_some() => report.since,
+                    Some(_) | None => standing.placement.since,
+                },
                 trouble: standing.report.and_then(|report| report.trouble.clone()),
             })
             .collect();

@@ -1,10 +1,12 @@
 //! What the last lines of a process that ended say about the cause, where they say it in words that every program
 //! gets from the system. Anything else is for a person to read.
 
+use super::Code;
+
 /// What is wrong, as far as the output shows it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Telling {
-    pub code: &'static str,
+    pub code: Code,
     /// Continues "it exited with code 1: ".
     pub what: String,
     pub fix: String,
@@ -23,7 +25,7 @@ fn init(line: &str) -> Option<Telling> {
         // That the file itself is there was seen before the start. What has no known form is tried as a script, so that
         // it is the shell which is missing then.
         "No such file or directory" | "Exec format error" => (
-            "exec-failed",
+            Code::ExecFailed,
             format!(
                 "`{command}` is in the image and cannot be started: its interpreter or loader is missing, or it is no \
                  program for this machine"
@@ -31,10 +33,12 @@ fn init(line: &str) -> Option<Telling> {
             "a script needs what its first line names, a dynamic binary its C library, in the image; a binary must be \
              built for the node's architecture",
         ),
-        "Permission denied" => {
-            ("no-such-command", format!("`{command}` may not be executed"), "make it executable in the image: chmod +x")
-        }
-        other => ("no-such-command", format!("`{command}` cannot be run: {other}"), "correct `command`"),
+        "Permission denied" => (
+            Code::NoSuchCommand,
+            format!("`{command}` may not be executed"),
+            "make it executable in the image: chmod +x",
+        ),
+        other => (Code::NoSuchCommand, format!("`{command}` cannot be run: {other}"), "correct `command`"),
     };
     Some(Telling { code, what, fix: fix.to_owned() })
 }
@@ -47,7 +51,7 @@ fn loader(line: &str) -> Option<Telling> {
         .or_else(|| line.split_once("Error loading shared library "))?;
     let library = rest.split(':').next()?;
     Some(Telling {
-        code: "missing-library",
+        code: Code::MissingLibrary,
         what: format!("it needs the library {library}, which is not in the image"),
         fix: format!("install the package that has {library} in the image"),
     })
@@ -55,28 +59,28 @@ fn loader(line: &str) -> Option<Telling> {
 
 /// Errors of system calls, by the C library's words and by the names that runtimes print.
 fn errno(line: &str) -> Option<Telling> {
-    const KNOWN: [(&[&str], &str, &str, &str); 4] = [
+    const KNOWN: [(&[&str], Code, &str, &str); 4] = [
         (
             &["address already in use", "eaddrinuse"],
-            "port-taken",
+            Code::PortTaken,
             "the port it wants to listen on is taken",
             "let it listen on another port, or stop what has this one",
         ),
         (
             &["read-only file system", "erofs"],
-            "read-only",
+            Code::ReadOnly,
             "it writes to a file system that is read-only",
             "let it write to a volume without `read_only`, or to /tmp",
         ),
         (
             &["no space left on device", "enospc"],
-            "disk-full",
+            Code::DiskFull,
             "a disk it writes to is full",
             "free space there; on the node `docker system df` shows what images and volumes take",
         ),
         (
             &["permission denied", "eacces"],
-            "permission-denied",
+            Code::PermissionDenied,
             "it may not do what it tries to",
             "see in its last lines what it is; files of a volume belong to the user who made them",
         ),
@@ -91,7 +95,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(line: &str, code: &str, words: &str) {
+    fn check(line: &str, code: Code, words: &str) {
         let telling = telling(&["starting".to_owned(), line.to_owned(), "bye".to_owned()]).expect("it tells something");
         assert_eq!(telling.code, code);
         assert!(telling.what.contains(words), "{}", telling.what);
@@ -99,22 +103,22 @@ mod tests {
 
     #[test]
     fn errors_that_every_program_has_are_known() {
-        check("[FATAL tini (7)] exec /ls failed: No such file or directory", "exec-failed", "`/ls` is in the image");
-        check("[FATAL tini (7)] exec /app failed: Exec format error", "exec-failed", "`/app` is in the image");
+        check("[FATAL tini (7)] exec /ls failed: No such file or directory", Code::ExecFailed, "`/ls` is in the image");
+        check("[FATAL tini (7)] exec /app failed: Exec format error", Code::ExecFailed, "`/app` is in the image");
         let glibc =
             "/x: error while loading shared libraries: libpq.so.5: cannot open shared object file: No such file";
-        check(glibc, "missing-library", "libpq.so.5");
+        check(glibc, Code::MissingLibrary, "libpq.so.5");
         let musl = "Error loading shared library libz.so.1: No such file or directory (needed by /app)";
-        check(musl, "missing-library", "libz.so.1,");
-        check("Error: listen EADDRINUSE: address already in use :::80", "port-taken", "port");
-        check("cannot open /data/x: Read-only file system (os error 30)", "read-only", "read-only");
-        check("write: No space left on device", "disk-full", "full");
+        check(musl, Code::MissingLibrary, "libz.so.1,");
+        check("Error: listen EADDRINUSE: address already in use :::80", Code::PortTaken, "port");
+        check("cannot open /data/x: Read-only file system (os error 30)", Code::ReadOnly, "read-only");
+        check("write: No space left on device", Code::DiskFull, "full");
     }
 
     #[test]
     fn the_latest_line_counts_and_most_say_nothing() {
         let lines = ["Permission denied", "EROFS: read-only file system, open '/x'", "at main (index.js:3)"];
-        assert_eq!(telling(&lines.map(str::to_owned)).expect("it tells something").code, "read-only");
+        assert_eq!(telling(&lines.map(str::to_owned)).expect("it tells something").code, Code::ReadOnly);
         assert_eq!(telling(&["fatal: no DATABASE_URL".to_owned()]), None);
         assert_eq!(telling(&[]), None);
     }

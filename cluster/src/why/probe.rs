@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Diagnosis, saw_words};
+use super::{Code, Diagnosis, Evidence, saw_words};
 use crate::replica::{Purpose, Saw};
 use crate::spec::{Check, Probe, Service};
 
@@ -64,11 +64,12 @@ pub fn failing(spec: &Service, seen: Seen<'_>) -> Diagnosis {
         diagnosis.cause = format!("it was ready, and is not any more: {}", diagnosis.cause);
     }
     let times = if tries == 1 { "1 try".to_owned() } else { format!("{tries} tries") };
-    diagnosis.evidence.insert(0, format!("{check} -> {}, {times} in {span}", saw_words(saw)));
+    let asked = format!("{check} -> {}, {times} in {span}", saw_words(saw));
+    diagnosis.evidence.insert(0, Evidence::Seen(asked));
     if let Saw::Exit { output, .. } = saw
         && !output.is_empty()
     {
-        diagnosis.evidence.push(format!("it printed: {output}"));
+        diagnosis.evidence.push(Evidence::Seen(format!("it printed: {output}")));
     }
     diagnosis
 }
@@ -83,7 +84,7 @@ fn socket(spec: &Service, seen: Seen<'_>) -> Option<Diagnosis> {
     if let Some(first) = on_port.first() {
         return on_port.iter().all(|socket| socket.ip().is_loopback()).then(|| {
             Diagnosis::new(
-                "listens-on-loopback",
+                Code::ListensOnLoopback,
                 format!("the process listens on {first}; the proxy reaches it on the container's address"),
                 format!("bind to 0.0.0.0:{port}, or to [::]:{port}, instead"),
             )
@@ -91,7 +92,7 @@ fn socket(spec: &Service, seen: Seen<'_>) -> Option<Diagnosis> {
     }
     let Some(other) = sockets.first() else {
         return Some(Diagnosis::new(
-            "not-listening",
+            Code::NotListening,
             format!("the process runs, but listens on no port; {port} is expected"),
             "see its logs: it may be waiting for something; a slow start wants a larger `ready_timeout_secs`",
         ));
@@ -100,7 +101,7 @@ fn socket(spec: &Service, seen: Seen<'_>) -> Option<Diagnosis> {
     ports.dedup();
     let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
     Some(Diagnosis::new(
-        "listens-elsewhere",
+        Code::ListensElsewhere,
         format!("the process listens on port {ports}, not on {port}"),
         format!("set `port = {}`, or make it listen on {port}", other.port()),
     ))
@@ -111,22 +112,22 @@ fn http(seen: Seen<'_>, path: &str, timeout: u64) -> Diagnosis {
     let (probe, table, good) = (seen.probe(), seen.table(), seen.good());
     match saw {
         Saw::Status(404) => Diagnosis::new(
-            "probe-status",
+            Code::ProbeStatus,
             format!("its {probe} asks for {path}, which it answers with 404: there is no such path"),
             format!("correct the path in {table} or `health`, or make it answer there with 200 when it is {good}"),
         ),
         Saw::Status(status @ (401 | 403)) => Diagnosis::new(
-            "probe-status",
+            Code::ProbeStatus,
             format!("its {probe} is refused with status {status}: {check} needs a login"),
             "give a path that answers without one",
         ),
         Saw::Status(status) => Diagnosis::new(
-            "probe-status",
+            Code::ProbeStatus,
             format!("its {probe} gets status {status}: {check}"),
             format!("see its logs for why it is not {good}; it must answer 200 to 399 when it is"),
         ),
         Saw::TimedOut => Diagnosis::new(
-            "probe-timeout",
+            Code::ProbeTimeout,
             format!("it takes connections, but gives no answer to {check} within {timeout} s"),
             format!("see its logs for what it hangs on; if it is merely slow, raise `timeout_secs` in {table}"),
         ),
@@ -137,7 +138,7 @@ fn http(seen: Seen<'_>, path: &str, timeout: u64) -> Diagnosis {
 fn grpc(seen: Seen<'_>) -> Diagnosis {
     let cause = format!("its gRPC health check fails: {}", saw_words(seen.saw));
     Diagnosis::new(
-        "probe-grpc",
+        Code::ProbeGrpc,
         cause,
         format!("serve grpc.health.v1.Health on that port, or use `path` or `tcp` in {}", seen.table()),
     )
@@ -145,7 +146,7 @@ fn grpc(seen: Seen<'_>) -> Diagnosis {
 
 fn tcp(seen: Seen<'_>) -> Diagnosis {
     let cause = format!("its {} fails: {} -> {}", seen.probe(), seen.check, saw_words(seen.saw));
-    Diagnosis::new("probe-failing", cause, "see its logs for why it does not answer")
+    Diagnosis::new(Code::ProbeFailing, cause, "see its logs for why it does not answer")
 }
 
 fn command(seen: Seen<'_>, timeout: u64) -> Diagnosis {
@@ -153,17 +154,17 @@ fn command(seen: Seen<'_>, timeout: u64) -> Diagnosis {
     let (probe, table, good) = (seen.probe(), seen.table(), seen.good());
     match saw {
         Saw::TimedOut => Diagnosis::new(
-            "probe-timeout",
+            Code::ProbeTimeout,
             format!("its {probe}'s command does not end within {timeout} s: {check}"),
             format!("raise `timeout_secs` in {table}, or let the command give up earlier"),
         ),
         Saw::Exit { code, .. } => Diagnosis::new(
-            "probe-exit",
+            Code::ProbeExit,
             format!("its {probe}'s command exits with {code}: {check}"),
             format!("run it with `orca exec` to see; it must exit with 0 when {good}"),
         ),
         Saw::Refused | Saw::Status(_) | Saw::Error(_) => Diagnosis::new(
-            "probe-command",
+            Code::ProbeCommand,
             format!("its {probe}'s command cannot be run in the container: {}", saw_words(saw)),
             format!("correct `exec` in {table}: a program that is in the image, and its arguments"),
         ),

@@ -1,7 +1,7 @@
 //! What is wrong with one replica: every [`Cause`] as a sentence, and how an exit is told.
 
 use super::output::telling;
-use super::{CRASH_LOOP_AFTER, Diagnosis, phase_word, probe, saw_words};
+use super::{CRASH_LOOP_AFTER, Code, Diagnosis, Evidence, phase_word, probe, saw_words};
 use crate::id::{ReplicaId, ServiceName};
 use crate::plan::View;
 use crate::replica::{Cause, Ending, Engine, Exit, Phase, ReplicaReport, Saw, Trouble};
@@ -32,13 +32,7 @@ pub fn replica(
         return None;
     }
     let Some(trouble) = &report.trouble else {
-        return Some(Diagnosis {
-            code: "starting".to_owned(),
-            cause: format!("{name}/{id} is {}", phase_word(report.phase)),
-            evidence: Vec::new(),
-            fix: None,
-            replica: Some(id),
-        });
+        return Some(under_way(name, id, report.phase));
     };
     let mut diagnosis = match (&trouble.cause, &report.last_exit) {
         // Of a container that answers, and of one that is asked by way of its engine, it says nothing.
@@ -60,13 +54,24 @@ pub fn replica(
     Some(diagnosis)
 }
 
+/// Nothing is wrong with it; it is not there yet.
+pub fn under_way(name: &ServiceName, id: ReplicaId, phase: Phase) -> Diagnosis {
+    Diagnosis {
+        code: Code::Starting,
+        cause: format!("{name}/{id} is {}", phase_word(phase)),
+        evidence: Vec::new(),
+        fix: None,
+        replica: Some(id),
+    }
+}
+
 /// The engine that a container is run by does not answer.
 pub fn engine_away(view: View<'_>, id: ReplicaId) -> Option<Diagnosis> {
     let node = view.state.placements.get(&id)?.node;
     let Engine::Unreachable { reason } = &view.inventory.observed(node)?.facts.containers else { return None };
     let node = view.state.node_name(node);
     let cause = format!("Docker on {node} does not answer");
-    let mut diagnosis = Diagnosis::new("engine-away", cause, format!("on {node}: systemctl start docker"));
+    let mut diagnosis = Diagnosis::new(Code::EngineAway, cause, format!("on {node}: systemctl start docker"));
     diagnosis.replica = Some(id);
     Some(diagnosis.seen([reason.clone()]))
 }
@@ -76,26 +81,31 @@ fn ends_again(report: &ReplicaReport, exit: &Exit, probed_ms: u64) -> bool {
     report.failures > 0 && report.phase == Phase::Starting && probed_ms < exit.after_ms + OUTLIVED_MS
 }
 
-fn next_try(trouble: &Trouble) -> Option<String> {
+pub fn next_try(trouble: &Trouble) -> Option<Evidence> {
     let delay = trouble.retry_at?.since(trouble.at).as_secs();
-    (delay > 0).then(|| format!("tried again after {delay} s"))
+    (delay > 0).then(|| Evidence::Seen(format!("tried again after {delay} s")))
 }
 
-fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaReport, cause: &Cause) -> Diagnosis {
+pub fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaReport, cause: &Cause) -> Diagnosis {
     match cause {
         Cause::NoEngine { reason } => Diagnosis::new(
-            "no-engine",
+            Code::NoEngine,
             "it is a container, and no Docker engine answers on its node",
             "install one (Debian: `apt-get install docker.io`) or start it (`systemctl start docker`); `orca doctor` checks",
         )
         .seen([reason.clone()]),
-        Cause::ImageMissing { image } => Diagnosis::new(
-            "image-missing",
+        Cause::ImageMissing { image, present: true } => Diagnosis::new(
+            Code::ImageMissing,
+            format!("its registry has no image {image} that could be pulled; the node's own copy is unchanged"),
+            keeps_copy(name),
+        ),
+        Cause::ImageMissing { image, present: false } => Diagnosis::new(
+            Code::ImageMissing,
             format!("image {image} does not exist, neither on the node nor in its registry"),
             "correct `image`, or push it; for a private one add [service.registry]",
         ),
         Cause::ImageDenied { image } => Diagnosis::new(
-            "image-denied",
+            Code::ImageDenied,
             match spec.registry {
                 Some(_) => format!("the registry refuses to give {image} with the credentials in [service.registry]"),
                 None => format!("the registry gives {image} only to those who log in"),
@@ -105,47 +115,43 @@ fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaRe
                 None => "set username and password in [service.registry], the password as a secret",
             },
         ),
-        Cause::PullFailed { image, reason } => pull_failed(image, reason),
+        Cause::PullFailed { image, reason, present } => pull_failed(name, image, reason, *present),
         Cause::WrongArchitecture { image, has, needs } => Diagnosis::new(
-            "wrong-architecture",
+            Code::WrongArchitecture,
             format!("image {image} is built for {has}, and the node is {needs}"),
             format!("build it for {needs} (docker build --platform linux/{needs})"),
         ),
         Cause::NoSuchCommand { command, reason } => Diagnosis::new(
-            "no-such-command",
+            Code::NoSuchCommand,
             format!("`{command}` cannot be run: {}", reason.split(';').next().unwrap_or(reason)),
             "correct `command`, or the image's entry point; it must exist and be executable",
         )
         .seen(reason.split_once("; ").map(|(_, more)| more.to_owned())),
         Cause::SecretMissing { name: secret } => Diagnosis::new(
-            "secret-missing",
+            Code::SecretMissing,
             format!("secret {secret}, which it needs, is not set"),
             format!("orca secrets set {secret} --project {}", name.project),
         ),
         Cause::PortTaken { port, by } => Diagnosis::new(
-            "port-taken",
+            Code::PortTaken,
             format!("port {port} of the host is taken by {by}"),
             "stop what holds it, or use another port",
         ),
         Cause::VolumeBusy { volume, by } => {
-            let holder = match view.state.placements.get(by) {
-                Some(placement) => format!("{}/{by}", placement.service),
-                None => by.to_string(),
-            };
             Diagnosis::new(
-                "volume-busy",
-                format!("volume {volume} is held by {holder}, and only one replica may write to it"),
+                Code::VolumeBusy,
+                format!("volume {volume} is held by {}, and only one replica may write to it", holder(view, *by)),
                 "it starts as soon as the other one is gone; two services that shall run together need two volumes",
             )
         }
         Cause::DiskFull { reason } => Diagnosis::new(
-            "disk-full",
+            Code::DiskFull,
             "the node's disk is full",
             "free space there (`docker system df` shows what images and volumes take)",
         )
         .seen([reason.clone()]),
         Cause::Refused { reason } => Diagnosis::new(
-            "refused",
+            Code::Refused,
             format!("it cannot be started: {reason}"),
             "change what it asks for; if that is right, `orca doctor` checks the engine",
         ),
@@ -153,17 +159,17 @@ fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaRe
             let (what, fix) = reason.split_once("; ").unwrap_or_else(|| (reason, module_fix(reason)));
             // What it consists of comes after; names of interfaces have a colon without a space.
             let (what, details) = what.split_once(": ").map_or((what, None), |(what, more)| (what, Some(more)));
-            Diagnosis::new("module-invalid", format!("its module cannot be run: {what}"), fix)
+            Diagnosis::new(Code::ModuleInvalid, format!("its module cannot be run: {what}"), fix)
                 .seen(details.map(str::to_owned))
         }
         Cause::ModuleMissing { digest } => Diagnosis::new(
-            "module-missing",
+            Code::ModuleMissing,
             "the bytes of its module are neither on its node nor on a control node",
             "deploy it again from its files: that uploads them",
         )
         .seen([format!("sha256:{digest}")]),
         Cause::NotAlive { check, saw } => not_alive(check, &saw_words(saw), ""),
-        Cause::Exited => Diagnosis::new("exited", "its process has ended", format!("orca logs {name}")),
+        Cause::Exited => Diagnosis::new(Code::Exited, "its process has ended", format!("orca logs {name}")),
         Cause::Vanished => removed(name),
         Cause::ProbeFailing { purpose, check, saw, tries, for_ms, listening } => {
             let seen = probe::Seen {
@@ -180,6 +186,29 @@ fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &ReplicaRe
     }
 }
 
+/// A volume that is to be erased, and that a container still has.
+pub fn volume_in_use(view: View<'_>, volume: &str, by: ReplicaId) -> Diagnosis {
+    let holder = holder(view, by);
+    let cause = format!("volume {volume} is in use by {holder}");
+    let fix = match view.state.placements.get(&by) {
+        Some(placement) => format!("orca stop {}, if what is in the volume may go", placement.service),
+        None => "remove its container, if what is in the volume may go".to_owned(),
+    };
+    Diagnosis::new(Code::VolumeBusy, cause, fix)
+}
+
+fn holder(view: View<'_>, id: ReplicaId) -> String {
+    match view.state.placements.get(&id) {
+        Some(placement) => format!("{}/{id}", placement.service),
+        None => id.to_string(),
+    }
+}
+
+/// Of an image that was to be pulled anew and could not be, and is there.
+fn keeps_copy(name: &ServiceName) -> String {
+    format!("to start what the node has, or what was built there: orca restart {name}")
+}
+
 fn module_fix(reason: &str) -> &'static str {
     if reason.contains("imports") {
         "build it without that import: a module is offered WASI 0.2 and wasi:http"
@@ -191,7 +220,7 @@ fn module_fix(reason: &str) -> &'static str {
 }
 
 /// A registry that cannot be reached is told from one that answers something else.
-fn pull_failed(image: &str, reason: &str) -> Diagnosis {
+fn pull_failed(name: &ServiceName, image: &str, reason: &str, present: bool) -> Diagnosis {
     const UNREACHABLE: [&str; 8] = [
         "connection refused",
         "no such host",
@@ -204,16 +233,27 @@ fn pull_failed(image: &str, reason: &str) -> Diagnosis {
     ];
     let host = image.split_once('/').map(|(host, _)| host).filter(|host| host.contains(['.', ':']));
     let host = host.unwrap_or("docker.io");
+    if present {
+        let is_away = UNREACHABLE.iter().any(|words| reason.contains(words));
+        let (code, how) = match is_away {
+            true => {
+                (Code::RegistryUnreachable, format!("the node cannot reach the registry {host} to pull {image} again"))
+            }
+            false => (Code::PullFailed, format!("image {image} could not be pulled again")),
+        };
+        let cause = format!("{how}; the node's own copy is unchanged");
+        return Diagnosis::new(code, cause, keeps_copy(name)).seen([reason.to_owned()]);
+    }
     if UNREACHABLE.iter().any(|words| reason.contains(words)) {
         return Diagnosis::new(
-            "registry-unreachable",
+            Code::RegistryUnreachable,
             format!("the node cannot reach the registry {host}, and does not have image {image}"),
             "check the registry's name, and the node's network and DNS; it is tried again",
         )
         .seen([reason.to_owned()]);
     }
     Diagnosis::new(
-        "pull-failed",
+        Code::PullFailed,
         format!("image {image} could not be pulled: {reason}"),
         format!("see what {host} says; it is tried again"),
     )
@@ -221,7 +261,7 @@ fn pull_failed(image: &str, reason: &str) -> Diagnosis {
 
 fn not_alive(check: &str, saw: &str, times: &str) -> Diagnosis {
     Diagnosis::new(
-        "not-alive",
+        Code::NotAlive,
         format!("its liveness probe failed, so it was killed and started again{times}: {check} -> {saw}"),
         "see its logs for what it hangs on; if it is merely slow, raise `timeout_secs` or `failure_threshold`",
     )
@@ -229,7 +269,7 @@ fn not_alive(check: &str, saw: &str, times: &str) -> Diagnosis {
 
 fn removed(name: &ServiceName) -> Diagnosis {
     Diagnosis::new(
-        "removed-outside",
+        Code::RemovedOutside,
         "somebody other than Orca removed its container",
         format!("find who runs `docker rm` or a clean-up on the node; to stop it for good: orca stop {name}"),
     )
@@ -237,7 +277,7 @@ fn removed(name: &ServiceName) -> Diagnosis {
 
 fn ended_with_engine() -> Diagnosis {
     Diagnosis::new(
-        "ended-with-engine",
+        Code::EndedWithEngine,
         "it ended when Docker on its node was stopped or restarted",
         "nothing, if that was meant; with `\"live-restore\": true` in /etc/docker/daemon.json containers run on without Docker",
     )
@@ -276,13 +316,13 @@ fn ended(name: &ServiceName, spec: &Service, exit: &Exit, times: &str) -> Diagno
             ),
         };
         return Diagnosis::new(
-            "out-of-memory",
+            Code::OutOfMemory,
             format!("the kernel killed it for using more than {limit}{times}"),
             fix,
         );
     }
     let loops = !times.is_empty();
-    let code = if loops { "crash-looping" } else { "exited" };
+    let code = if loops { Code::CrashLooping } else { Code::Exited };
     let how = match (signal_name(exit.code), loops) {
         (Some(signal), true) => format!("it is killed by {signal} (code {})", exit.code),
         (Some(signal), false) => format!("it was killed by {signal} (code {})", exit.code),
@@ -316,11 +356,11 @@ fn ended(name: &ServiceName, spec: &Service, exit: &Exit, times: &str) -> Diagno
     Diagnosis::new(code, how, fix)
 }
 
-fn quote(evidence: &mut Vec<String>, exit: &Exit) {
+fn quote(evidence: &mut Vec<Evidence>, exit: &Exit) {
     let skipped = exit.last_lines.len().saturating_sub(LINES_QUOTED);
-    evidence.extend(exit.last_lines.iter().skip(skipped).map(|line| format!("log: {line}")));
+    evidence.extend(exit.last_lines.iter().skip(skipped).cloned().map(Evidence::Printed));
     if exit.last_lines.is_empty() {
-        evidence.push("it wrote nothing".to_owned());
+        evidence.push(Evidence::Seen("it wrote nothing".to_owned()));
     }
 }
 

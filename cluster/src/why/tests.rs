@@ -8,7 +8,7 @@ use expect_test::{Expect, expect};
 
 use super::{Diagnosis, failure, no_room, why};
 use crate::event::Actor;
-use crate::id::{Label, NodeId, ReplicaId, Revision, ServiceName};
+use crate::id::{Generation, GoalNumber, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::inventory::{Inventory, SUSPECT_AFTER};
 use crate::plan::View;
 use crate::plan::report::{NoRoom, Outcome, Waiting};
@@ -17,7 +17,8 @@ use crate::resource::{Cpu, Memory};
 use crate::secret::{Opaque, SealingPublicKey};
 use crate::spec::toml::{SourceFile, project};
 use crate::state::{
-    Deployed, Direction, Failure, Node, Placement, PlacementState, Receipt, RevisionRecord, Rollout, State, Window,
+    Deployed, Direction, Evidence, Failure, LastRun, Node, Placement, PlacementState, Receipt, Removal, RevisionRecord,
+    Rollout, RunEnding, ScheduleRecord, State, Window,
 };
 use crate::time::Timestamp;
 use crate::traffic::Tally;
@@ -32,6 +33,8 @@ struct World {
     observed: Observed,
     recent: BTreeMap<ServiceName, Window>,
     waiting: Vec<Waiting>,
+    /// The goal last sent to the node.
+    sent: GoalNumber,
 }
 
 fn name(service: &str) -> ServiceName {
@@ -40,8 +43,13 @@ fn name(service: &str) -> ServiceName {
 
 impl World {
     fn new(more: &str) -> World {
-        let mut world =
-            World { state: State::default(), observed: Observed::default(), recent: BTreeMap::new(), waiting: vec![] };
+        let mut world = World {
+            state: State::default(),
+            observed: Observed::default(),
+            recent: BTreeMap::new(),
+            waiting: vec![],
+            sent: GoalNumber::default(),
+        };
         let node = Node {
             name: "n1".to_owned(),
             address: "10.0.0.1:6880".to_owned(),
@@ -114,10 +122,14 @@ impl World {
         self.state.services.get_mut(&name("api")).unwrap()
     }
 
+    fn placement(&mut self) -> &mut Placement {
+        self.state.placements.get_mut(&R7).unwrap()
+    }
+
     fn with<T>(&self, look: impl FnOnce(View<'_>) -> T) -> T {
         let mut inventory = Inventory::new(NOW);
         inventory.record(N1, self.observed.clone(), NOW);
-        let sent = BTreeMap::new();
+        let sent = BTreeMap::from([(N1, (self.sent, Generation::default()))]);
         look(View { state: &self.state, inventory: &inventory, sent: &sent, recent: &self.recent, now: NOW })
     }
 
@@ -133,7 +145,8 @@ impl World {
 
 fn text(found: Option<Diagnosis>) -> String {
     let Some(Diagnosis { code, cause, evidence, fix, replica: _ }) = found else { return "nothing".to_owned() };
-    let mut text = format!("{code}: {cause}\n");
+    let code = serde_json::to_string(&code).unwrap();
+    let mut text = format!("{}: {cause}\n", code.trim_matches('"'));
     for line in evidence {
         writeln!(text, "  {line}").unwrap();
     }
@@ -185,7 +198,7 @@ fn probe(saw: Saw, listening: Option<&[&str]>) -> Cause {
 fn given_up() -> Failure {
     Failure {
         cause: "it exits with code 1 after 0.3 s".to_owned(),
-        evidence: vec!["log: no DATABASE_URL".to_owned()],
+        evidence: vec![Evidence::Printed("no DATABASE_URL".to_owned())],
         fix: Some("the reason is in its last lines".to_owned()),
         asked: false,
     }
@@ -214,7 +227,7 @@ fn what_a_person_asked_for_comes_first() {
 #[test]
 fn images() {
     let image = "reg.example/api:1".to_owned();
-    let missing = Cause::ImageMissing { image: image.clone() };
+    let missing = Cause::ImageMissing { image: image.clone(), present: false };
     troubled(
         "",
         Phase::BackOff,
@@ -248,7 +261,26 @@ fn images() {
     troubled(
         "",
         Phase::BackOff,
-        Cause::PullFailed { image: image.clone(), reason },
+        Cause::PullFailed { image: image.clone(), reason: reason.clone(), present: true },
+        &expect![[r#"
+        registry-unreachable: the node cannot reach the registry reg.example to pull reg.example/api:1 again; the node's own copy is unchanged
+          dial tcp: lookup reg.example: no such host
+          fix: to start what the node has, or what was built there: orca restart shop/api
+    "#]],
+    );
+    troubled(
+        "",
+        Phase::BackOff,
+        Cause::ImageMissing { image: image.clone(), present: true },
+        &expect![[r#"
+        image-missing: its registry has no image reg.example/api:1 that could be pulled; the node's own copy is unchanged
+          fix: to start what the node has, or what was built there: orca restart shop/api
+    "#]],
+    );
+    troubled(
+        "",
+        Phase::BackOff,
+        Cause::PullFailed { image: image.clone(), reason, present: false },
         &expect![[r#"
         registry-unreachable: the node cannot reach the registry reg.example, and does not have image reg.example/api:1
           dial tcp: lookup reg.example: no such host
@@ -259,7 +291,7 @@ fn images() {
     troubled(
         "",
         Phase::BackOff,
-        Cause::PullFailed { image: image.clone(), reason },
+        Cause::PullFailed { image: image.clone(), reason, present: false },
         &expect![[r#"
         pull-failed: image reg.example/api:1 could not be pulled: toomanyrequests: slow down
           fix: see what reg.example says; it is tried again
@@ -988,6 +1020,10 @@ fn an_update_that_was_given_up_is_told_until_the_next() {
     "#]]);
 }
 
+fn lines(failure: &Failure) -> String {
+    failure.evidence.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
 #[test]
 fn a_revision_is_given_up_for_the_cause_and_how_long_it_took() {
     let mut world = World::new("");
@@ -1002,8 +1038,153 @@ fn a_revision_is_given_up_for_the_cause_and_how_long_it_took() {
         GET /healthz -> status 500, 14 tries in 10.0 s
         r7 has been starting for 8 s
     "#]]
-    .assert_eq(&format!("{}\n{}\n", failure.cause, failure.evidence.join("\n")));
+    .assert_eq(&format!("{}\n{}\n", failure.cause, lines(&failure)));
     world.state.nodes.clear();
     let none = world.with(|view| no_room(view, &name("api"), view.state.services[&name("api")].spec()));
     expect!["there is no node it could run on"].assert_eq(&none.cause);
+}
+
+#[test]
+fn what_cannot_be_stopped_is_named_though_nothing_serves() {
+    let mut world = World::new("");
+    world.placement().state = PlacementState::Stop { erase: false };
+    world.waiting = vec![Waiting::ForStop { replica: R7 }];
+    world.says(&expect!["nothing"]);
+    let reason = "nothing listens on /run/docker.sock".to_owned();
+    let report = world.report("api", R7, Phase::Stopping);
+    // It was wrong with it before it was told to stop.
+    let before = Timestamp(report.since.0 - 1);
+    report.trouble = Some(Trouble { at: before, cause: Cause::Exited, retry_at: None });
+    world.says(&expect!["nothing"]);
+    let report = world.report("api", R7, Phase::Stopping);
+    let retry_at = Some(NOW + Duration::from_secs(4));
+    report.trouble = Some(Trouble { at: NOW, cause: Cause::NoEngine { reason }, retry_at });
+    world.says(&expect![[r#"
+        no-engine: r7 is to stop, and cannot be stopped: it is a container, and no Docker engine answers on its node
+          nothing listens on /run/docker.sock
+          tried again after 4 s
+          fix: install one (Debian: `apt-get install docker.io`) or start it (`systemctl start docker`); `orca doctor` checks
+    "#]]);
+    let cause = Cause::Refused { reason: "device or resource busy".to_owned() };
+    world.report("api", R7, Phase::Stopping).trouble = Some(Trouble { at: NOW, cause, retry_at: None });
+    world.says(&expect![[r#"
+        refused: r7 is to stop, and cannot be stopped: device or resource busy
+          fix: see what its engine's log says; it is tried again
+    "#]]);
+    world.report("api", R7, Phase::Ready);
+    world.observed.facts.fault = Some("no space left on device".to_owned());
+    world.says(&expect![[r#"
+        goal-not-taken: r7 is to stop, and its node does not take that over: n1 begins nothing new, because it cannot write down what it is told
+          no space left on device
+          fix: free space on the disk of n1's data directory, or put right who may write there
+    "#]]);
+}
+
+#[test]
+fn a_removal_that_goes_nowhere_says_why() {
+    let mut world = World::new("");
+    world.add("other", ReplicaId(8), "");
+    world.api().removal = Some(Removal { volumes: true });
+    world.placement().state = PlacementState::Stop { erase: true };
+    world.report("api", R7, Phase::Stopping);
+    world.says(&expect![[r#"
+        removing: it is being removed
+          fix: wait until its replicas are gone
+    "#]]);
+    let cause = Cause::VolumeBusy { volume: "shop/data".to_owned(), by: ReplicaId(8) };
+    world.report("api", R7, Phase::Stopping).trouble = Some(Trouble { at: NOW, cause, retry_at: None });
+    world.says(&expect![[r#"
+        volume-busy: r7 and its volumes cannot be removed: volume shop/data is in use by shop/other/r8
+          fix: orca stop shop/other, if what is in the volume may go
+    "#]]);
+}
+
+#[test]
+fn a_node_that_does_not_do_what_it_was_told_is_named() {
+    let mut world = World::new("");
+    world.observed.replicas.clear();
+    world.says(&expect![[r#"
+        starting: shop/api/r7 is pending
+          fix: none
+    "#]]);
+    world.placement().since = Timestamp(NOW.0 - 12_000);
+    world.says(&expect![[r#"
+        goal-not-taken: n1 has not taken over what it was told 12 s ago
+          fix: the log of `orca server` on n1 says what keeps it
+    "#]]);
+    world.observed.facts.fault = Some("no space left on device".to_owned());
+    world.says(&expect![[r#"
+        goal-not-taken: n1 begins nothing new, because it cannot write down what it is told
+          no space left on device
+          fix: free space on the disk of n1's data directory, or put right who may write there
+    "#]]);
+    let late = world.with(|view| failure(view, &name("api"), view.state.services[&name("api")].spec(), R7, None));
+    expect!["it was not ready after 120 s: n1 begins nothing new, because it cannot write down what it is told"]
+        .assert_eq(&late.cause);
+}
+
+#[test]
+fn a_proxy_that_does_not_take_over_new_tables_is_named() {
+    let mut world = World::new("");
+    let at = Timestamp(NOW.0 - 40_000);
+    world.placement().state = PlacementState::Drain { since: Generation(5), at };
+    world.says(&expect![[r#"
+        goal-not-taken: r7 is to go, and cannot before every proxy has let go of it: n1 has not taken over what it was told 40 s ago
+          fix: the log of `orca server` on n1 says what keeps it
+    "#]]);
+    world.observed.acknowledged.1 = Generation(5);
+    world.says(&expect!["nothing"]);
+    world.placement().state = PlacementState::Serve;
+    world.waiting = vec![Waiting::ForProxies];
+    world.says(&expect!["nothing"]);
+    world.sent = GoalNumber { term: 1, count: 2 };
+    world.says(&expect![[r#"
+        goal-not-taken: its proxies are to take over new routes: n1 has not taken over what it was told 9 s ago
+          fix: the log of `orca server` on n1 says what keeps it
+    "#]]);
+}
+
+#[test]
+fn a_schedule_whose_last_run_failed_is_named() {
+    let mut world = World::new("");
+    let mut ended = |ending| {
+        let last = Some(LastRun { due: Timestamp(600_000), replica: Some(R7), ending });
+        let record = ScheduleRecord { last, ..ScheduleRecord::default() };
+        world.api().schedules.insert("*/10 * * * *".to_owned(), record);
+        text(world.why())
+    };
+    assert_eq!(ended(RunEnding::Done), "nothing");
+    expect![[r#"
+        schedule-failed: it serves, but the last run of its schedule `*/10 * * * *` failed: it exited with code 3
+          it was due 1970-01-01 00:10 UTC on r7
+          fix: what it wrote says why: orca logs shop/api/r7
+    "#]]
+    .assert_eq(&ended(RunEnding::Failed { reason: "it exited with code 3".to_owned() }));
+    // It depends on nothing that a schedule does.
+    world.waiting = vec![Waiting::ForDependency { service: Label::new("api").unwrap() }];
+    assert!(!text(world.why()).contains("schedule"), "only that it is not ready keeps others");
+}
+
+#[test]
+fn of_an_exit_and_a_rollback_the_later_one_is_told() {
+    let mut world = World::new("");
+    let receipt = |ended| Receipt {
+        revision: Revision(2),
+        from: Some(Revision(1)),
+        outcome: Outcome::RolledBack,
+        started: ended,
+        ended,
+        replaced: 0,
+        before: Window::default(),
+        during: Window::default(),
+        after: None,
+        failure: Some(given_up()),
+        tally: Tally::default(),
+    };
+    let report = world.report("api", R7, Phase::Ready);
+    (report.restarts, report.last_exit) = (1, Some(exit(137, &[])));
+    world.api().receipts.push_back(receipt(NOW));
+    assert!(text(world.why()).starts_with("rolled-back: it serves v1, because v2 was given up"));
+    world.api().receipts = [receipt(Timestamp(NOW.0 - 60_000))].into();
+    assert!(text(world.why()).starts_with("exited: it serves, but was restarted 12 s ago"));
 }

@@ -9,6 +9,7 @@ use orca_cluster::id::{Label, ServiceName};
 use orca_cluster::limit::Limits;
 use orca_cluster::spec::{HostDemand, Service, Settings, Source};
 use orca_cluster::state::{Deployed, State};
+use orca_wire::cause::chain;
 use orca_wire::message::client::{Deploy, Reason, Refused, Response};
 use tracing::warn;
 
@@ -224,7 +225,7 @@ pub async fn keep_module(core: &Core, upload: Upload) -> Answer {
     let sweep = tokio::task::spawn_blocking(move || blobs.sweep(&modules(&swept)));
     match sweep.await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => warn!(%error, "old modules could not be removed"),
+        Ok(Err(error)) => warn!(error = chain(&error), "old modules could not be removed"),
         Err(error) => warn!(%error, "old modules could not be removed"),
     }
     Ok(Response::Done { generation: state.generation })

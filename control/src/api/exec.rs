@@ -9,6 +9,7 @@ use orca_cluster::id::{NodeId, ReplicaId};
 use orca_cluster::replica::Phase;
 use orca_cluster::state::PlacementState;
 use orca_wire::Stream;
+use orca_wire::cause::chain;
 use orca_wire::message::agent::{Errand, ExecErrand, ExecInput, ExecOutput};
 use orca_wire::message::client::{Exec, Reason, Refused, Response};
 use orca_wire::stream::StreamError;
@@ -68,10 +69,10 @@ async fn open(core: &Arc<Core>, caller: &Caller, exec: Exec) -> Result<Stream, R
     // The program only: arguments may hold secrets, and every viewer reads events.
     let program: String = command[0].chars().take(QUOTED_MAX).collect();
     let text = format!("in {id}: {program}");
-    let announcement = Announcement { kind: Kind::Executed, service: Some(service), text };
+    let announcement = Announcement { kind: Kind::Executed, service: Some(service), replica: Some(id), text };
     core.propose(caller, Command::Announce(vec![announcement])).await?;
     let errand = Errand::Exec(ExecErrand { replica: id, command, terminal, stdin });
-    core.sessions.errand(node, &errand).await.map_err(|error| failed(error.to_string()))
+    core.sessions.errand(node, &errand).await.map_err(|error| failed(chain(&error)))
 }
 
 /// Both directions, until the command's end has been told or one side is gone.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use orca_cluster::id::{NodeId, ReplicaId, ServiceName};
 use orca_cluster::state::State;
 use orca_cluster::time::Timestamp;
+use orca_wire::cause::chain;
 use orca_wire::message::agent::{Errand, LogLine, LogsErrand};
 use orca_wire::message::client::{LogsQuery, Refused};
 use tokio::sync::mpsc;
@@ -260,7 +261,7 @@ async fn pass_on(core: Arc<Core>, node: NodeId, errand: LogsErrand, to: mpsc::Se
     let mut stream = match core.sessions.errand(node, &Errand::Logs(errand)).await {
         Ok(stream) => stream,
         Err(error) => {
-            debug!(%error, "logs cannot be read");
+            debug!(error = chain(&error), "logs cannot be read");
             return None;
         }
     };
@@ -274,7 +275,7 @@ async fn pass_on(core: Arc<Core>, node: NodeId, errand: LogsErrand, to: mpsc::Se
             }
             Ok(None) => return last,
             Err(error) => {
-                debug!(%node, %error, "logs ended early");
+                debug!(%node, error = chain(&error), "logs ended early");
                 return last;
             }
         }

@@ -7,13 +7,14 @@ use orca_cluster::id::Label;
 use orca_cluster::secret::{Scope, SealedDataKey, SecretName};
 use orca_cluster::state::State;
 use orca_cluster::time::Timestamp;
+use orca_wire::cause::chain;
 use orca_wire::message::client::{Refused, Response, SecretInfo, SetSecret};
 use zeroize::Zeroizing;
 
 use super::{Answer, Changed, Core, TRIES_MAX, actor_name, failed, invalid, refused};
 use crate::auth::{Caller, Object, Verb};
 use crate::clock::now;
-use crate::vault::{Entry, Secret, Vault, VaultError};
+use crate::vault::{Place, Secret, Vault, VaultError};
 
 /// Secrets set in one request; `import` of a large file is several.
 const SECRETS_MAX: usize = 500;
@@ -44,7 +45,7 @@ async fn set_one(core: &Core, caller: &Caller, name: SecretName, secret: &Secret
     for _ in 0..TRIES_MAX {
         let key = data_key(core, caller, name.scope()).await?;
         let version = core.raft.state().secrets.get(&name).map_or(0, |record| record.version) + 1;
-        let value = core.vault.seal(&key, &Entry::secret(&name, version), secret).map_err(vault)?;
+        let value = core.vault.seal(&key, &Place::secret(&name, version), secret).map_err(vault)?;
         let command = Command::SetSecret { name: name.clone(), version, value };
         match core.apply(caller, command).await? {
             Ok(changed) => return Ok(changed),
@@ -154,7 +155,7 @@ fn next_of_rotation(state: &State, vault: &Vault, scope: &Scope, now: Timestamp)
         }
         let old = &record.value.key;
         let old = state.data_keys.get(old).ok_or_else(|| VaultError::NoKey { key: old.clone(), name: name.clone() })?;
-        let value = vault.reseal(&old.key, key, &Entry::secret(name, record.version), &record.value)?;
+        let value = vault.reseal(&old.key, key, &Place::secret(name, record.version), &record.value)?;
         values.insert(name.clone(), value);
     }
     let key = key.id.clone();
@@ -172,13 +173,13 @@ fn vault(error: VaultError) -> Refused {
         | VaultError::DataKey { .. }
         | VaultError::NoKey { .. }
         | VaultError::Value { .. }
-        | VaultError::OtherKey { .. } => failed(error.to_string()),
+        | VaultError::OtherKey { .. } => failed(chain(&error)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use orca_cluster::command::{Applied, Entry as LogEntry};
+    use orca_cluster::command::{Applied, Entry};
     use orca_cluster::event::{Actor, Kind};
     use orca_cluster::id::ClusterId;
 
@@ -201,7 +202,7 @@ mod tests {
 
         fn apply(&mut self, command: Command) -> Applied {
             self.index += 1;
-            let entry = LogEntry { at: Timestamp(self.index), actor: Actor::Orca, source: None, command };
+            let entry = Entry { at: Timestamp(self.index), actor: Actor::Orca, source: None, command };
             self.state.apply(self.index, entry)
         }
 
@@ -209,7 +210,7 @@ mod tests {
             let name: SecretName = name.parse().unwrap();
             let version = self.state.secrets.get(&name).map_or(0, |record| record.version) + 1;
             let secret = Secret::new(plain(&name, version, length));
-            let value = self.vault.seal(key, &Entry::secret(&name, version), &secret).unwrap();
+            let value = self.vault.seal(key, &Place::secret(&name, version), &secret).unwrap();
             let applied = self.apply(Command::SetSecret { name, version, value });
             assert!(matches!(applied, Applied::Done { .. }), "{applied:?}");
         }
@@ -235,7 +236,7 @@ mod tests {
         fn all_open(&self) {
             for (name, record) in &self.state.secrets {
                 let key = &self.state.data_keys[&record.value.key].key;
-                let opened = self.vault.open_value(key, &Entry::secret(name, record.version), &record.value).unwrap();
+                let opened = self.vault.open_value(key, &Place::secret(name, record.version), &record.value).unwrap();
                 assert_eq!(opened.expose(), plain(name, record.version, opened.expose().len()), "{name}");
             }
         }
@@ -301,7 +302,7 @@ mod tests {
         assert!(matches!(world.apply(early), Applied::Unchanged { .. }), "done twice is done once");
         // A value sealed by a key that is gone is refused, and not kept where nobody can read it.
         let name: SecretName = "S1".parse().unwrap();
-        let value = world.vault.seal(&old, &Entry::secret(&name, 2), &Secret::new(vec![1])).unwrap();
+        let value = world.vault.seal(&old, &Place::secret(&name, 2), &Secret::new(vec![1])).unwrap();
         let applied = world.apply(Command::SetSecret { name, version: 2, value });
         assert!(matches!(applied, Applied::Refused(Refusal::NoDataKey(_))), "{applied:?}");
         world.step();

@@ -285,6 +285,7 @@ const SHAPES: &[(&str, Shape)] = &[
             ("source", "string?"),
             ("kind", "string"),
             ("service", "string?"),
+            ("replica?", "integer"),
             ("text", "string"),
         ]),
     ),

@@ -16,7 +16,7 @@ use orca_control::raft::{CallError, Lane, Member, PeerTransport, Raft, RaftConfi
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn entry(text: impl Into<String>) -> Entry {
-    let announcement = Announcement { kind: Kind::ScheduleRan, service: None, text: text.into() };
+    let announcement = Announcement { kind: Kind::ScheduleRan, service: None, replica: None, text: text.into() };
     Entry { at: Timestamp(1), actor: Actor::Orca, source: None, command: Command::Announce(vec![announcement]) }
 }
 

@@ -70,11 +70,6 @@ impl Log {
             }
         }
     }
-
-    /// Lines that were not written so far.
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
-    }
 }
 
 /// The file to append to. Addresses of people and what they asked for are nobody's business: a new one is for its owner,

@@ -14,13 +14,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use orca_agent::docker::socket_from_environment;
-use orca_agent::hands::chain;
 use orca_agent::{Agent, wasm};
 use orca_cluster::id::Label;
 use orca_cluster::traffic::Unfinished;
 use orca_control::vault::UNSEAL_KEY_VARIABLE;
 use orca_control::{Control, Founded, Front, Handle, Layout, RunError, StartError, UnsealSource};
 use orca_dataplane::{AccessLog, DataPlane, FILES_PER_WORKER, Limits};
+use orca_wire::cause::chain;
 use orca_wire::identity::file as private;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;

@@ -10,13 +10,8 @@ use crate::moment;
 
 pub fn event(screen: &Screen, event: &Event) -> Text {
     let ink = match event.kind {
-        Kind::NodeDead
-        | Kind::RolloutFailed
-        | Kind::ReplicaExited
-        | Kind::ReplicaTroubled
-        | Kind::ScheduleFailed
-        | Kind::Refused => Ink::Red,
-        Kind::NodeSuspect | Kind::RolledBack | Kind::ServiceRemoved | Kind::ScheduleSkipped => Ink::Yellow,
+        Kind::NodeDead | Kind::RolloutFailed | Kind::ReplicaExited | Kind::ScheduleFailed | Kind::Refused => Ink::Red,
+        Kind::RolledBack | Kind::ServiceRemoved | Kind::ScheduleSkipped => Ink::Yellow,
         Kind::NodeAlive | Kind::RolloutDone | Kind::ReplicaRecovered => Ink::Green,
         Kind::ClusterFounded
         | Kind::NodeAdmitted

@@ -2,7 +2,7 @@
 
 use orca_cluster::id::ServiceName;
 use orca_cluster::plan::report::Outcome;
-use orca_cluster::state::{Failure, Receipt, Window};
+use orca_cluster::state::{Evidence, Failure, Receipt, Window};
 use orca_wire::message::client::RevisionInfo;
 
 use super::text::{Ink, Side, Text, table};
@@ -48,9 +48,9 @@ pub fn revisions(screen: &Screen, revisions: &[RevisionInfo], receipts: &[Receip
 /// Why a revision was given up, and what its replica wrote last: that is gone from everywhere else.
 fn failed(failure: &Failure) -> Vec<Text> {
     let mut lines = vec![Text::of(Ink::Red, "      why  ").and(Ink::Plain, &failure.cause)];
-    let evidence = failure.evidence.iter().map(|line| match line.strip_prefix("log: ") {
-        Some(line) => Text::of(Ink::Dim, "      logs ").and(Ink::Plain, line),
-        None => Text::of(Ink::Dim, "      seen ").and(Ink::Plain, line),
+    let evidence = failure.evidence.iter().map(|evidence| match evidence {
+        Evidence::Printed(line) => Text::of(Ink::Dim, "      logs ").and(Ink::Plain, line),
+        Evidence::Seen(line) => Text::of(Ink::Dim, "      seen ").and(Ink::Plain, line),
     });
     lines.extend(evidence);
     lines

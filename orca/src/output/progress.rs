@@ -9,7 +9,7 @@ use orca_cluster::replica::{Cause, Phase};
 use orca_cluster::state::Receipt;
 use orca_cluster::status::{NodeStatus, ReplicaStatus, ServiceState, ServiceStatus};
 use orca_cluster::time::Timestamp;
-use orca_cluster::why::phase_word;
+use orca_cluster::why::{Code, phase_word};
 use orca_wire::message::client::Progress;
 
 use super::text::{Ink, Side, Text, table};
@@ -234,7 +234,7 @@ impl Tracker {
         for (name, track) in self.tracks.iter().filter(|(_, track)| track.verdict == Verdict::Going) {
             failure = failure.why(format!("{name} waits {}", track.reasons(screen, &self.nodes)));
             let why = track.latest.as_ref().and_then(|service| service.why.as_ref());
-            if let Some(why) = why.filter(|why| why.code != "starting") {
+            if let Some(why) = why.filter(|why| why.code != Code::Starting) {
                 failure = failure.why(format!("{name}: {}", why.cause)).evidence(&why.evidence);
                 failure.fix.extend(why.fix.clone());
             }

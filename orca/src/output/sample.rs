@@ -8,13 +8,13 @@ use orca_cluster::plan::report::Outcome;
 use orca_cluster::replica::{Cause, Engine, Exit, Facts, Phase, Pulled, Trouble, Usage};
 use orca_cluster::resource::{Cpu, Memory};
 use orca_cluster::spec::Strategy;
-use orca_cluster::state::{Failure, Receipt, Window};
+use orca_cluster::state::{Evidence, Failure, Receipt, Window};
 use orca_cluster::status::{
     NodeCondition, NodeStatus, ReplicaStatus, RolloutStatus, ServiceState, ServiceStatus, Status,
 };
 use orca_cluster::time::Timestamp;
 use orca_cluster::traffic::{InFlight, Tally};
-use orca_cluster::why::Diagnosis;
+use orca_cluster::why::{Code, Diagnosis};
 use orca_wire::message::client::Progress;
 
 use super::Screen;
@@ -107,8 +107,8 @@ pub fn loopback() -> Failure {
     Failure {
         cause: "the process listens on 127.0.0.1:8080; the proxy reaches it on the container's address".to_owned(),
         evidence: vec![
-            "GET /healthz -> connection refused, 14 tries in 10.0 s".to_owned(),
-            "log: listening on http://127.0.0.1:8080".to_owned(),
+            Evidence::Seen("GET /healthz -> connection refused, 14 tries in 10.0 s".to_owned()),
+            Evidence::Printed("listening on http://127.0.0.1:8080".to_owned()),
         ],
         fix: Some("bind to 0.0.0.0, or the port of all addresses".to_owned()),
         asked: false,
@@ -169,9 +169,9 @@ pub fn worker() -> ServiceStatus {
     worker.ready = 0;
     worker.replicas = vec![crashing];
     worker.why = Some(Diagnosis {
-        code: "crash-looping".to_owned(),
+        code: Code::CrashLooping,
         cause: "it exits with code 1 after 0.3 s, 4 times in a row (crash-looping)".to_owned(),
-        evidence: vec!["log: no DATABASE_URL".to_owned()],
+        evidence: vec![Evidence::Printed("no DATABASE_URL".to_owned())],
         fix: Some("the reason is in its last lines; more with `orca logs shop/worker`".to_owned()),
         replica: Some(ReplicaId(9)),
     });

@@ -10,7 +10,7 @@ use orca_cluster::replica::{Cause, Engine, Phase};
 use orca_cluster::spec::Strategy;
 use orca_cluster::state::{LastRun, Run, RunEnding, ScheduleRecord, Window};
 use orca_cluster::status::{NodeCondition, NodeStatus, ReplicaStatus, ServiceState, ServiceStatus, Status};
-use orca_cluster::why::{phase_word, saw_words};
+use orca_cluster::why::{Code, phase_word, saw_words};
 use orca_wire::message::client::RevisionInfo;
 
 use super::text::{Ink, Side, Text, table};
@@ -121,7 +121,7 @@ fn service_age(screen: &Screen, service: &ServiceStatus) -> String {
 /// What is wrong, below the table.
 fn trouble(service: &ServiceStatus) -> Vec<Text> {
     let Some(why) = &service.why else { return Vec::new() };
-    if matches!(service.state, ServiceState::Running | ServiceState::Starting) && why.code == "starting" {
+    if matches!(service.state, ServiceState::Running | ServiceState::Starting) && why.code == Code::Starting {
         return Vec::new();
     }
     let (ink, _, _) = state(service.state);
@@ -262,7 +262,7 @@ pub fn service(
         field(if at == 0 { "waiting" } else { "" }, Text::plain(reason));
     }
     if let Some(why) = &service.why
-        && why.code != "starting"
+        && why.code != Code::Starting
     {
         lines.push(Text::new());
         lines.extend(super::why::diagnosis(why));
@@ -465,9 +465,11 @@ fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> String {
 pub fn cause(cause: &Cause) -> String {
     match cause {
         Cause::NoEngine { .. } => "no Docker engine answers".to_owned(),
-        Cause::ImageMissing { image } => format!("image {image} does not exist"),
+        Cause::ImageMissing { image, present: false } => format!("image {image} does not exist"),
+        Cause::ImageMissing { image, present: true } => format!("image {image} is in no registry"),
         Cause::ImageDenied { image } => format!("the registry refuses to give {image}"),
-        Cause::PullFailed { image, .. } => format!("image {image} could not be pulled"),
+        Cause::PullFailed { image, present: false, .. } => format!("image {image} could not be pulled"),
+        Cause::PullFailed { image, present: true, .. } => format!("image {image} could not be pulled again"),
         Cause::WrongArchitecture { image, has, .. } => format!("image {image} is built for {has}"),
         Cause::NoSuchCommand { command, .. } => format!("`{command}` cannot be run"),
         Cause::SecretMissing { name } => format!("secret {name} is not set"),

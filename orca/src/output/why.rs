@@ -1,6 +1,7 @@
 //! What `why` says: the cause, what was seen, what to do.
 
-use orca_cluster::status::ServiceStatus;
+use orca_cluster::state::Evidence;
+use orca_cluster::status::{ServiceState, ServiceStatus};
 use orca_cluster::why::Diagnosis;
 
 use super::status::state;
@@ -15,9 +16,26 @@ pub fn why(service: &ServiceStatus, found: Option<&Diagnosis>) -> Vec<Text> {
     ];
     match found {
         Some(found) => lines.extend(diagnosis(found)),
-        None => lines.push(Text::plain("  nothing is wrong: it is as asked")),
+        None if service.state == ServiceState::Running && service.waiting.is_empty() => {
+            lines.push(Text::plain("  nothing is wrong: it is as asked"));
+        }
+        // On its way, and it has not met with anything that would keep it.
+        None => lines.push(Text::plain(format!("  nothing is wrong so far: it is {}", under_way(service.state)))),
     }
     lines
+}
+
+fn under_way(state: ServiceState) -> &'static str {
+    match state {
+        ServiceState::Running => "as asked, but for what is on its way out",
+        ServiceState::Starting => "starting",
+        ServiceState::Updating => "being updated",
+        ServiceState::RollingBack => "going back to what served before",
+        ServiceState::Canary => "waiting for its canary to be judged",
+        ServiceState::Degraded | ServiceState::Failing | ServiceState::CrashLooping => "about to be started again",
+        ServiceState::Stopped => "stopped",
+        ServiceState::Removing => "being removed",
+    }
 }
 
 pub fn diagnosis(found: &Diagnosis) -> Vec<Text> {
@@ -26,12 +44,18 @@ pub fn diagnosis(found: &Diagnosis) -> Vec<Text> {
         lines.push(Text::of(Ink::Cyan, format!("  {label:<5} ")).and(ink, text));
     };
     labelled("why", Ink::Bold, &found.cause);
-    let (logs, seen): (Vec<&String>, Vec<&String>) = found.evidence.iter().partition(|line| line.starts_with("log: "));
-    for (at, line) in seen.iter().enumerate() {
+    let (mut seen, mut logs) = (Vec::new(), Vec::new());
+    for evidence in &found.evidence {
+        match evidence {
+            Evidence::Seen(line) => seen.push(line),
+            Evidence::Printed(line) => logs.push(line),
+        }
+    }
+    for (at, line) in seen.into_iter().enumerate() {
         labelled(if at == 0 { "seen" } else { "" }, Ink::Plain, line);
     }
-    for (at, line) in logs.iter().enumerate() {
-        labelled(if at == 0 { "logs" } else { "" }, Ink::Dim, line.trim_start_matches("log: "));
+    for (at, line) in logs.into_iter().enumerate() {
+        labelled(if at == 0 { "logs" } else { "" }, Ink::Dim, line);
     }
     if let Some(fix) = &found.fix {
         labelled("fix", Ink::Plain, fix);

@@ -86,7 +86,7 @@ impl Runtime {
                     Workload::Module(_) => "ok:module".to_owned(),
                 };
                 let finished = match image.starts_with("missing") {
-                    true => Finished::Failed(Cause::ImageMissing { image }),
+                    true => Finished::Failed(Cause::ImageMissing { image, present: false }),
                     false => Finished::Fetched { digest: Some(format!("sha256:{image}")), image, pulled: None },
                 };
                 (rng.random_range(5..400), finished)

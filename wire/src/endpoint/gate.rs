@@ -77,7 +77,7 @@ impl Count {
 }
 
 /// One customer has a whole /64 of IPv6 addresses, so they count as one.
-fn network(address: IpAddr) -> IpAddr {
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
         v4 => v4,

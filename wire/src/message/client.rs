@@ -104,6 +104,41 @@ pub enum Request {
     Doctor,
 }
 
+impl Request {
+    /// Whether it is answered by a stream that goes on for as long as somebody listens.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Request::Watch { .. } | Request::Events(_) | Request::Logs(_) | Request::Exec(_) => true,
+            Request::Plan(_)
+            | Request::Deploy(_)
+            | Request::MissingModules { .. }
+            | Request::PutModule { .. }
+            | Request::SetSettings(_)
+            | Request::Status { .. }
+            | Request::Why { .. }
+            | Request::History { .. }
+            | Request::Nodes
+            | Request::Scale { .. }
+            | Request::Stop { .. }
+            | Request::Start { .. }
+            | Request::Restart { .. }
+            | Request::Redeploy { .. }
+            | Request::Remove { .. }
+            | Request::Promote { .. }
+            | Request::Rollback { .. }
+            | Request::SetSecrets { .. }
+            | Request::ListSecrets { .. }
+            | Request::RemoveSecret { .. }
+            | Request::RotateSecrets { .. }
+            | Request::CreateToken(_)
+            | Request::ListTokens
+            | Request::RevokeToken { .. }
+            | Request::Whoami
+            | Request::Doctor => false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Deploy {
     pub project: Project,

@@ -29,7 +29,8 @@ fn membership() -> Membership {
 }
 
 fn change() -> command::Entry {
-    let announcement = Announcement { kind: EventKind::ScheduleRan, service: None, text: "it ran".into() };
+    let announcement =
+        Announcement { kind: EventKind::ScheduleRan, service: None, replica: None, text: "it ran".into() };
     command::Entry {
         at: Timestamp(1_700_000_000_000),
         actor: Actor::Orca,
