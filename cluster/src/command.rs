@@ -343,7 +343,7 @@ impl Change<'_> {
             Command::Stop { service } => self.set_stopped(&service, true),
             Command::Start { service } => self.set_stopped(&service, false),
             Command::Restart { service, pull } => self.restart(&service, pull),
-            Command::Remove { service, volumes } => self.remove(&service, volumes),
+            Command::Remove { service, volumes } => self.remove(&service, Removal { volumes, hands_over: false }),
             Command::Promote { service } => self.promote(&service),
             Command::Rollback { service, to } => self.rollback(&service, to),
             Command::Adopt { parent, steps, announcements } => self.adopt(parent, steps, announcements),
@@ -488,15 +488,14 @@ impl Change<'_> {
         Ok(Some(Detail::Revision(revision)))
     }
 
-    fn remove(&mut self, name: &ServiceName, volumes: bool) -> Result<Option<Detail>, Refusal> {
-        let removal = Removal { volumes };
+    fn remove(&mut self, name: &ServiceName, removal: Removal) -> Result<Option<Detail>, Refusal> {
         let deployed = self.state.services.get_mut(name).ok_or_else(|| Refusal::NoService(name.clone()))?;
         if deployed.removal == Some(removal) {
             return Ok(None);
         }
         deployed.removal = Some(removal);
         deployed.rollout = None;
-        let text = if volumes { "removed, with its volumes" } else { "removed" };
+        let text = if removal.volumes { "removed, with its volumes" } else { "removed" };
         self.say(Kind::ServiceRemoved, Some(name), text.to_owned());
         Ok(Some(Detail::None))
     }

@@ -2,7 +2,7 @@
 //! A node not heard yet and a node gone silent are different things, and nobody is called dead before a whole
 //! window has passed since this leader's term began.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ const ENDED_KEPT: usize = 4;
 pub struct Inventory {
     began: Timestamp,
     nodes: BTreeMap<NodeId, Heard>,
+    /// Since when no proxy that is heard has given each replica that drains anything new.
+    unrouted: BTreeMap<ReplicaId, Timestamp>,
 }
 
 #[derive(Debug, Clone)]
@@ -38,7 +40,7 @@ struct Heard {
 
 impl Inventory {
     pub fn new(began: Timestamp) -> Inventory {
-        Inventory { began, nodes: BTreeMap::new() }
+        Inventory { began, nodes: BTreeMap::new(), unrouted: BTreeMap::new() }
     }
 
     pub fn record(&mut self, node: NodeId, observed: Observed, now: Timestamp) {
@@ -74,6 +76,20 @@ impl Inventory {
     /// What the node says about a replica placed on it.
     pub fn replica(&self, node: NodeId, replica: ReplicaId) -> Option<&ReplicaReport> {
         self.observed(node)?.replicas.get(&replica)
+    }
+
+    /// These are the replicas that drain and that every proxy which is heard has acknowledged to be without. One that was
+    /// among them before has been so since then; after an election the time begins anew, which is the safe side.
+    pub fn note_unrouted(&mut self, replicas: &BTreeSet<ReplicaId>, now: Timestamp) {
+        self.unrouted.retain(|replica, _| replicas.contains(replica));
+        for replica in replicas {
+            self.unrouted.entry(*replica).or_insert(now);
+        }
+    }
+
+    /// From when the drain time of this replica counts.
+    pub fn unrouted_since(&self, replica: ReplicaId) -> Option<Timestamp> {
+        self.unrouted.get(&replica).copied()
     }
 
     /// When this node was last known to be there: heard, or taken for granted when the term began.

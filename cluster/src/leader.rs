@@ -187,6 +187,7 @@ impl Leader {
             return;
         }
         self.send_goals(now);
+        self.note_drains(now);
         let recent = self.recent();
         let made = plan(self.view(&recent, now));
         self.waiting = made.waiting;
@@ -258,6 +259,18 @@ impl Leader {
             PlacementState::Drain { since, .. } => since > *sent,
             PlacementState::Serve | PlacementState::Stop { .. } => false,
         })
+    }
+
+    /// The drain time of a replica counts from when the proxies have let go of it, not from when that was decided.
+    fn note_drains(&mut self, now: Timestamp) {
+        let recent = BTreeMap::new();
+        let view = self.view(&recent, now);
+        let drains = self.state.placements.iter().filter_map(|(id, placement)| match placement.state {
+            PlacementState::Drain { since, .. } => Some((*id, since)),
+            PlacementState::Serve | PlacementState::Stop { .. } => None,
+        });
+        let unrouted = drains.filter(|(_, since)| view.acknowledged_by_heard(*since)).map(|(id, _)| id).collect();
+        self.inventory.note_unrouted(&unrouted, now);
     }
 
     fn replica_goals(&self, node: NodeId) -> BTreeMap<ReplicaId, ReplicaGoal> {

@@ -22,6 +22,7 @@ use crate::leader::replica_goal;
 use crate::resource::Memory;
 use crate::route::{Absence, Backend, RouteKey, Upstream};
 use crate::secret::{Scope, SecretName};
+use crate::spec::Route;
 use crate::spec::template::SECRET_NAME_LENGTH_MAX;
 use crate::state::{Deployed, PlacementState, RevisionRecord, State};
 use crate::time::Timestamp;
@@ -317,10 +318,15 @@ fn goal_bytes(state: &State) -> u64 {
         };
         *counts.entry(placement.revision).or_default() += 1;
     }
-    let services = state.services.iter();
-    let bytes =
-        services.map(|(name, deployed)| service_bytes(name, deployed, replicas.remove(name).unwrap_or_default()));
-    bytes.sum()
+    let mut held: BTreeMap<&ServiceName, BTreeSet<&Route>> = BTreeMap::new();
+    for (route, holder) in &state.routes {
+        held.entry(holder).or_default().insert(&route.0);
+    }
+    let services = state.services.iter().map(|(name, deployed)| {
+        let replicas = replicas.remove(name).unwrap_or_default();
+        service_bytes(name, deployed, replicas, held.remove(name).unwrap_or_default())
+    });
+    services.sum()
 }
 
 /// How many replicas a service has of each template.
@@ -333,7 +339,7 @@ struct Replicas {
 /// The most that one service takes in a goal: its rows in the tables, all replicas it has and may yet get. Those of
 /// what is wanted and of what a failed rollout returns to are counted in full, whether they are there or not, so that
 /// no step of a rollout, no restart of a stopped service and no rollback by ourselves goes past what was accepted.
-fn service_bytes(name: &ServiceName, deployed: &Deployed, replicas: Replicas) -> u64 {
+fn service_bytes(name: &ServiceName, deployed: &Deployed, replicas: Replicas, held: BTreeSet<&Route>) -> u64 {
     let target = deployed.target_record();
     let settled = deployed.settled.and_then(|settled| deployed.revisions.get(&settled));
     let kept: Vec<&RevisionRecord> = [Some(target), settled].into_iter().flatten().collect();
@@ -346,10 +352,11 @@ fn service_bytes(name: &ServiceName, deployed: &Deployed, replicas: Replicas) ->
     for (template, count) in serving.iter().chain(&leaving) {
         bytes += count * replica_bytes(name, deployed, *template, &kept);
     }
-    let routes: BTreeSet<_> = kept.iter().flat_map(|record| &record.spec.routes).collect();
+    // Also those that it only answers until another service is ready to.
+    let routes: BTreeSet<_> = kept.iter().flat_map(|record| &record.spec.routes).chain(held).collect();
     let routes = routes.into_iter().map(|route| json_bytes(&(RouteKey(route.clone()), name)));
     let upstream =
-        Upstream { backends: vec![], absence: Absence::Starting, response_timeout: Duration::MAX, module: false };
+        Upstream { backends: vec![], absence: Absence::ScaledToZero, response_timeout: Duration::MAX, module: false };
     bytes + routes.sum::<u64>() + json_bytes(&(name, upstream))
 }
 

@@ -493,12 +493,13 @@ impl Reconciler {
         {
             return self.replicas.get_mut(&id).is_some_and(|replica| replica.must_wait(volume, by, now));
         }
-        // Given up while this node was away, and in use here until the tables are those of now.
+        let Some(replica) = self.replicas.get(&id) else { return false };
+        // Given up or drained while this node was away, and in use here until the tables are those of now.
+        let leaves = want == Want::Stop && replica.duty() != Duty::Run && matches!(replica.stage, Stage::Running(_));
         let is_chosen = self.applied.0 < self.goal.tables.number || self.unfinished.is_choosing;
-        if want == Want::Stop && is_chosen && !self.goal.replicas.contains_key(&id) {
+        if leaves && is_chosen {
             return false;
         }
-        let Some(replica) = self.replicas.get(&id) else { return false };
         let goal = replica.goal.clone();
         let secrets = Arc::clone(&self.secrets);
         let (task, doing): (Task, Option<Doing>) = match (want, goal) {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, Revision, ServiceName};
 use crate::inventory::Inventory;
+use crate::route::RouteKey;
 use crate::state::{Baseline, Failure, Receipt, RunEnding, State, Trial, Window};
 use crate::time::Timestamp;
 use crate::traffic::{Counted, Counters, ProxyCount, Tally, Traffic};
@@ -114,6 +115,11 @@ pub enum Step {
         reason: String,
         next: Option<Timestamp>,
     },
+    /// Whose this route is from here on: this service's, or nobody's.
+    Route {
+        route: RouteKey,
+        service: Option<ServiceName>,
+    },
     /// Its last replica is gone and `orca rm` was asked.
     Delete {
         service: ServiceName,
@@ -155,9 +161,10 @@ pub fn plan(view: View<'_>) -> Plan {
         // What a node's fate means for services is for the next plan, made from the state that has it.
         return plan;
     }
+    let tables = route::tables(view);
     let mut room = schedule::Room::new(view);
     for (name, deployed) in &view.state.services {
-        let mut next = rollout::next(view, name, deployed, &mut room);
+        let mut next = rollout::next(view, name, deployed, &tables, &mut room);
         let drained = |step: &Step| if let Step::Drain { replica } = step { Some(*replica) } else { None };
         let leaving: BTreeSet<ReplicaId> = next.steps.iter().filter_map(drained).collect();
         plan.steps.append(&mut next.steps);
@@ -166,6 +173,7 @@ pub fn plan(view: View<'_>) -> Plan {
             plan.waiting.insert(name.clone(), next.waiting);
         }
     }
+    plan.steps.append(&mut route::next(view, &tables));
     plan
 }
 
@@ -195,9 +203,10 @@ impl View<'_> {
         nodes.map(|(id, _)| *id).all(|node| self.uses(node, generation))
     }
 
-    /// The same, of the nodes that are heard.
+    /// The same, of the nodes that are heard. Silence acknowledges nothing: where none is heard, it is not so.
     pub fn acknowledged_by_heard(&self, generation: Generation) -> bool {
-        self.serving_nodes().all(|node| self.uses(node, generation))
+        let mut nodes = self.serving_nodes().peekable();
+        nodes.peek().is_some() && nodes.all(|node| self.uses(node, generation))
     }
 
     fn uses(&self, node: NodeId, generation: Generation) -> bool {

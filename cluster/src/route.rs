@@ -15,7 +15,7 @@ pub struct Tables {
     /// The goal this came with: what a node acknowledges.
     pub number: GoalNumber,
     pub generation: Generation,
-    /// Each route belongs to one service: overlap was refused when the services were put.
+    /// Each route belongs to one service; [`plan::route`](mod@crate::plan::route) says to which.
     pub routes: BTreeMap<RouteKey, ServiceName>,
     pub services: BTreeMap<ServiceName, Upstream>,
 }
@@ -52,12 +52,24 @@ pub struct Backend {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Absence {
-    /// Nobody has deployed a replica yet, or the first is not ready.
+    /// The first replica is not ready yet.
     Starting,
     /// `orca stop` was called.
     Stopped,
-    /// There are replicas and none is ready.
+    /// No replicas are wanted: it is scaled to 0.
+    ScaledToZero,
+    /// There are replicas and none is ready, or the first revision did not get ready and was given up.
     Failing,
+}
+
+impl Absence {
+    /// Whether a replica may be there in a moment, so that a request had better wait for it.
+    pub fn may_end_soon(self) -> bool {
+        match self {
+            Absence::Starting | Absence::Failing => true,
+            Absence::Stopped | Absence::ScaledToZero => false,
+        }
+    }
 }
 
 impl std::fmt::Display for RouteKey {

@@ -456,6 +456,31 @@ impl fmt::Display for Host {
     }
 }
 
+impl Route {
+    /// Whether it matches every request that the other one does.
+    pub fn covers(&self, other: &Route) -> bool {
+        let path = self.path.strip_suffix('/').unwrap_or(&self.path);
+        let on_path = other.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        on_path && self.host.covers(&other.host)
+    }
+}
+
+impl Host {
+    fn covers(&self, other: &Host) -> bool {
+        match (self, other) {
+            (Host::Any, _) => true,
+            (Host::Wildcard(parent), Host::Exact(name)) => {
+                name.strip_suffix(parent.as_str()).is_some_and(|rest| rest.ends_with('.'))
+            }
+            (Host::Wildcard(parent), Host::Wildcard(name)) => {
+                name.strip_suffix(parent.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            }
+            (Host::Exact(one), Host::Exact(name)) => one == name,
+            (Host::Wildcard(_), Host::Any) | (Host::Exact(_), Host::Any | Host::Wildcard(_)) => false,
+        }
+    }
+}
+
 /// As people write it: `/*` where no domain is given, `shop.example.com/api/*` where one is.
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

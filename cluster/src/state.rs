@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::{Actor, Event};
 use crate::id::{Generation, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::plan::report::Outcome;
+use crate::route::RouteKey;
 use crate::secret::{
     DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenHash, TokenId,
 };
@@ -28,6 +29,9 @@ pub struct State {
     pub nodes: BTreeMap<NodeId, Node>,
     pub services: BTreeMap<ServiceName, Deployed>,
     pub placements: BTreeMap<ReplicaId, Placement>,
+    /// Who holds each route; [`plan::route`](mod@crate::plan::route) says what that means.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub routes: BTreeMap<RouteKey, ServiceName>,
     pub secrets: BTreeMap<SecretName, SecretRecord>,
     pub data_keys: BTreeMap<DataKeyId, DataKey>,
     pub tokens: BTreeMap<TokenId, Token>,
@@ -277,6 +281,9 @@ pub struct Receipt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removal {
     pub volumes: bool,
+    /// It was left out of its project's file, and goes when whoever has its routes now is ready. `orca rm` does not wait.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hands_over: bool,
 }
 
 /// A replica that exists or should.
@@ -429,10 +436,20 @@ impl Deployed {
         self.revisions.get(&self.target).expect("the target is kept as long as it is the target")
     }
 
-    /// Whether requests of this route are its own: now, or again if the rollout that gives it away fails.
-    fn claims(&self, route: &Route) -> bool {
-        let before = self.settled.filter(|_| self.rollout.is_some()).and_then(|settled| self.revisions.get(&settled));
+    /// Whether requests of this route are its own: now, or again if what gives it away does not get ready.
+    pub(crate) fn claims(&self, route: &Route) -> bool {
+        let may_return = self.rollout.is_some() || !self.is_proven();
+        let before = self.settled_record().filter(|_| may_return);
         self.spec().routes.contains(route) || before.is_some_and(|record| record.spec.routes.contains(route))
+    }
+
+    pub fn settled_record(&self) -> Option<&RevisionRecord> {
+        self.settled.and_then(|settled| self.revisions.get(&settled))
+    }
+
+    /// What a person asked for last, which may have been given up since.
+    pub fn newest_record(&self) -> &RevisionRecord {
+        self.revisions.values().next_back().expect("the target is kept as long as it is the target")
     }
 
     /// The template that replicas should be made from.
@@ -444,9 +461,10 @@ impl Deployed {
     /// new replicas: what is wanted, else what was settled; only for a template of neither it is the newest revision
     /// that has it, which may have been given up.
     pub fn record_for(&self, template: Revision) -> Option<&RevisionRecord> {
-        let settled = self.settled.and_then(|settled| self.revisions.get(&settled));
-        let mut records =
-            [Some(self.target_record()), settled].into_iter().flatten().chain(self.revisions.values().rev());
+        let mut records = [Some(self.target_record()), self.settled_record()]
+            .into_iter()
+            .flatten()
+            .chain(self.revisions.values().rev());
         records.find(|record| record.template == template)
     }
 
@@ -457,8 +475,7 @@ impl Deployed {
 
     /// Whether what is wanted now would run as replicas of the settled revision, which are known to get ready.
     pub fn is_proven(&self) -> bool {
-        let settled = self.settled.and_then(|settled| self.revisions.get(&settled));
-        settled.is_some_and(|record| record.template == self.template())
+        self.settled_record().is_some_and(|record| record.template == self.template())
     }
 }
 

@@ -19,6 +19,7 @@ use crate::id::{Generation, NodeId, ReplicaId, ServiceName};
 use crate::plan::View;
 use crate::plan::report::{NoRoom, Waiting};
 use crate::replica::{Cause, Phase, ReplicaReport, Saw};
+use crate::route::RouteKey;
 use crate::spec::Service;
 use crate::state::{Deployed, Direction, Evidence, Failure, LastRun, Placement, PlacementState, RunEnding};
 use crate::time::Timestamp;
@@ -69,6 +70,8 @@ pub enum Code {
     ModuleMissing,
     /// Its node does not do what it was told.
     GoalNotTaken,
+    /// A route it has is answered by another service.
+    RouteHeld,
     // How it ended.
     Exited,
     CrashLooping,
@@ -122,6 +125,7 @@ pub fn why(view: View<'_>, name: &ServiceName, waiting: &[Waiting]) -> Option<Di
     let deployed = view.state.services.get(name)?;
     unready(view, name, waiting)
         .or_else(|| erring(view, name))
+        .or_else(|| unrouted(view, name, deployed))
         .or_else(|| unwatched(view, name))
         .or_else(|| last_mishap(view, name, deployed))
         .or_else(|| schedule_failed(name, deployed))
@@ -131,6 +135,9 @@ pub fn why(view: View<'_>, name: &ServiceName, waiting: &[Waiting]) -> Option<Di
 pub fn unready(view: View<'_>, name: &ServiceName, waiting: &[Waiting]) -> Option<Diagnosis> {
     let deployed = view.state.services.get(name)?;
     if deployed.removal.is_some() {
+        if let Some(hands_over) = waiting.iter().find_map(|reason| hands_over(name, reason)) {
+            return Some(hands_over);
+        }
         let removing = || Diagnosis::new(Code::Removing, "it is being removed", "wait until its replicas are gone");
         return Some(stuck(view, name, deployed).unwrap_or_else(removing));
     }
@@ -354,6 +361,32 @@ fn erring(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
     })
 }
 
+/// What it is removed for does not get ready.
+fn hands_over(name: &ServiceName, waiting: &Waiting) -> Option<Diagnosis> {
+    let Waiting::ForTaker { route, service } = waiting else { return None };
+    let cause = format!("it is being removed, and answers {route} until {service} is ready to");
+    Some(Diagnosis::new(Code::Removing, cause, format!("orca why {service}; `orca rm {name}` removes it at once")))
+}
+
+/// A route it has is another's, which had it before.
+fn unrouted(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<Diagnosis> {
+    if deployed.rollout.is_some() || deployed.wanted() == 0 {
+        return None;
+    }
+    let held = deployed.spec().routes.iter().find_map(|route| {
+        let key = RouteKey(route.clone());
+        let holder = view.state.routes.get(&key).filter(|holder| *holder != name)?;
+        Some((key, holder, view.state.services.get(holder)?))
+    });
+    let (route, holder, other) = held?;
+    if !other.claims(&route.0) {
+        let cause = format!("{route} is answered by {holder}, which had it before, until this one is ready");
+        return Some(Diagnosis::new(Code::RouteHeld, cause, format!("orca logs {name}")));
+    }
+    let cause = format!("{route} is answered by {holder}, which had it before and has it still");
+    Some(Diagnosis::new(Code::RouteHeld, cause, format!("take it out of {holder} or of {name}, and deploy that")))
+}
+
 /// All replicas were ready when their node's engine last answered, and as far as probes reach they still are.
 fn unwatched(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
     let serving = view.state.placements_of(name).filter(|(_, placement)| placement.state == PlacementState::Serve);
@@ -478,6 +511,7 @@ fn waits(view: View<'_>, name: &ServiceName, deployed: &Deployed, waiting: &Wait
         Waiting::ForReady { .. }
         | Waiting::ForDrain { .. }
         | Waiting::ForStop { .. }
+        | Waiting::ForTaker { .. }
         | Waiting::ForPromotion { .. }
         | Waiting::ForMeasurement { .. } => None,
     }

@@ -9,12 +9,14 @@
 //! app/web v1: r1 (v1) on n1 ready, r2 (v1) on n2 ready
 //! ```
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use orca_cluster::command::{Applied, Command};
 
 use orca_cluster::id::NodeId;
+use orca_cluster::plan::View;
 use orca_cluster::time::Timestamp;
 
 use crate::sim::workload::{project, put};
@@ -110,6 +112,14 @@ fn step(world: &mut World, command: &str) -> Option<String> {
             world.engine_back(node(world, rest));
             return None;
         }
+        "ledger-fails" => {
+            world.disk_full(node(world, rest));
+            return None;
+        }
+        "ledger-back" => {
+            world.disk_free(node(world, rest));
+            return None;
+        }
         "change-leader" => {
             world.change_leader();
             return None;
@@ -123,6 +133,30 @@ fn step(world: &mut World, command: &str) -> Option<String> {
             let shares: Vec<String> =
                 backends.iter().map(|b| format!("{} ({}) x{}", b.replica, b.revision, b.weight)).collect();
             return Some(if shares.is_empty() { "nobody".to_owned() } else { shares.join(", ") });
+        }
+        // Who answers each route, or why nobody does.
+        "routes" => {
+            let goals = world.leader.as_ref().map(|leader| leader.goals().values()).expect("somebody leads");
+            let Some(tables) = goals.last().map(|goal| &goal.tables) else { return Some("none".to_owned()) };
+            let routes = tables.routes.iter().map(|(route, name)| {
+                let upstream = &tables.services[name];
+                let revisions: BTreeSet<String> = upstream.backends.iter().map(|b| b.revision.to_string()).collect();
+                match revisions.is_empty() {
+                    true => format!("{route} by {name}, {:?}", upstream.absence),
+                    false => format!("{route} by {name} {}", revisions.into_iter().collect::<Vec<_>>().join(" and ")),
+                }
+            });
+            let routes: Vec<String> = routes.collect();
+            return Some(if routes.is_empty() { "none".to_owned() } else { routes.join("; ") });
+        }
+        "why" => {
+            let (leader, recent) = (world.leader.as_ref().expect("somebody leads"), BTreeMap::new());
+            let (state, inventory, sent) = (&*world.state, leader.inventory(), leader.sent());
+            let view = View { state, inventory, sent, recent: &recent, now: world.now };
+            let name = service(rest, world);
+            let waiting = leader.waiting().get(&name).map_or(&[][..], Vec::as_slice);
+            let why = orca_cluster::why::why(view, &name, waiting);
+            return Some(why.map_or("nothing is wrong".to_owned(), |diagnosis| diagnosis.cause));
         }
         "volumes" => {
             let kept = world
@@ -178,6 +212,7 @@ fn step(world: &mut World, command: &str) -> Option<String> {
             return Some(format!("{} {:?}, {} replaced{failure}", receipt.revision, receipt.outcome, receipt.replaced));
         }
         "deploy" => put(project(&rest.split(" ; ").map(spec).collect::<String>()), false, false),
+        "prune" => put(project(&rest.split(" ; ").map(spec).collect::<String>()), true, false),
         "replace" => put(project(&rest.split(" ; ").map(spec).collect::<String>()), false, true),
         "scale" => {
             let (name, replicas) = rest.split_once(' ').expect("scale web 3");
@@ -228,6 +263,7 @@ fn spec(words: &str) -> String {
                 port = value != "none";
                 Ok(())
             }
+            "routes" => writeln!(top, "{key} = {:?}", value.split(',').collect::<Vec<_>>()),
             "replicas" => writeln!(top, "{key} = {value}"),
             "needs" => writeln!(top, "depends_on = [\"{value}\"]"),
             "strategy" => writeln!(deploy, "{key} = \"{value}\""),

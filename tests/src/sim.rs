@@ -46,6 +46,8 @@ pub struct Faults {
     pub network: bool,
     /// Docker does not answer for a while.
     pub engines: bool,
+    /// A node's ledger cannot be written for a while: it takes no goal, and all else goes on by the one before.
+    pub disks: bool,
 }
 
 /// One world.
@@ -89,6 +91,7 @@ pub struct Node {
     /// What it is about to use.
     applying: Arc<Tables>,
     pub cut_off: bool,
+    disk_full: bool,
     attached: u64,
     /// When the last report sent arrives: a stream keeps its order.
     report_arrives: Timestamp,
@@ -109,6 +112,7 @@ enum Happening {
     Runtime { node: NodeId, event: runtime::Event },
     Heal { node: NodeId },
     EngineBack { node: NodeId },
+    DiskFree { node: NodeId },
     Requests,
     Workload,
     Fault,
@@ -123,6 +127,8 @@ pub struct Setup {
 }
 
 const START: Timestamp = Timestamp(1_700_000_000_000);
+/// A goal that could not be written down is taken up again after so many milliseconds.
+const GOAL_RETRY: u64 = 500;
 
 impl World {
     pub fn new(setup: Setup) -> World {
@@ -165,6 +171,7 @@ impl World {
                 tables: Arc::default(),
                 applying: Arc::default(),
                 cut_off: false,
+                disk_full: false,
                 attached: 0,
                 report_arrives: START,
             };
@@ -208,7 +215,7 @@ impl World {
         while self.now < until {
             self.advance(Duration::from_millis(500));
             let now = (self.state.generation, self.goals_sent());
-            let away = |node: &Node| node.cut_off || node.brain.is_none() || node.runtime.engine_down;
+            let away = |node: &Node| node.cut_off || node.brain.is_none() || node.runtime.engine_down || node.disk_full;
             if now != last || self.nodes.values().any(away) {
                 last = now;
                 quiet_since = self.now;
@@ -248,7 +255,6 @@ impl World {
         state.invariants();
         self.state = Arc::new(state);
         invariant::availability::check(self, &before, &entry.command);
-        self.invariants.note_drains(&self.state, self.now);
         invariant::schedule::check_skipped(self);
         applied
     }
@@ -299,6 +305,10 @@ impl World {
                 }
             }
             Happening::Goal { node, life, goal } => {
+                if self.nodes.get(&node).is_some_and(|node| node.disk_full) {
+                    self.at(GOAL_RETRY, Happening::Goal { node, life, goal });
+                    return;
+                }
                 self.with_brain(node, life, |brain, now| brain.handle_goal(*goal, now));
             }
             Happening::AgentStarts { node } => self.start_agent(node),
@@ -343,6 +353,7 @@ impl World {
             Happening::Runtime { node, event } => self.runtime_event(node, event),
             Happening::Heal { node } => self.heal(node),
             Happening::EngineBack { node } => self.engine_back(node),
+            Happening::DiskFree { node } => self.disk_free(node),
             Happening::Requests => self.requests(),
             Happening::Workload => {
                 if let Some(pause) = workload::act(self) {
@@ -387,6 +398,7 @@ impl World {
         for order in orders {
             match order {
                 Order::Propose(command) => {
+                    invariant::served::check_drains(self, &command);
                     let (term, delay) = (self.term, self.rng.random_range(1..30));
                     self.at(delay, Happening::Commit { term, command });
                 }
@@ -412,7 +424,8 @@ impl World {
 
     fn start_agent(&mut self, id: NodeId) {
         let now = self.now;
-        let Some(node) = self.nodes.get_mut(&id) else { return };
+        // It may have lost power twice before it came back.
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| node.brain.is_none()) else { return };
         node.life += 1;
         node.started = now;
         let ledger = node.ledger.clone();
@@ -570,7 +583,7 @@ impl World {
     fn fault(&mut self) {
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         let id = ids[self.rng.random_range(0..ids.len())];
-        match self.rng.random_range(0..6) {
+        match self.rng.random_range(0..7) {
             0 if self.faults.leaders => {
                 self.tell("the leader is lost".to_owned());
                 self.leader = None;
@@ -607,6 +620,11 @@ impl World {
                 self.engine_fails(id);
                 let delay = self.rng.random_range(500..8_000);
                 self.at(delay, Happening::EngineBack { node: id });
+            }
+            6 if self.faults.disks => {
+                self.disk_full(id);
+                let delay = self.rng.random_range(500..20_000);
+                self.at(delay, Happening::DiskFree { node: id });
             }
             _ => {}
         }
@@ -649,6 +667,20 @@ impl World {
         self.at(10, Happening::Seen { node: id, life, seen: Seen::All(found) });
     }
 
+    pub fn disk_full(&mut self, id: NodeId) {
+        self.tell(format!("{id} cannot write its ledger"));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.disk_full = true;
+        }
+    }
+
+    pub fn disk_free(&mut self, id: NodeId) {
+        self.tell(format!("{id} can write its ledger again"));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.disk_full = false;
+        }
+    }
+
     /// The leader is lost and another one begins at once.
     pub fn change_leader(&mut self) {
         self.elect();
@@ -675,6 +707,8 @@ impl World {
     fn check(&mut self) {
         invariant::exclusive_volume::check(self);
         invariant::tables::check(self);
+        invariant::served::check(self);
+        invariant::drained::note(self);
     }
 
     /// What holds when everything has come to rest.
@@ -736,6 +770,7 @@ pub fn run_seed(seed: u64) -> World {
         containers: dice.random_bool(0.5),
         network: dice.random_bool(0.4),
         engines: dice.random_bool(0.3),
+        disks: dice.random_bool(0.3),
     };
     let nodes = dice.random_range(1..4);
     let mut world = World::new(Setup { seed, nodes, faults });

@@ -194,8 +194,18 @@ impl Change<'_> {
                 record.next = next;
                 self.ran(&service, &cron, LastRun { due, replica: None, ending: RunEnding::Skipped { reason } });
             }
+            Step::Route { route, service } => {
+                let before = match &service {
+                    Some(to) => self.state.routes.insert(route.clone(), to.clone()),
+                    None => self.state.routes.remove(&route),
+                };
+                if let (Some(from), Some(to)) = (before, service) {
+                    self.say(Kind::RolloutStep, Some(&to), format!("{route} is its own now, and no longer {from}'s"));
+                }
+            }
             Step::Delete { service } => {
                 self.state.services.remove(&service);
+                self.state.routes.retain(|_, holder| *holder != service);
                 self.say(Kind::ServiceRemoved, Some(&service), "gone".to_owned());
             }
             Step::Bury { node } => {

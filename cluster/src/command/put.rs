@@ -11,7 +11,7 @@ use crate::limit::Limits;
 use crate::spec::change::change;
 use crate::spec::check::{Fault, Kind as Mistake, Place};
 use crate::spec::{Project, Service};
-use crate::state::{Deployed, Direction, RevisionRecord, State};
+use crate::state::{Deployed, Direction, Removal, RevisionRecord, State};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PutServices {
@@ -266,7 +266,7 @@ impl Change<'_> {
             match what {
                 ServiceOutcome::Unchanged { .. } => {}
                 ServiceOutcome::Removed => {
-                    self.remove(name, false)?;
+                    self.remove(name, Removal { volumes: false, hands_over: true })?;
                 }
                 ServiceOutcome::Created { revision, .. } => {
                     let spec = services.remove(&name.service).expect("previewed from this map");

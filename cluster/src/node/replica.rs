@@ -212,6 +212,8 @@ impl Replica {
     pub fn deadline(&self) -> Option<(Timestamp, &'static str)> {
         match &self.stage {
             Stage::BackOff { until, .. } => Some((*until, "a replica is tried again")),
+            // It waits for tables without it, and not for a time.
+            Stage::Running(_) if self.duty() != Duty::Run => None,
             Stage::Running(running) if running.is_unprobed() => {
                 Some((running.since + backoff::STEADY_AFTER, "a replica has been up for a while"))
             }

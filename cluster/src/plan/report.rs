@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Label, NodeId, ReplicaId, Revision};
+use crate::id::{Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::replica::Trouble;
 use crate::resource::{Cpu, Memory};
+use crate::route::RouteKey;
 use crate::time::Timestamp;
 
 /// How a rollout ended.
@@ -58,6 +59,11 @@ pub enum Waiting {
     },
     /// The proxies take over new tables.
     ForProxies,
+    /// It is to go, and answers this route until that service is ready to.
+    ForTaker {
+        route: RouteKey,
+        service: ServiceName,
+    },
     /// The canary runs; a person promotes it or rolls back.
     ForPromotion {
         revision: Revision,

@@ -4,13 +4,14 @@
 //!
 //! What always holds: ready replicas never fall below wanted minus `max_unavailable` because of us; a replica is
 //! stopped only when every proxy has acknowledged that it gets no more requests and what it had has ended (or its
-//! drain time is over); a revision that does not get ready never costs a replica of the one before.
+//! drain time since then is over); a revision that does not get ready never costs a replica of the one before.
 
 use super::report::{Outcome, Waiting};
 use super::schedule::Room;
-use super::{Step, View};
+use super::{Step, View, route};
 use crate::id::{Label, ReplicaId, Revision, ServiceName};
 use crate::replica::{Cause, Phase, ReplicaReport, Trouble};
+use crate::route::Tables;
 use crate::spec::{AutoPromote, Service, Strategy};
 use crate::state::{
     Baseline, Deployed, Direction, Failure, Placement, PlacementState, Receipt, Rollout, Trial, Window,
@@ -84,7 +85,13 @@ struct Pass<'a> {
     next: Next,
 }
 
-pub fn next<'a>(view: View<'a>, name: &'a ServiceName, deployed: &'a Deployed, room: &mut Room<'_>) -> Next {
+pub fn next<'a>(
+    view: View<'a>,
+    name: &'a ServiceName,
+    deployed: &'a Deployed,
+    tables: &Tables,
+    room: &mut Room<'_>,
+) -> Next {
     let mut pass = Pass {
         view,
         name,
@@ -100,7 +107,10 @@ pub fn next<'a>(view: View<'a>, name: &'a ServiceName, deployed: &'a Deployed, r
     pass.see_off();
     pass.complete_receipts();
     if let Some(removal) = deployed.removal {
-        pass.remove(removal.volumes);
+        match route::awaited(view, tables, name) {
+            Some((route, service)) => pass.wait(Waiting::ForTaker { route, service }),
+            None => pass.remove(removal.volumes),
+        }
         return pass.next;
     }
     match &deployed.rollout {
@@ -163,11 +173,14 @@ impl<'a> Pass<'a> {
             let replica = standing.id;
             match standing.placement.state {
                 PlacementState::Serve => {}
-                PlacementState::Drain { since, at } => {
-                    let until = at + self.spec.deploy.drain_timeout;
+                PlacementState::Drain { since, .. } => {
+                    // A proxy that takes over the tables late may have given it a request just before.
+                    let unrouted = self.view.inventory.unrouted_since(replica);
+                    let until = unrouted.unwrap_or(self.view.now) + self.spec.deploy.drain_timeout;
                     let in_flight = self.view.in_flight(replica);
                     let ended = in_flight == 0 && self.view.acknowledged(since);
-                    let over = self.view.now >= until && self.view.acknowledged_by_heard(since);
+                    // Of a node that is not heard, nobody knows what its own proxy does.
+                    let over = unrouted.is_some() && self.view.now >= until && !standing.silent;
                     if standing.lost || ended || over {
                         let erase = self.deployed.removal.is_some_and(|removal| removal.volumes);
                         self.step(Step::Stop { replica, erase });
@@ -215,9 +228,8 @@ impl<'a> Pass<'a> {
 
     /// Why the new revision has to be given up, if it has to.
     fn failure(&self, rollout: &Rollout) -> Option<Failure> {
-        let failing = self.fresh.iter().find(|standing| match self.is_elder(standing, rollout) {
-            true => standing.refuses_new_probe(),
-            false => self.has_failed(standing),
+        let failing = self.fresh.iter().find(|standing| {
+            standing.refuses_new_probe() || !self.is_elder(standing, rollout) && self.has_failed(standing)
         })?;
         Some(why::failure(self.view, self.name, self.spec, failing.id, failing.report))
     }
@@ -314,7 +326,7 @@ impl<'a> Pass<'a> {
         match strategy {
             Strategy::Recreate => {
                 // Not before what comes next could start.
-                if wanted == 0 || self.missing_dependency().is_none() {
+                if wanted == 0 || self.missing_dependency().is_none() && self.has_room_without_stale(rollout, room) {
                     self.retire_all_stale();
                 }
                 self.place_up_to(wanted, wanted, room);
@@ -488,6 +500,25 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// Whether the new replicas find room where the old ones are: what is taken down for something that cannot be placed
+    /// is taken down for nothing. On the way back there is nothing better to keep.
+    fn has_room_without_stale(&mut self, rollout: &Rollout, room: &Room<'_>) -> bool {
+        if rollout.direction != Direction::Forward || self.stale.is_empty() {
+            return true;
+        }
+        let mut room = room.clone();
+        for standing in self.stale.iter().chain(&self.leaving) {
+            room.give_back(standing.placement);
+        }
+        let missing = (self.deployed.wanted() as usize).saturating_sub(self.fresh.len());
+        let refused = (0..missing).find_map(|_| room.place(self.name, self.spec).err());
+        let has_room = refused.is_none();
+        if let Some(refused) = refused {
+            self.wait(Waiting::ForRoom { refused });
+        }
+        has_room
+    }
+
     fn retire_all_stale(&mut self) {
         for replica in self.stale.iter().map(|s| s.id).collect::<Vec<_>>() {
             self.step(Step::Drain { replica });
@@ -514,7 +545,7 @@ impl<'a> Pass<'a> {
             let may_go = match standing.is_ready() {
                 true => ready > least && proven,
                 // It may serve well and be heard again in a moment.
-                false if standing.silent && !standing.lost => ready >= least.max(1) || wanted == 0,
+                false if standing.silent && !standing.lost => proven && (ready >= least.max(1) || wanted == 0),
                 false => fresh_ready > 0 || ready >= least.max(1) || wanted == 0 || !forward || makes_room,
             };
             if !may_go {
@@ -655,6 +686,7 @@ impl Step {
             | Step::Run { .. }
             | Step::Ran { .. }
             | Step::Skip { .. }
+            | Step::Route { .. }
             | Step::Delete { .. }
             | Step::Bury { .. }
             | Step::Revive { .. } => false,
@@ -695,7 +727,10 @@ pub fn deadline(view: View<'_>) -> Option<(Timestamp, &'static str)> {
                     }
                 }
             }
-            PlacementState::Drain { at, .. } => deadlines.push((at + deploy.drain_timeout, "a drain ends")),
+            PlacementState::Drain { .. } => {
+                let unrouted = view.inventory.unrouted_since(*id);
+                deadlines.extend(unrouted.map(|since| (since + deploy.drain_timeout, "a drain ends")));
+            }
             PlacementState::Stop { .. } => {}
         }
     }

@@ -9,15 +9,16 @@ use crate::id::{NodeId, ServiceName};
 use crate::replica::Engine;
 use crate::resource::{Cpu, Memory};
 use crate::spec::Service;
+use crate::state::Placement;
 
 /// What every node still has to give, kept while one plan places several replicas.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Room<'a> {
     view: View<'a>,
     nodes: BTreeMap<NodeId, Used>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Used {
     memory: u64,
     cpu: u64,
@@ -28,17 +29,18 @@ impl<'a> Room<'a> {
     pub fn new(view: View<'a>) -> Room<'a> {
         let mut nodes: BTreeMap<NodeId, Used> = view.state.nodes.keys().map(|node| (*node, Used::default())).collect();
         for placement in view.state.placements.values() {
-            let spec = view
-                .state
-                .services
-                .get(&placement.service)
-                .and_then(|deployed| deployed.revisions.get(&placement.revision))
-                .map(|record| &record.spec);
-            if let (Some(used), Some(spec)) = (nodes.get_mut(&placement.node), spec) {
+            if let (Some(used), Some(spec)) = (nodes.get_mut(&placement.node), spec_of(view, placement)) {
                 used.take(&placement.service, spec);
             }
         }
         Room { view, nodes }
+    }
+
+    /// As if this replica were gone.
+    pub fn give_back(&mut self, placement: &Placement) {
+        if let (Some(used), Some(spec)) = (self.nodes.get_mut(&placement.node), spec_of(self.view, placement)) {
+            used.give_back(&placement.service, spec);
+        }
     }
 
     /// A node for one more replica of this service, and what it needs is set aside there.
@@ -117,4 +119,17 @@ impl Used {
         self.cpu += spec.resources.cpu.map_or(0, |cpu| u64::from(cpu.0));
         *self.replicas.entry(name.clone()).or_default() += 1;
     }
+
+    fn give_back(&mut self, name: &ServiceName, spec: &Service) {
+        self.memory -= spec.resources.memory.map_or(0, |memory| memory.0);
+        self.cpu -= spec.resources.cpu.map_or(0, |cpu| u64::from(cpu.0));
+        if let Some(count) = self.replicas.get_mut(name) {
+            *count -= 1;
+        }
+    }
+}
+
+fn spec_of<'a>(view: View<'a>, placement: &Placement) -> Option<&'a Service> {
+    let deployed = view.state.services.get(&placement.service)?;
+    deployed.revisions.get(&placement.revision).map(|record| &record.spec)
 }

@@ -1084,7 +1084,7 @@ fn what_cannot_be_stopped_is_named_though_nothing_serves() {
 fn a_removal_that_goes_nowhere_says_why() {
     let mut world = World::new("");
     world.add("other", ReplicaId(8), "");
-    world.api().removal = Some(Removal { volumes: true });
+    world.api().removal = Some(Removal { volumes: true, hands_over: false });
     world.placement().state = PlacementState::Stop { erase: true };
     world.report("api", R7, Phase::Stopping);
     world.says(&expect![[r#"

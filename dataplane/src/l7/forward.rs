@@ -16,7 +16,6 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use orca_cluster::route::Absence;
 use tokio::time::Instant;
 
 use super::connection::{Client, Pulse};
@@ -209,7 +208,7 @@ impl Way<'_> {
         loop {
             self.service = Some(Rc::clone(&service));
             let failed = match service.choose(worker.now(), worker.random_pair(), avoid) {
-                None if service.absence == Absence::Stopped => return Err(Refusal::Absent(Absence::Stopped)),
+                None if !service.absence.may_end_soon() => return Err(Refusal::Absent(service.absence)),
                 None => None,
                 Some(backend) => match self.attempt(&service, backend, outgoing, &mut wanted).await {
                     Ok(passed) => return Ok(passed),

@@ -58,6 +58,7 @@ impl Refusal {
             Refusal::Incomplete => "incomplete_request",
             Refusal::Absent(Absence::Starting) => "service_starting",
             Refusal::Absent(Absence::Stopped) => "service_stopped",
+            Refusal::Absent(Absence::ScaledToZero) => "service_scaled_to_zero",
             Refusal::Absent(Absence::Failing) => "service_failing",
             Refusal::Refusing => "replica_refuses",
             Refusal::Broken => "replica_broke_off",
@@ -79,6 +80,7 @@ impl Refusal {
             Refusal::Incomplete => "the request ended inside its body".to_owned(),
             Refusal::Absent(Absence::Starting) => format!("{service} is starting and not ready yet; try again soon"),
             Refusal::Absent(Absence::Stopped) => format!("{service} was stopped by its operator"),
+            Refusal::Absent(Absence::ScaledToZero) => format!("{service} has no replicas: it is scaled to 0"),
             Refusal::Absent(Absence::Failing) => format!("{service} has no replica that is ready"),
             Refusal::Refusing => format!("{service} accepts no connections at the moment; try again soon"),
             Refusal::Broken => format!("{service} broke off before it answered"),
@@ -95,7 +97,8 @@ impl Refusal {
 
     /// Whether trying again soon is a good idea.
     fn is_momentary(&self) -> bool {
-        self.status() == StatusCode::SERVICE_UNAVAILABLE && !matches!(self, Refusal::Absent(Absence::Stopped))
+        let is_lasting = matches!(self, Refusal::Absent(absence) if !absence.may_end_soon());
+        self.status() == StatusCode::SERVICE_UNAVAILABLE && !is_lasting
     }
 }
 

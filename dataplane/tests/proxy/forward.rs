@@ -360,7 +360,7 @@ async fn each_failure_says_which_part_failed() {
     let plane = proxy(&[]).await;
     let mut upstream = upstream(&[]);
     upstream.absence = Absence::Stopped;
-    plane.apply(Arc::new(tables_with(upstream))).await;
+    plane.apply(Arc::new(tables_with(upstream.clone()))).await;
     let mut client = Client::connect(&plane).await;
     let reply = client.get("/").await;
     assert_eq!(reply.status, 503);
@@ -374,6 +374,12 @@ async fn each_failure_says_which_part_failed() {
     assert!(client.reply().await.unwrap().text().starts_with("<!doctype html>"));
     let total = traffic(&plane).services[&service()].unserved.clone();
     assert_eq!((total.requests, total.server_errors()), (3, 3));
+
+    upstream.absence = Absence::ScaledToZero;
+    plane.apply(Arc::new(tables_with(upstream))).await;
+    let reply = client.get("/").await;
+    assert_eq!((reply.status, reply.header("retry-after")), (503, None));
+    assert!(reply.text().contains("shop/web has no replicas: it is scaled to 0"), "{}", reply.text());
 
     plane.apply(Arc::default()).await;
     assert_eq!(client.get("/").await.status, 404);

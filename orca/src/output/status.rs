@@ -447,6 +447,7 @@ fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> String {
         }
         Waiting::ForStop { replica } => format!("for {replica} to stop"),
         Waiting::ForProxies => "for the proxies to take over the new routes".to_owned(),
+        Waiting::ForTaker { route, service } => format!("for {service} to get ready, which is to answer {route}"),
         Waiting::ForPromotion { revision, weight } => {
             format!("for a person: {revision} gets {weight}% of the requests; `orca promote` or `orca rollback`")
         }
@@ -529,6 +530,7 @@ mod tests {
     use orca_cluster::id::{ReplicaId, Revision};
     use orca_cluster::plan::report::NoRoom;
     use orca_cluster::resource::Memory;
+    use orca_cluster::route::RouteKey;
 
     #[test]
     fn the_whole_cluster_fits_on_one_screen_with_causes_and_fixes() {
@@ -640,6 +642,10 @@ mod tests {
             Waiting::ForDrain { replica: ReplicaId(3), in_flight: 31, until: sample::NOW + Duration::from_secs(20) },
             Waiting::ForStop { replica: ReplicaId(3) },
             Waiting::ForProxies,
+            Waiting::ForTaker {
+                route: RouteKey::try_from("shop.example.com/cart".to_owned()).unwrap(),
+                service: "shop/cart".parse().unwrap(),
+            },
             Waiting::ForPromotion { revision: Revision(5), weight: 20 },
             measured(sample::NOW + Duration::from_secs(250), 1_200),
             measured(sample::NOW, 7),
@@ -655,6 +661,7 @@ mod tests {
             for r3 to finish 31 connections, at most 20s more
             for r3 to stop
             for the proxies to take over the new routes
+            for shop/cart to get ready, which is to answer shop.example.com/cart
             for a person: v5 gets 20% of the requests; `orca promote` or `orca rollback`
             for v5, which gets 20% of the requests, to be judged in 250s; 1,200 requests so far
             for v5, which gets 20% of the requests, to be judged when it has answered 20; 7 requests so far"#]]

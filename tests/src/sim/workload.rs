@@ -47,6 +47,7 @@ pub fn act(world: &mut World) -> Option<u64> {
 fn deploy(world: &mut World) -> Command {
     let mut text = String::new();
     let always = ["web", "api", "db"][world.rng.random_range(0..3)];
+    let mut taken = Vec::new();
     for name in ["web", "api", "db"] {
         if name != always && !world.rng.random_bool(0.5) {
             continue;
@@ -64,18 +65,17 @@ fn deploy(world: &mut World) -> Command {
         let exclusive = name == "db";
         let replicas = if exclusive { 1 } else { world.rng.random_range(0..4) };
         // A canary needs requests to share.
-        let strategies = if name == "api" { 5 } else { 4 };
+        let routes = routes(world, name, &mut taken);
+        let strategies = if routes.is_empty() { 4 } else { 5 };
         let strategy =
             ["rolling", "rolling", "recreate", "blue-green", "canary"][world.rng.random_range(0..strategies)];
         let _ = write!(
             text,
             "[[service]]\nname = \"{name}\"\nimage = \"{behaviour}:{version}\"\nport = 80\nreplicas = {replicas}\n"
         );
-        if name == "api" {
-            text.push_str("domain = \"api.example.com\"\n");
-            if text.contains("name = \"web\"") && world.rng.random_bool(0.3) {
-                text.push_str("depends_on = [\"web\"]\n");
-            }
+        text.push_str(&routes);
+        if name == "api" && text.contains("name = \"web\"") && world.rng.random_bool(0.3) {
+            text.push_str("depends_on = [\"web\"]\n");
         }
         let _ = write!(text, "[service.deploy]\nready_timeout_secs = 20\ndrain_timeout_secs = 5\n");
         if world.rng.random_bool(0.3) {
@@ -96,6 +96,21 @@ fn deploy(world: &mut World) -> Command {
         text.push_str(&probes);
     }
     put(project(&text), world.rng.random_bool(0.1), world.rng.random_bool(0.3))
+}
+
+/// Few hosts and paths for all services, so that they take them from each other, and cover each other's; of one file no
+/// two the same.
+fn routes(world: &mut World, name: &str, taken: &mut Vec<(&'static str, &'static str)>) -> String {
+    let host = ["", "domain = \"a.example.com\"\n", "domain = \"b.example.com\"\n", "domain = \"*.example.com\"\n"]
+        [world.rng.random_range(0..4)];
+    let mut paths: Vec<&str> = ["/*", "/x/*", "/y/*"].into_iter().filter(|_| world.rng.random_bool(0.4)).collect();
+    paths.retain(|path| !taken.contains(&(host, path)));
+    // A database seldom has a route.
+    if paths.is_empty() || name == "db" && world.rng.random_bool(0.7) {
+        return String::new();
+    }
+    taken.extend(paths.iter().map(|path| (host, *path)));
+    format!("{host}routes = {paths:?}\n")
 }
 
 /// A module that runs every minute.

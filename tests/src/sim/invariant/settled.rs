@@ -1,4 +1,6 @@
 use orca_cluster::id::{Label, ServiceName};
+use orca_cluster::leader::Leader;
+use orca_cluster::plan::report::Waiting;
 use orca_cluster::replica::Phase;
 use orca_cluster::spec::{Check, Service};
 use orca_cluster::state::PlacementState;
@@ -12,6 +14,9 @@ pub fn check(world: &World) {
         world.broken("nobody leads");
     };
     for (name, deployed) in &world.state.services {
+        if deployed.removal.is_some_and(|removal| removal.hands_over) && hands_over(leader, name) {
+            continue;
+        }
         if deployed.removal.is_some() {
             world.broken(&format!("{name} was removed and is still there"));
         }
@@ -51,6 +56,12 @@ pub fn check(world: &World) {
             }
         }
     }
+}
+
+/// Whether it stays because who is to have its routes does not get ready.
+fn hands_over(leader: &Leader, name: &ServiceName) -> bool {
+    let waiting = leader.waiting().get(name);
+    waiting.is_some_and(|reasons| reasons.iter().any(|reason| matches!(reason, Waiting::ForTaker { .. })))
 }
 
 /// Whether it is asked what nothing answers.

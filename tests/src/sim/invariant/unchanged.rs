@@ -21,10 +21,8 @@ pub fn check(world: &mut World) {
         let command = workload::put_one(&name, spec);
         match world.command(command) {
             Applied::Unchanged { .. } => {}
-            // What it needs was removed after it was deployed.
-            Applied::Refused(Refusal::NoDependency { .. }) => {}
-            Applied::Refused(Refusal::Several(all))
-                if all.iter().all(|refusal| matches!(refusal, Refusal::NoDependency { .. })) => {}
+            Applied::Refused(Refusal::Several(all)) if all.iter().all(is_overtaken) => {}
+            Applied::Refused(refusal) if is_overtaken(&refusal) => {}
             other => world.broken(&format!("{name} put again as it is: {other:?}")),
         }
     }
@@ -56,6 +54,11 @@ pub fn check(world: &mut World) {
             disturb(world, "an agent that restarts", &mut |world| world.kill_agent(node));
         }
     }
+}
+
+/// What it needs was removed after it was deployed; or it is to go, or has a route in its file that another got back.
+fn is_overtaken(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::NoDependency { .. } | Refusal::Removing(_) | Refusal::RouteTaken { .. })
 }
 
 fn rest(world: &mut World) {
