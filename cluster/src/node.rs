@@ -127,8 +127,8 @@ pub enum Condition {
 /// How long a restarted node keeps silent about replicas it has not found again: a first report that calls running
 /// replicas unready would take them out of the routes.
 pub const ORIENTATION_MAX: Duration = Duration::from_secs(5);
-/// How long the first tables of a node that restarts wait for the modules they name. After an update each may have to be
-/// compiled anew, which takes a second or so; connections wait meanwhile, or a predecessor serves them.
+/// How long the first tables of a node that restarts wait for the modules they name, where nobody loses by it: connections
+/// wait meanwhile, or a predecessor serves them. After an update each may have to be compiled anew, which takes a second or so.
 const MODULES_MAX: Duration = Duration::from_secs(45);
 /// See [`Reconciler::report_interval`].
 const DRAIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
@@ -155,8 +155,8 @@ pub struct Reconciler {
     /// Nothing is touched before a goal, from the ledger or a leader, says what belongs here.
     has_goal: bool,
     found: bool,
+    begun: Timestamp,
     oriented_by: Timestamp,
-    route_by: Timestamp,
     /// It has once been so; a replica that is being fetched later does not silence the node again.
     oriented: bool,
     runs: Runs,
@@ -180,8 +180,8 @@ impl Reconciler {
             applied: Default::default(),
             has_goal: false,
             found: false,
+            begun: now,
             oriented_by: now + ORIENTATION_MAX,
-            route_by: now + MODULES_MAX,
             oriented: false,
             runs: Runs::default(),
             unfinished: Unfinished::default(),
@@ -278,7 +278,7 @@ impl Reconciler {
     pub fn poll_timeout(&self) -> Option<(Timestamp, &'static str)> {
         let apply = self.apply_after.map(|at| (at, "tables that could not be applied are tried again"));
         let orientation = (!self.oriented).then_some((self.oriented_by, "the first report is due anyway"));
-        let modules = self.waits_for_modules().then_some((self.route_by, "tables wait no longer for modules"));
+        let modules = self.waits_for_modules().then_some((self.route_by(), "tables wait no longer for modules"));
         self.replicas
             .values()
             .filter_map(Replica::deadline)
@@ -351,6 +351,12 @@ impl Reconciler {
         let restarting = self.applied == Default::default() && self.applying.is_none() && self.apply_after.is_none();
         let mut modules = self.replicas.values().filter(|replica| !replica.is_container());
         restarting && self.goal.tables.number > self.applied.0 && !modules.all(Replica::is_judged)
+    }
+
+    /// How long that may last: containers that run are not kept waiting for modules, unless a predecessor leads to both.
+    fn route_by(&self) -> Timestamp {
+        let alone = !self.unfinished.is_choosing && self.replicas.values().any(Replica::is_container);
+        self.begun + if alone { ORIENTATION_MAX } else { MODULES_MAX }
     }
 
     /// Whether every replica of the ledger was found again and judged.
@@ -461,7 +467,7 @@ impl Reconciler {
         }
         self.apply_after = self.apply_after.filter(|at| now < *at);
         let may_apply = self.applying.is_none() && self.apply_after.is_none();
-        let may_route = now >= self.route_by || !self.waits_for_modules();
+        let may_route = now >= self.route_by() || !self.waits_for_modules();
         if may_apply && self.goal.tables.number > self.applied.0 && may_route {
             let tables = Arc::new(self.goal.tables.clone());
             let generation = self.goal.generation;
@@ -560,6 +566,8 @@ impl Reconciler {
 mod tests {
     use super::run::tests::job;
     use super::*;
+    use crate::goal::Container;
+    use crate::spec::{HostAccess, SecretsAs};
 
     fn goal(count: u64) -> Goal {
         let number = GoalNumber { term: 1, count };
@@ -639,15 +647,36 @@ mod tests {
     #[test]
     fn a_module_that_is_never_loaded_does_not_keep_the_others_from_being_served() {
         let start = Timestamp(1_000);
-        let mut ledger = goal(1);
-        ledger.replicas.insert(ReplicaId(1), job(&[]));
-        let mut node = Reconciler::new(Some(ledger), start);
-        node.poll_action().expect("it is fetched");
-        node.handle_timeout(start + ORIENTATION_MAX);
-        let (routes, _why) = node.poll_timeout().unwrap();
-        assert_eq!(routes, start + MODULES_MAX);
-        node.handle_timeout(routes);
-        assert!(next_tables(&mut node).is_some());
-        assert_eq!(node.poll_timeout(), None, "they are on their way");
+        let container = Workload::Container(Container {
+            image: "web:1".to_owned(),
+            digest: None,
+            pull: false,
+            registry: None,
+            command: vec![],
+            secrets_as: SecretsAs::default(),
+            volumes: vec![],
+            host: HostAccess::default(),
+        });
+        let container = ReplicaGoal { workload: container, ..job(&[]) };
+        // Containers run already, and wait for a module no longer than for a first report. Others can as well wait.
+        for (beside, predecessor, longest) in [
+            (None, false, MODULES_MAX),
+            (Some(container.clone()), false, ORIENTATION_MAX),
+            (Some(container), true, MODULES_MAX),
+        ] {
+            let mut ledger = goal(1);
+            ledger.replicas.insert(ReplicaId(1), job(&[]));
+            ledger.replicas.extend(beside.map(|container| (ReplicaId(2), container)));
+            let mut node = Reconciler::new(Some(ledger), start);
+            node.handle_unfinished(Unfinished { is_choosing: predecessor, ..Unfinished::default() }, start);
+            let fetch = node.poll_action().expect("the module is fetched");
+            assert!(matches!(fetch.task, Task::Fetch { .. }), "{:?}", fetch.task);
+            node.handle_timeout(start + ORIENTATION_MAX - Duration::from_millis(1));
+            assert!(next_tables(&mut node).is_none());
+            node.handle_timeout(start + longest - Duration::from_millis(1));
+            assert!(next_tables(&mut node).is_none());
+            node.handle_timeout(start + longest);
+            assert!(next_tables(&mut node).is_some());
+        }
     }
 }
