@@ -245,16 +245,14 @@ impl World {
 
     fn commit(&mut self, command: Command, actor: Actor) -> Applied {
         let entry = Entry { at: self.now, actor, source: None, command };
-        let before = Arc::clone(&self.state);
-        let mut state = State::clone(&before);
+        let mut state = State::clone(&self.state);
         self.log.push(entry.clone());
         if let Command::Adopt { steps, .. } = &entry.command {
             self.tell(format!("the leader: {steps:?}").chars().take(300).collect());
         }
-        let applied = state.apply(self.log.len() as u64, entry.clone());
+        let applied = state.apply(self.log.len() as u64, entry);
         state.invariants();
         self.state = Arc::new(state);
-        invariant::availability::check(self, &before, &entry.command);
         invariant::schedule::check_skipped(self);
         applied
     }
@@ -398,6 +396,7 @@ impl World {
         for order in orders {
             match order {
                 Order::Propose(command) => {
+                    invariant::availability::check(self, &command);
                     invariant::served::check_drains(self, &command);
                     let (term, delay) = (self.term, self.rng.random_range(1..30));
                     self.at(delay, Happening::Commit { term, command });
