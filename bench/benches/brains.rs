@@ -56,7 +56,8 @@ fn main() {
     // Replicas are placed as plans are adopted.
     let (sent, recent) = (BTreeMap::new(), BTreeMap::new());
     for _ in 0..ROUNDS_MAX {
-        let made = plan(View { state: &world.state, inventory: &inventory, sent: &sent, recent: &recent, now: NOW });
+        let view = View { state: &world.state, inventory: &inventory, sent: &sent, recent: &recent, now: NOW };
+        let made = plan(view, &route::tables(view));
         if made.steps.is_empty() {
             break;
         }
@@ -65,7 +66,8 @@ fn main() {
     let placed = world.state.placements.len();
     let state = &world.state;
     let view = View { state, inventory: &inventory, sent: &sent, recent: &recent, now: NOW };
-    row(&format!("plan, {placed} replicas placed"), || plan(view));
+    let tables = route::tables(view);
+    row(&format!("plan, {placed} replicas placed"), || plan(view, &tables));
     row("the routing tables of all", || route::tables(view));
     row("a copy of the state", || state.clone());
     row("put the same services again, on a copy", || {

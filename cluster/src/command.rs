@@ -213,11 +213,11 @@ pub enum Refusal {
     NoDependency { service: ServiceName, needs: Label },
     #[error("{0} is not waiting for a promotion")]
     NothingToPromote(ServiceName),
-    #[error("secret {name} is used by {}; deploy what uses it without it first", Names(.by))]
+    #[error("secret {name} is used by {}; deploy what uses it without it first", Joined(.by, ", "))]
     SecretInUse { name: SecretName, by: Vec<ServiceName> },
     #[error(
-        "{} is a host of {owner}, which has {}; a token limited to {} cannot take it: give {service} another domain",
-        HostText(.host), HostText(.held), .service.project
+        "{host} is a host of {owner}, which has {held}; a token limited to {} cannot take it: give {service} another domain",
+        .service.project
     )]
     HostTaken { service: ServiceName, host: Box<Host>, owner: ServiceName, held: Box<Host> },
     #[error("secret {name} was changed by someone else meanwhile; try again")]
@@ -233,43 +233,18 @@ pub enum Refusal {
     #[error("the last administrator's token cannot be revoked; create another one first")]
     LastAdmin,
     /// Each for a reason of its own.
-    #[error("{}", Listed(.0))]
+    #[error("{}", Joined(.0, "; "))]
     Several(Vec<Refusal>),
 }
 
-struct Listed<'a>(&'a [Refusal]);
+/// All of these, with this between them.
+struct Joined<'a, T>(&'a [T], &'a str);
 
-impl std::fmt::Display for Listed<'_> {
+impl<T: std::fmt::Display> std::fmt::Display for Joined<'_, T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (at, refusal) in self.0.iter().enumerate() {
-            let between = if at > 0 { "; " } else { "" };
-            write!(f, "{between}{refusal}")?;
-        }
-        Ok(())
-    }
-}
-
-struct HostText<'a>(&'a Host);
-
-impl std::fmt::Display for HostText<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Host::Exact(name) => f.write_str(name),
-            Host::Wildcard(name) => write!(f, "*.{name}"),
-            Host::Any => f.write_str("any host"),
-        }
-    }
-}
-
-struct Names<'a>(&'a [ServiceName]);
-
-impl std::fmt::Display for Names<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (at, name) in self.0.iter().enumerate() {
-            if at > 0 {
-                f.write_str(", ")?;
-            }
-            name.fmt(f)?;
+        for (at, one) in self.0.iter().enumerate() {
+            let between = if at > 0 { self.1 } else { "" };
+            write!(f, "{between}{one}")?;
         }
         Ok(())
     }
@@ -870,11 +845,7 @@ mod tests {
     }
 
     fn deploy(state: &mut State, project: &str, text: &str) -> Applied {
-        let file = crate::spec::toml::SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };
-        let project = crate::spec::toml::project(&file, &Label::new(project).unwrap()).unwrap();
-        let (prune, replace, if_generation) = (false, true, None);
-        let put = PutServices { project: project.name, services: project.services, prune, replace, if_generation };
-        apply(state, Command::PutServices(put))
+        apply(state, Command::PutServices(put::tests::put(project, text)))
     }
 
     fn apply(state: &mut State, command: Command) -> Applied {
@@ -982,13 +953,7 @@ mod tests {
         let mut state = State::default();
         deploy(&mut state, "shop", &text("*.a.test", "/*"));
         deploy(&mut state, "blog", &text("blog.test", "/*"));
-        let asked = |project: &str, domain: &str, route: &str| {
-            let text = text(domain, route);
-            let file = crate::spec::toml::SourceFile { name: "service.toml".to_owned(), text };
-            let project = crate::spec::toml::project(&file, &Label::new(project).unwrap()).unwrap();
-            let (prune, replace, if_generation) = (false, true, None);
-            PutServices { project: project.name, services: project.services, prune, replace, if_generation }
-        };
+        let asked = |project: &str, domain: &str, route: &str| put::tests::put(project, &text(domain, route));
         use put::{Reach, preview};
         for (domain, route, taken) in [
             ("www.a.test", "/x", true),

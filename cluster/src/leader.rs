@@ -17,6 +17,7 @@ use crate::inventory::{Inventory, SUSPECT_AFTER};
 use crate::plan::report::Waiting;
 use crate::plan::{View, cron, plan, rollout, route};
 use crate::replica::{Observed, Phase, ReplicaReport};
+use crate::route::Tables;
 use crate::secret::SecretName;
 use crate::spec::{Service, Source};
 use crate::state::{Deployed, Placement, PlacementState, RevisionRecord, State, Window};
@@ -186,10 +187,11 @@ impl Leader {
         if !self.inventory.is_complete(self.state.nodes.keys().copied(), now) {
             return;
         }
-        self.send_goals(now);
+        let tables = route::tables(self.view(&BTreeMap::new(), now));
+        self.send_goals(&tables);
         self.note_drains(now);
         let recent = self.recent();
-        let made = plan(self.view(&recent, now));
+        let made = plan(self.view(&recent, now), &tables);
         self.waiting = made.waiting;
         if self.proposing {
             return;
@@ -209,10 +211,7 @@ impl Leader {
     }
 
     /// Every heard node whose goal is another than it was sent gets the new one.
-    fn send_goals(&mut self, now: Timestamp) {
-        let recent = BTreeMap::new();
-        let view = self.view(&recent, now);
-        let tables = route::tables(view);
+    fn send_goals(&mut self, tables: &Tables) {
         let mut changed = Vec::new();
         for node in self.state.nodes.keys() {
             if self.inventory.heard(*node).is_none() {
@@ -464,13 +463,11 @@ fn workload(spec: &Service, record: &RevisionRecord) -> Workload {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::put::PutServices;
+    use crate::command::put::tests::put;
     use crate::command::{Applied, Entry, NewNode};
     use crate::event::Actor;
-    use crate::id::Label;
     use crate::replica::{Ending, Exit, Usage};
     use crate::secret::{Ciphertext, DataKeyId, Opaque, Scope, SealedDataKey, SealedValue, SealingPublicKey};
-    use crate::spec::toml::{SourceFile, project};
     use crate::state::{Run, ScheduleRecord};
 
     const NODE: NodeId = NodeId(1);
@@ -493,15 +490,7 @@ mod tests {
             let key = SealedDataKey { id, root: 1, created: Timestamp(1), key };
             world.apply(Command::NewDataKey { key, rotates: false });
             world.set_secret(1);
-            let file = SourceFile { name: "service.toml".to_owned(), text: services.to_owned() };
-            let project = project(&file, &Label::new("shop").unwrap()).unwrap();
-            world.apply(Command::PutServices(PutServices {
-                project: project.name,
-                services: project.services,
-                prune: false,
-                replace: false,
-                if_generation: None,
-            }));
+            world.apply(Command::PutServices(put("shop", services)));
             world
         }
 

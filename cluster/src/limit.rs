@@ -341,8 +341,7 @@ struct Replicas {
 /// no step of a rollout, no restart of a stopped service and no rollback by ourselves goes past what was accepted.
 fn service_bytes(name: &ServiceName, deployed: &Deployed, replicas: Replicas, held: BTreeSet<&Route>) -> u64 {
     let target = deployed.target_record();
-    let settled = deployed.settled.and_then(|settled| deployed.revisions.get(&settled));
-    let kept: Vec<&RevisionRecord> = [Some(target), settled].into_iter().flatten().collect();
+    let kept: Vec<&RevisionRecord> = [Some(target), deployed.settled_record()].into_iter().flatten().collect();
     let Replicas { mut serving, leaving } = replicas;
     for record in &kept {
         let count = serving.entry(record.template).or_default();
@@ -418,25 +417,19 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::command::put::{PutServices, Reach, preview_within};
+    use crate::command::put::tests::put;
+    use crate::command::put::{Reach, preview_within};
     use crate::command::{Applied, Entry, NewNode, Refusal};
     use crate::event::Actor;
     use crate::leader::{Leader, Order};
     use crate::replica::{Observed, Phase, ReplicaReport};
     use crate::secret::{Ciphertext, DataKeyId, Opaque, SealedDataKey, SealedValue, SealingPublicKey, TokenId};
-    use crate::spec::toml::{SourceFile, project};
     use crate::state::{Role, Token};
 
     const NODE: NodeId = NodeId(1);
 
     fn label(text: &str) -> Label {
         Label::new(text).unwrap()
-    }
-
-    fn put(name: &str, text: &str) -> PutServices {
-        let file = SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };
-        let services = project(&file, &label(name)).unwrap().services;
-        PutServices { project: label(name), services, prune: false, replace: true, if_generation: None }
     }
 
     fn data_key(scope: Scope) -> SealedDataKey {

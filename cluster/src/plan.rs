@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, Revision, ServiceName};
 use crate::inventory::Inventory;
-use crate::route::RouteKey;
+use crate::route::{RouteKey, Tables};
 use crate::state::{Baseline, Failure, Receipt, RunEnding, State, Trial, Window};
 use crate::time::Timestamp;
 use crate::traffic::{Counted, Counters, ProxyCount, Tally, Traffic};
@@ -154,17 +154,16 @@ pub struct View<'a> {
     pub now: Timestamp,
 }
 
-pub fn plan(view: View<'_>) -> Plan {
+pub fn plan(view: View<'_>, tables: &Tables) -> Plan {
     let mut plan = Plan { parent: view.state.generation, ..Plan::default() };
     plan.nodes(view);
     if !plan.steps.is_empty() {
         // What a node's fate means for services is for the next plan, made from the state that has it.
         return plan;
     }
-    let tables = route::tables(view);
     let mut room = schedule::Room::new(view);
     for (name, deployed) in &view.state.services {
-        let mut next = rollout::next(view, name, deployed, &tables, &mut room);
+        let mut next = rollout::next(view, name, deployed, tables, &mut room);
         let drained = |step: &Step| if let Step::Drain { replica } = step { Some(*replica) } else { None };
         let leaving: BTreeSet<ReplicaId> = next.steps.iter().filter_map(drained).collect();
         plan.steps.append(&mut next.steps);
@@ -173,7 +172,7 @@ pub fn plan(view: View<'_>) -> Plan {
             plan.waiting.insert(name.clone(), next.waiting);
         }
     }
-    plan.steps.append(&mut route::next(view, &tables));
+    plan.steps.append(&mut route::next(view, tables));
     plan
 }
 

@@ -367,9 +367,7 @@ impl State {
     pub fn secret_users(&self, name: &SecretName) -> Vec<ServiceName> {
         let uses = |service: &ServiceName, deployed: &Deployed| {
             let means = self.secret(&service.project, name.name()).is_some_and(|(meant, _)| meant == *name);
-            let settled = deployed.settled.filter(|_| deployed.rollout.is_some());
-            let wanted = [Some(deployed.target), settled].into_iter().flatten();
-            let mut records = wanted.filter_map(|revision| deployed.revisions.get(&revision));
+            let mut records = deployed.records_at_stake();
             means && deployed.removal.is_none() && records.any(|record| record.spec.secrets().contains(name.name()))
         };
         let using = self.services.iter().filter(|(service, deployed)| uses(service, deployed));
@@ -441,6 +439,12 @@ impl Deployed {
         let may_return = self.rollout.is_some() || !self.is_proven();
         let before = self.settled_record().filter(|_| may_return);
         self.spec().routes.contains(route) || before.is_some_and(|record| record.spec.routes.contains(route))
+    }
+
+    /// What is wanted, and what the rollout that runs returns to if it fails.
+    pub fn records_at_stake(&self) -> impl Iterator<Item = &RevisionRecord> {
+        let before = self.settled_record().filter(|_| self.rollout.is_some());
+        [Some(self.target_record()), before].into_iter().flatten()
     }
 
     pub fn settled_record(&self) -> Option<&RevisionRecord> {

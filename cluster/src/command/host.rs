@@ -47,8 +47,5 @@ fn covering(host: &Host) -> Vec<Host> {
 
 /// Whether requests to this host are the service's: now, or again if its rollout fails.
 fn has(deployed: &Deployed, host: &Host) -> bool {
-    let settled = deployed.settled.filter(|_| deployed.rollout.is_some());
-    let revisions = [Some(deployed.target), settled].into_iter().flatten();
-    let mut records = revisions.filter_map(|revision| deployed.revisions.get(&revision));
-    records.any(|record| record.spec.routes.iter().any(|route| route.host == *host))
+    deployed.records_at_stake().any(|record| record.spec.routes.iter().any(|route| route.host == *host))
 }

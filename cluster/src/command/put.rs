@@ -326,17 +326,18 @@ impl Change<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::command::Entry;
     use crate::event::Actor;
     use crate::spec::toml::{SourceFile, project};
     use crate::time::Timestamp;
 
-    fn put(name: &str, text: &str) -> PutServices {
+    /// A project of this name with these services, over whatever rolls out.
+    pub(crate) fn put(name: &str, text: &str) -> PutServices {
         let file = SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };
         let Project { name, services } = project(&file, &name.parse().unwrap()).unwrap();
-        PutServices { project: name, services, prune: false, replace: false, if_generation: None }
+        PutServices { project: name, services, prune: false, replace: true, if_generation: None }
     }
 
     #[test]

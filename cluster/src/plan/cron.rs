@@ -100,7 +100,7 @@ impl Pass<'_> {
     /// Any replica that is ready and knows the schedule: of the settled revision if there is one, since what is being
     /// rolled out has yet to prove itself.
     fn ready(&self, cron: &str) -> Option<ReplicaId> {
-        let settled = self.deployed.settled.and_then(|settled| self.deployed.revisions.get(&settled));
+        let settled = self.deployed.settled_record();
         let ready = self.view.state.placements_of(self.name).filter(|(id, placement)| {
             let record = self.deployed.record_for(placement.revision);
             let report = self.view.inventory.replica(placement.node, *id);
@@ -158,7 +158,7 @@ mod tests {
     use crate::event::Actor;
     use crate::id::{Label, NodeId};
     use crate::inventory::{DEAD_AFTER, Inventory};
-    use crate::plan::plan;
+    use crate::plan::{plan, route};
     use crate::replica::{Facts, Observed, ReplicaReport, RunReport, Usage};
     use crate::secret::{Opaque, SealingPublicKey};
     use crate::spec::toml::{SourceFile, project};
@@ -283,7 +283,7 @@ mod tests {
 
         /// What the leader decides now, which is applied, of schedules alone.
         fn decide(&mut self) -> Vec<String> {
-            let made = self.look(plan);
+            let made = self.look(|view| plan(view, &route::tables(view)));
             let told = made.steps.iter().filter_map(|step| match step {
                 Step::Schedule { next, .. } => Some(format!("schedules {next:?}")),
                 Step::Run { due, replica, .. } => Some(format!("{replica} runs that of {}", due.0 / 60_000)),

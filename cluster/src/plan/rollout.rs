@@ -448,8 +448,7 @@ impl<'a> Pass<'a> {
     }
 
     fn settled_template(&self) -> Revision {
-        let settled = self.deployed.settled.and_then(|settled| self.deployed.revisions.get(&settled));
-        settled.map_or_else(Revision::default, |record| record.template)
+        self.deployed.settled_record().map_or_else(Revision::default, |record| record.template)
     }
 
     fn word_for_settled(&self) -> String {

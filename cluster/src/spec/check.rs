@@ -371,9 +371,9 @@ pub fn settings(settings: &Settings) -> Vec<Fault> {
     faults.0
 }
 
-pub(super) const NAME_HINT: &str = "leave it out; `orca server --name` names a node";
-pub(super) const DOMAIN_HINT: &str = "leave it out, and give each service its `domain`";
-pub(super) const LOG_LEVEL_HINT: &str = "leave it out, and set ORCA_LOG where the server runs";
+const NAME_HINT: &str = "leave it out; `orca server --name` names a node";
+const DOMAIN_HINT: &str = "leave it out, and give each service its `domain`";
+const LOG_LEVEL_HINT: &str = "leave it out, and set ORCA_LOG where the server runs";
 
 pub const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 

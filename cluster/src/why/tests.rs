@@ -195,6 +195,23 @@ fn probe(saw: Saw, listening: Option<&[&str]>) -> Cause {
     }
 }
 
+/// Of the rollout that was given up, at this time.
+fn rolled_back(ended: Timestamp) -> Receipt {
+    Receipt {
+        revision: Revision(2),
+        from: Some(Revision(1)),
+        outcome: Outcome::RolledBack,
+        started: ended,
+        ended,
+        replaced: 0,
+        before: Window::default(),
+        during: Window::default(),
+        after: None,
+        failure: Some(given_up()),
+        tally: Tally::default(),
+    }
+}
+
 fn given_up() -> Failure {
     Failure {
         cause: "it exits with code 1 after 0.3 s".to_owned(),
@@ -998,21 +1015,8 @@ fn an_update_that_was_given_up_is_told_until_the_next() {
           log: no DATABASE_URL
           fix: the reason is in its last lines
     "#]]);
-    let receipt = Receipt {
-        revision: Revision(2),
-        from: Some(Revision(1)),
-        outcome: Outcome::RolledBack,
-        started: NOW,
-        ended: NOW,
-        replaced: 0,
-        before: Window::default(),
-        during: Window::default(),
-        after: None,
-        failure: Some(given_up()),
-        tally: Tally::default(),
-    };
     world.api().rollout = None;
-    world.api().receipts.push_back(receipt);
+    world.api().receipts.push_back(rolled_back(NOW));
     world.says(&expect![[r#"
         rolled-back: it serves v1, because v2 was given up: it exits with code 1 after 0.3 s
           log: no DATABASE_URL
@@ -1168,23 +1172,10 @@ fn a_schedule_whose_last_run_failed_is_named() {
 #[test]
 fn of_an_exit_and_a_rollback_the_later_one_is_told() {
     let mut world = World::new("");
-    let receipt = |ended| Receipt {
-        revision: Revision(2),
-        from: Some(Revision(1)),
-        outcome: Outcome::RolledBack,
-        started: ended,
-        ended,
-        replaced: 0,
-        before: Window::default(),
-        during: Window::default(),
-        after: None,
-        failure: Some(given_up()),
-        tally: Tally::default(),
-    };
     let report = world.report("api", R7, Phase::Ready);
     (report.restarts, report.last_exit) = (1, Some(exit(137, &[])));
-    world.api().receipts.push_back(receipt(NOW));
+    world.api().receipts.push_back(rolled_back(NOW));
     assert!(text(world.why()).starts_with("rolled-back: it serves v1, because v2 was given up"));
-    world.api().receipts = [receipt(Timestamp(NOW.0 - 60_000))].into();
+    world.api().receipts = [rolled_back(Timestamp(NOW.0 - 60_000))].into();
     assert!(text(world.why()).starts_with("exited: it serves, but was restarted 12 s ago"));
 }

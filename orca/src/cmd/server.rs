@@ -648,7 +648,7 @@ fn connections_of(files: u64, workers: usize) -> usize {
 }
 
 /// An address of this machine under which a socket bound to `ip` is reached.
-fn reachable(ip: IpAddr) -> IpAddr {
+pub fn reachable(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

@@ -3,7 +3,7 @@
 //! looked at; `--context` names another cluster.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -81,12 +81,7 @@ pub fn run(args: UpArgs, global: &Global, output: &Output) -> Result<ExitCode, F
 /// The server that works on this data directory, if it answers there.
 async fn running(data: &Path, listen: SocketAddr, patience: Option<Duration>) -> Option<Session> {
     let identity = administrator(data).ok()?;
-    let ip = match listen.ip() {
-        ip if !ip.is_unspecified() => ip,
-        ip if ip.is_ipv4() => Ipv4Addr::LOCALHOST.into(),
-        _ => Ipv6Addr::LOCALHOST.into(),
-    };
-    let address = SocketAddr::new(ip, listen.port()).to_string();
+    let address = SocketAddr::new(server::reachable(listen.ip()), listen.port()).to_string();
     Session::open(of_data(data, address, identity), patience).await.ok()
 }
 

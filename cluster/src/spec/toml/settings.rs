@@ -14,22 +14,14 @@ pub(super) fn read(root: &mut Table<'_>) -> Settings {
                 item.unsupported_key("certificates by ACME", "leave it out; put a proxy with TLS in front for now");
             }
         }
-        if let Some(item) = cluster.get("name")
-            && item.parse(Label::new, Some("such as \"prod\"")).is_some()
-        {
-            item.unsupported_key("a cluster's name in its settings", check::NAME_HINT);
+        // That none of them has an effect yet is for `check` to say.
+        let log_level = cluster.get("log_level").and_then(|item| item.word(&check::LOG_LEVELS));
+        Settings {
+            name: cluster.get("name").and_then(|item| item.parse(Label::new, Some("such as \"prod\""))),
+            domain: cluster.get("domain").and_then(|item| domain(&item)),
+            log_level: log_level.map(|level| level.to_owned()),
+            allow_host: Default::default(),
         }
-        if let Some(item) = cluster.get("domain")
-            && domain(&item).is_some()
-        {
-            item.unsupported_key("a domain for the whole cluster", check::DOMAIN_HINT);
-        }
-        if let Some(item) = cluster.get("log_level")
-            && item.word(&check::LOG_LEVELS).is_some()
-        {
-            item.unsupported_key("a log level for the whole cluster", check::LOG_LEVEL_HINT);
-        }
-        Settings::default()
     });
     settings.allow_host = root.table("policy", |policy| {
         let entries = policy.get("allow_host");
