@@ -439,8 +439,16 @@ impl Module {
         let end = Arc::new(OnceLock::new());
         let mut serving = Box::pin(Arc::clone(replica).serve(request, begin, Arc::clone(&end), permit));
         let runtime = &replica.engine.0.runtime;
-        let is_over = replica.pace.is_quick() && take_turn(serving.as_mut(), runtime);
-        let mut instance = EndsWithUs((!is_over).then(|| runtime.spawn(serving).abort_handle()));
+        let first = if replica.pace.is_quick() { take_turn(serving.as_mut(), runtime) } else { Turn::Unfinished };
+        let mut instance = EndsWithUs(match first {
+            Turn::Unfinished => Some(runtime.spawn(serving).abort_handle()),
+            Turn::Panicked => None,
+            Turn::Last(remains) => {
+                // Clearing up takes as long as many a request: our caller sends the response first.
+                tokio::spawn(async move { drop(remains) });
+                None
+            }
+        });
         match begun.await {
             Ok(Ok(response)) => {
                 instance.0 = None;
@@ -477,13 +485,31 @@ impl Module {
     }
 }
 
-/// Takes an instance's first turn on this thread, as if on the runtime. Says whether it was the last, too.
-fn take_turn(instance: Pin<&mut impl Future<Output = ()>>, runtime: &tokio::runtime::Handle) -> bool {
+/// How an instance's first turn went.
+enum Turn<T> {
+    Unfinished,
+    Last(T),
+    Panicked,
+}
+
+/// Takes an instance's first turn on this thread, as if on the runtime.
+fn take_turn<T>(instance: Pin<&mut impl Future<Output = T>>, runtime: &tokio::runtime::Handle) -> Turn<T> {
     // What it waits for belongs to the runtime, which asks for it anew as soon as the instance has moved there.
     let _entered = runtime.enter();
     let mut context = Context::from_waker(Waker::noop());
     // A panic ends the instance, as it would there, and not our caller.
-    catch_unwind(AssertUnwindSafe(|| instance.poll(&mut context).is_ready())).unwrap_or(true)
+    match catch_unwind(AssertUnwindSafe(|| instance.poll(&mut context))) {
+        Ok(Poll::Ready(remains)) => Turn::Last(remains),
+        Ok(Poll::Pending) => Turn::Unfinished,
+        Err(_panic) => Turn::Panicked,
+    }
+}
+
+/// What is left of an instance that is through. It still takes the place of one.
+struct Remains {
+    _store: Store<Guest>,
+    _running: Running,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// Ends an instance when nobody waits for it any more.
@@ -515,11 +541,17 @@ impl Replica {
         }
     }
 
-    async fn serve(self: Arc<Self>, request: Request<Body>, begin: Begin, end: End, _permit: OwnedSemaphorePermit) {
-        let _running = self.engine.running();
+    async fn serve(
+        self: Arc<Self>,
+        request: Request<Body>,
+        begin: Begin,
+        end: End,
+        permit: OwnedSemaphorePermit,
+    ) -> Remains {
+        let running = self.engine.running();
         let deadline = Deadline::after(self.limits.timeout);
         let mut store = self.store(deadline.clone());
-        // Dropped last: who waits for the beginning and learns that there is none looks at the end.
+        // Dropped after the end is set: who waits for the beginning and learns that there is none looks there.
         let mut begin = Some(begin);
         let result = {
             let guest = self.handle(&mut store, request, &mut begin, deadline.clone());
@@ -532,7 +564,7 @@ impl Replica {
                 self.note(&error);
             }
         }
-        drop(store);
+        Remains { _store: store, _running: running, _permit: permit }
     }
 
     async fn handle(
