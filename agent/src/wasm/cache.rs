@@ -14,7 +14,6 @@ use std::time::SystemTime;
 
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
 
-use super::hex;
 use crate::module_files;
 
 /// The first bytes of a file, with the version of its layout.
@@ -141,4 +140,12 @@ impl Hasher for Sha256 {
     fn finish(&self) -> u64 {
         unreachable!("the whole digest is taken, not 64 bits of it")
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes all");
+        text
+    })
 }

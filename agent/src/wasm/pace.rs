@@ -78,7 +78,7 @@ mod tests {
             assert!(pace.is_quick());
             take_quick_turns(&pace, 50);
         }
-        pace.took_turn(super::super::TICK, false);
+        pace.took_turn(crate::wasm::engine::TICK, false);
         assert!(!pace.is_quick());
     }
 

@@ -1,22 +1,29 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use bytes::Bytes;
+use http::header::{HOST, HeaderValue};
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
 use http_body_util::BodyExt as _;
-use orca_cluster::id::{NodeId, Revision};
+use orca_cluster::id::{NodeId, ReplicaId, Revision};
 use orca_cluster::resource::Memory;
 use orca_cluster::route::{Absence, Backend, Tables, Upstream};
+use orca_cluster::spec::ModuleLimits;
 use orca_cluster::time::Timestamp;
-use orca_dataplane::{AccessLog, DataPlane, Limits, NoModules};
+use orca_dataplane::{AccessLog, Body, BodyError, DataPlane, Limits, NoModules, Services};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use super::*;
-use crate::module_log::{Line, Logs, Query};
+use crate::module_log::{Line, Logs, Query, Source};
 
 const REPLICA: ReplicaId = ReplicaId(7);
 /// Longest wait for something that should come at once.

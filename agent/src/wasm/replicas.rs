@@ -1,0 +1,42 @@
+//! The modules that run on this node, as the proxy finds them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{PoisonError, RwLock};
+
+use http::Request;
+use orca_cluster::id::ReplicaId;
+use orca_dataplane::{Body, ModuleError, ModuleResponse, Modules};
+
+use super::Module;
+
+/// The modules that run on this node, for the proxy.
+#[derive(Default)]
+pub struct Replicas(RwLock<HashMap<ReplicaId, Module>>);
+
+impl Replicas {
+    pub fn insert(&self, module: Module) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(module.replica(), module);
+    }
+
+    pub fn remove(&self, replica: ReplicaId) -> Option<Module> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&replica)
+    }
+
+    pub fn get(&self, replica: ReplicaId) -> Option<Module> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&replica).cloned()
+    }
+}
+
+impl Modules for Replicas {
+    fn call(&self, replica: ReplicaId, request: Request<Body>) -> Result<ModuleResponse, Box<Request<Body>>> {
+        let Some(module) = self.get(replica) else { return Err(Box::new(request)) };
+        Ok(Box::pin(async move { module.call(request).await.map_err(|error| ModuleError::from(&error)) }))
+    }
+}
+
+impl fmt::Debug for Replicas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.read().unwrap_or_else(PoisonError::into_inner).keys()).finish()
+    }
+}
