@@ -16,9 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Applied, Command, Entry, Refusal};
 use crate::event::Actor;
-use crate::goal::{Duty, Workload};
+use crate::goal::{Duty, Workload, replica_goal};
 use crate::id::{LABEL_LENGTH_MAX, Label, NodeId, ReplicaId, Revision, ServiceName};
-use crate::leader::replica_goal;
 use crate::resource::Memory;
 use crate::route::{Absence, Backend, RouteKey, Upstream};
 use crate::secret::{Scope, SecretName};
