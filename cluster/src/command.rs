@@ -4,6 +4,7 @@
 
 pub mod adopt;
 pub mod host;
+mod limited;
 pub mod put;
 
 use std::collections::BTreeMap;
@@ -362,24 +363,6 @@ impl Change<'_> {
             }
             Command::Limited { limits, command } => self.carry_out_within(&limits, *command),
         }
-    }
-
-    /// On a copy, which takes the place of the state if it is within the limits.
-    fn carry_out_within(&mut self, limits: &Limits, command: Command) -> Result<Option<Detail>, Refusal> {
-        let mut tried = self.state.clone();
-        let mut change = Change {
-            state: &mut tried,
-            index: self.index,
-            at: self.at,
-            actor: self.actor.clone(),
-            source: self.source.clone(),
-            events: self.events,
-        };
-        let detail = change.carry_out(command)?;
-        let events = change.events;
-        limits.check(self.state, &tried).map_err(Refusal::TooMuch)?;
-        (*self.state, self.events) = (tried, events);
-        Ok(detail)
     }
 
     fn found(&mut self, founding: Founding) -> Result<Option<Detail>, Refusal> {

@@ -2,9 +2,9 @@
 //! its goal are finite; whoever comes to an end of them is told so when asking for more, and not by a goal that cannot
 //! be sent.
 //!
-//! The limits that a change must keep come with it, in its entry ([`Command::Limited`]): an entry from before there was
-//! a limit, or from when it was another, does the same for ever. What is past a limit already stays and may become
-//! less.
+//! The limits that a change must keep come with it, in its entry ([`Limited`](crate::command::Command::Limited)): an
+//! entry from before there was a limit, or from when it was another, does the same for ever. What is past a limit
+//! already stays and may become less.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,8 +14,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Applied, Command, Entry, Refusal};
-use crate::event::Actor;
 use crate::goal::{Duty, Workload, replica_goal};
 use crate::id::{LABEL_LENGTH_MAX, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::resource::Memory;
@@ -89,48 +87,6 @@ impl Limits {
         // Base64 has four characters for three bytes.
         let values = (self.secret_bytes + self.secrets * SEAL_BYTES) / 3 * 4;
         ENVELOPE_BYTES + self.goal_bytes + values + self.secrets * SECRET_NAME_BYTES
-    }
-
-    /// The command as people's changes are proposed: within these limits, if it can make anything more.
-    pub fn hold(&self, command: Command) -> Command {
-        match command {
-            Command::PutServices(_)
-            | Command::Scale { .. }
-            | Command::Restart { .. }
-            | Command::Rollback { .. }
-            | Command::SetSecret { .. }
-            | Command::CreateToken { .. } => Command::Limited { limits: *self, command: Box::new(command) },
-            Command::Found(_)
-            | Command::Admit(_)
-            | Command::SetSettings(_)
-            | Command::Stop { .. }
-            | Command::Start { .. }
-            | Command::Remove { .. }
-            | Command::Promote { .. }
-            | Command::Adopt { .. }
-            | Command::AddDataKey(_)
-            | Command::NewDataKey { .. }
-            | Command::RemoveSecret { .. }
-            | Command::RotateDataKey { .. }
-            | Command::ResealSecrets { .. }
-            | Command::FinishRotation { .. }
-            | Command::RevokeToken { .. }
-            | Command::Announce(_)
-            | Command::Limited { .. } => command,
-        }
-    }
-
-    /// What people's change would be refused for, if it is more than may be; tried on a copy.
-    pub fn refuses(&self, state: &State, command: &Command) -> Option<Refusal> {
-        let command = self.hold(command.clone());
-        if !matches!(command, Command::Limited { .. }) {
-            return None;
-        }
-        let entry = Entry { at: Timestamp::default(), actor: Actor::Orca, source: None, command };
-        match state.clone().apply(0, entry) {
-            Applied::Refused(refusal) => Some(refusal),
-            Applied::Done { .. } | Applied::Unchanged { .. } => None,
-        }
     }
 
     /// Whether one may come from `before` to `after`: nothing that is past its limit may have become more.
@@ -418,7 +374,7 @@ mod tests {
     use super::*;
     use crate::command::put::tests::put;
     use crate::command::put::{Reach, preview_within};
-    use crate::command::{Applied, Entry, NewNode, Refusal};
+    use crate::command::{Applied, Command, Entry, NewNode, Refusal};
     use crate::event::Actor;
     use crate::leader::{Leader, Order};
     use crate::replica::{Observed, Phase, ReplicaReport};
