@@ -875,7 +875,7 @@ mod tests {
         crate::state::Receipt {
             revision,
             from: None,
-            outcome: crate::plan::report::Outcome::Done,
+            outcome: crate::state::Outcome::Done,
             started: Timestamp(1),
             ended: Timestamp(2),
             replaced: 0,

@@ -4,9 +4,9 @@ use super::{Announcement, Change, Detail, Refusal};
 use crate::event::Kind;
 use crate::id::{Generation, ReplicaId, ServiceName};
 use crate::plan::Step;
-use crate::plan::report::Outcome;
 use crate::state::{
-    Deployed, Direction, LastRun, Placement, PlacementState, REVISIONS_KEPT, Receipt, Run, RunEnding, ScheduleRecord,
+    Deployed, Direction, LastRun, Outcome, Placement, PlacementState, REVISIONS_KEPT, Receipt, Run, RunEnding,
+    ScheduleRecord,
 };
 use crate::traffic::Tally;
 use std::time::Duration;

@@ -10,23 +10,6 @@ use crate::resource::{Cpu, Memory};
 use crate::route::RouteKey;
 use crate::time::Timestamp;
 
-/// How a rollout ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    Done,
-    /// The old revision serves as before.
-    RolledBack,
-    /// There was nothing to go back to.
-    Failed,
-}
-
-impl Outcome {
-    pub fn is_done(self) -> bool {
-        self == Outcome::Done
-    }
-}
-
 /// What a service that is not as it should be is waiting for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -6,7 +6,7 @@
 //! stopped only when every proxy has acknowledged that it gets no more requests and what it had has ended (or its
 //! drain time since then is over); a revision that does not get ready never costs a replica of the one before.
 
-use super::report::{Outcome, Waiting};
+use super::report::Waiting;
 use super::schedule::Room;
 use super::{Step, View, route};
 use crate::id::{Label, ReplicaId, Revision, ServiceName};
@@ -14,7 +14,7 @@ use crate::replica::{Cause, Phase, ReplicaReport, Trouble};
 use crate::route::Tables;
 use crate::spec::{AutoPromote, Service, Strategy};
 use crate::state::{
-    Baseline, Deployed, Direction, Failure, Placement, PlacementState, Receipt, Rollout, Trial, Window,
+    Baseline, Deployed, Direction, Failure, Outcome, Placement, PlacementState, Receipt, Rollout, Trial, Window,
 };
 use crate::time::Timestamp;
 use crate::traffic::Counters;

@@ -11,14 +11,14 @@ use crate::event::Actor;
 use crate::id::{Generation, GoalNumber, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::inventory::{Inventory, SUSPECT_AFTER};
 use crate::plan::View;
-use crate::plan::report::{NoRoom, Outcome, Waiting};
+use crate::plan::report::{NoRoom, Waiting};
 use crate::replica::{Cause, Ending, Engine, Exit, Observed, Phase, Purpose, ReplicaReport, Saw, Trouble, Usage};
 use crate::resource::{Cpu, Memory};
 use crate::secret::{Opaque, SealingPublicKey};
 use crate::spec::toml::{SourceFile, project};
 use crate::state::{
-    Deployed, Direction, Evidence, Failure, LastRun, Node, Placement, PlacementState, Receipt, Removal, RevisionRecord,
-    Rollout, RunEnding, ScheduleRecord, State, Window,
+    Deployed, Direction, Evidence, Failure, LastRun, Node, Outcome, Placement, PlacementState, Receipt, Removal,
+    RevisionRecord, Rollout, RunEnding, ScheduleRecord, State, Window,
 };
 use crate::time::Timestamp;
 use crate::traffic::Tally;
