@@ -14,14 +14,15 @@ use crate::event::{EVENTS_MAX, Kind};
 use crate::goal::{Duty, Goal, ReplicaGoal, replica_goal};
 use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, ServiceName};
 use crate::inventory::{Inventory, SUSPECT_AFTER};
-use crate::plan::report::Waiting;
-use crate::plan::{View, cron, plan, rollout, route};
+use crate::plan::{cron, plan, rollout, route};
 use crate::replica::{Observed, Phase, ReplicaReport};
 use crate::route::Tables;
 use crate::secret::SecretName;
 use crate::state::{Deployed, Placement, PlacementState, RevisionRecord, State, Window};
 use crate::time::Timestamp;
 use crate::traffic::Tally;
+use crate::view::View;
+use crate::waiting::Waiting;
 use crate::why;
 
 /// How far back `before` in a receipt looks.

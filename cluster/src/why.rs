@@ -16,13 +16,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, NodeId, ReplicaId, ServiceName};
-use crate::plan::View;
-use crate::plan::report::{NoRoom, Waiting};
 use crate::replica::{Cause, Phase, ReplicaReport, Saw};
 use crate::route::RouteKey;
 use crate::spec::Service;
 use crate::state::{Deployed, Direction, Evidence, Failure, LastRun, Placement, PlacementState, RunEnding};
 use crate::time::Timestamp;
+use crate::view::View;
+use crate::waiting::{NoRoom, Waiting};
 pub use replica::replica;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

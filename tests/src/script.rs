@@ -16,8 +16,8 @@ use std::time::Duration;
 use orca_cluster::command::{Applied, Command};
 
 use orca_cluster::id::NodeId;
-use orca_cluster::plan::View;
 use orca_cluster::time::Timestamp;
+use orca_cluster::view::View;
 
 use crate::sim::workload::{project, put};
 use crate::sim::{Faults, Setup, World};

@@ -9,12 +9,13 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-use super::{Step, View};
+use super::Step;
 use crate::goal::RUN_WITHIN;
 use crate::id::{ReplicaId, ServiceName};
 use crate::replica::{Phase, RunState};
 use crate::state::{Deployed, PlacementState, Run, RunEnding, ScheduleRecord};
 use crate::time::Timestamp;
+use crate::view::View;
 use crate::why;
 
 /// What is to be done about the schedules of one service; replicas in `leaving` are about to be drained.

@@ -6,9 +6,8 @@
 //! stopped only when every proxy has acknowledged that it gets no more requests and what it had has ended (or its
 //! drain time since then is over); a revision that does not get ready never costs a replica of the one before.
 
-use super::report::Waiting;
 use super::schedule::Room;
-use super::{Step, View, route};
+use super::{Step, route};
 use crate::id::{Label, ReplicaId, Revision, ServiceName};
 use crate::replica::{Cause, Phase, ReplicaReport, Trouble};
 use crate::route::Tables;
@@ -18,6 +17,8 @@ use crate::state::{
 };
 use crate::time::Timestamp;
 use crate::traffic::Counters;
+use crate::view::View;
+use crate::waiting::Waiting;
 use crate::why;
 use std::time::Duration;
 

@@ -10,8 +10,6 @@ use super::{Diagnosis, failure, no_room, why};
 use crate::event::Actor;
 use crate::id::{Generation, GoalNumber, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::inventory::{Inventory, SUSPECT_AFTER};
-use crate::plan::View;
-use crate::plan::report::{NoRoom, Waiting};
 use crate::replica::{Cause, Ending, Engine, Exit, Observed, Phase, Purpose, ReplicaReport, Saw, Trouble, Usage};
 use crate::resource::{Cpu, Memory};
 use crate::secret::{Opaque, SealingPublicKey};
@@ -22,6 +20,8 @@ use crate::state::{
 };
 use crate::time::Timestamp;
 use crate::traffic::Tally;
+use crate::view::View;
+use crate::waiting::{NoRoom, Waiting};
 
 const N1: NodeId = NodeId(1);
 const R7: ReplicaId = ReplicaId(7);

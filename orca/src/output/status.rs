@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use orca_cluster::id::{Label, NodeId};
-use orca_cluster::plan::report::Waiting;
 use orca_cluster::replica::{Cause, Engine, Phase};
 use orca_cluster::spec::Strategy;
 use orca_cluster::state::{LastRun, Run, RunEnding, ScheduleRecord, Window};
 use orca_cluster::status::{NodeCondition, NodeStatus, ReplicaStatus, ServiceState, ServiceStatus, Status};
+use orca_cluster::waiting::Waiting;
 use orca_cluster::why::{Code, phase_word, saw_words};
 use orca_wire::message::client::RevisionInfo;
 
@@ -528,9 +528,9 @@ mod tests {
     use super::*;
     use expect_test::expect;
     use orca_cluster::id::{ReplicaId, Revision};
-    use orca_cluster::plan::report::NoRoom;
     use orca_cluster::resource::Memory;
     use orca_cluster::route::RouteKey;
+    use orca_cluster::waiting::NoRoom;
 
     #[test]
     fn the_whole_cluster_fits_on_one_screen_with_causes_and_fixes() {

@@ -1,4 +1,4 @@
-//! Why this, why not yet. Waiting is data: the CLI, the API and the tests all read the same reasons.
+//! Why not yet. Waiting is data: the CLI, the API and the tests all read the same reasons.
 
 use std::collections::BTreeMap;
 
