@@ -461,12 +461,11 @@ pub fn failure(
     Failure { cause: diagnosis.cause, evidence, fix: diagnosis.fix, asked: false }
 }
 
-/// No node could take a replica in time.
-pub fn no_room(view: View<'_>, name: &ServiceName, spec: &Service) -> Failure {
-    let mut room = crate::plan::schedule::Room::new(view);
-    let diagnosis = match room.place(name, spec) {
-        Ok(_) => Diagnosis::new(Code::Late, "its replicas were not placed in time", "deploy again"),
-        Err(refused) => no_room_for(view, &refused),
+/// No node could take a replica in time; `refused` says why each of them cannot now.
+pub fn no_room(view: View<'_>, refused: Option<&BTreeMap<NodeId, NoRoom>>) -> Failure {
+    let diagnosis = match refused {
+        Some(refused) => no_room_for(view, refused),
+        None => Diagnosis::new(Code::Late, "its replicas were not placed in time", "deploy again"),
     };
     Failure { cause: diagnosis.cause, evidence: diagnosis.evidence, fix: diagnosis.fix, asked: false }
 }

@@ -282,7 +282,8 @@ impl<'a> Pass<'a> {
         }
         self.next.waiting.iter().find_map(|waiting| match waiting {
             Waiting::ForRoom { .. } if stood >= deploy.ready_timeout + deploy.drain_timeout => {
-                Some(why::no_room(self.view, self.name, self.spec))
+                let refused = Room::new(self.view).place(self.name, self.spec).err();
+                Some(why::no_room(self.view, refused.as_ref()))
             }
             Waiting::ForDependency { service } if !self.is_on_its_way(service) => Some(Failure {
                 cause: format!("it depends on `{service}`, which is not ready"),

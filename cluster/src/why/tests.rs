@@ -1043,8 +1043,7 @@ fn a_revision_is_given_up_for_the_cause_and_how_long_it_took() {
         r7 has been starting for 8 s
     "#]]
     .assert_eq(&format!("{}\n{}\n", failure.cause, lines(&failure)));
-    world.state.nodes.clear();
-    let none = world.with(|view| no_room(view, &name("api"), view.state.services[&name("api")].spec()));
+    let none = world.with(|view| no_room(view, Some(&BTreeMap::new())));
     expect!["there is no node it could run on"].assert_eq(&none.cause);
 }
 
