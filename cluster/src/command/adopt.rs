@@ -5,8 +5,7 @@ use crate::event::Kind;
 use crate::id::{Generation, ReplicaId, ServiceName};
 use crate::plan::Step;
 use crate::state::{
-    Deployed, Direction, LastRun, Outcome, Placement, PlacementState, REVISIONS_KEPT, Receipt, Run, RunEnding,
-    ScheduleRecord,
+    Deployed, Direction, LastRun, Outcome, Placement, PlacementState, Receipt, Run, RunEnding, ScheduleRecord,
 };
 use crate::traffic::Tally;
 use std::time::Duration;
@@ -278,20 +277,6 @@ impl Change<'_> {
             }
         }
         self.say(Kind::RolloutStep, Some(&service), format!("{replica} ({revision}) drains"));
-    }
-
-    pub(super) fn forget_old_revisions(&mut self, service: &ServiceName) {
-        let in_use: Vec<_> = self.state.placements_of(service).map(|(_, placement)| placement.revision).collect();
-        let Some(deployed) = self.deployed(service) else { return };
-        let rollout = deployed.rollout.as_ref();
-        let rolling: Vec<_> = rollout.iter().flat_map(|rollout| [Some(rollout.to), rollout.from]).flatten().collect();
-        let newest: Vec<_> = deployed.revisions.keys().rev().take(REVISIONS_KEPT).copied().collect();
-        let roots = newest.iter().chain(&in_use).chain(&rolling).chain([&deployed.target]).chain(&deployed.settled);
-        let kept: std::collections::BTreeSet<_> = roots
-            .filter_map(|revision| Some([*revision, deployed.revisions.get(revision)?.template]))
-            .flatten()
-            .collect();
-        deployed.revisions.retain(|revision, _| kept.contains(revision));
     }
 
     fn deployed(&mut self, service: &ServiceName) -> Option<&mut Deployed> {
