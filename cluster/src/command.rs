@@ -300,19 +300,8 @@ impl Change<'_> {
     fn carry_out(&mut self, command: Command) -> Result<Option<Detail>, Refusal> {
         match command {
             Command::Found(founding) => self.found(*founding),
-            Command::Admit(node) => {
-                let id = NodeId(self.index);
-                self.admit(id, node);
-                Ok(Some(Detail::Node(id)))
-            }
-            Command::SetSettings(settings) => {
-                if self.state.settings == settings {
-                    return Ok(None);
-                }
-                self.state.settings = settings;
-                self.say(Kind::SettingsChanged, None, "cluster settings changed".to_owned());
-                Ok(Some(Detail::None))
-            }
+            Command::Admit(node) => self.admit(node),
+            Command::SetSettings(settings) => self.set_settings(settings),
             Command::PutServices(put) => self.put_services(put),
             Command::Scale { service, replicas } => self.scale(&service, replicas),
             Command::Stop { service } => self.set_stopped(&service, true),
@@ -322,44 +311,16 @@ impl Change<'_> {
             Command::Promote { service } => self.promote(&service),
             Command::Rollback { service, to } => self.rollback(&service, to),
             Command::Adopt { parent, steps, announcements } => self.adopt(parent, steps, announcements),
-            Command::AddDataKey(key) => {
-                let id = key.id.clone();
-                if self.state.data_keys.contains_key(&id) {
-                    return Ok(None);
-                }
-                self.state.data_keys.insert(id, DataKey { key, uses: 0, rotating: false });
-                Ok(Some(Detail::None))
-            }
-            Command::NewDataKey { key, rotates } => self.add_data_key(key, rotates),
+            Command::AddDataKey(key) => self.add_data_key(key),
+            Command::NewDataKey { key, rotates } => self.new_data_key(key, rotates),
             Command::SetSecret { name, version, value } => self.set_secret(name, version, value),
-            Command::RemoveSecret { name, if_unused } => {
-                let by = self.state.secret_users(&name);
-                if if_unused && !by.is_empty() {
-                    return Err(Refusal::SecretInUse { name, by });
-                }
-                if self.state.secrets.remove(&name).is_none() {
-                    return Err(Refusal::NoSecret(name));
-                }
-                self.say(Kind::SecretRemoved, None, format!("secret {name} removed"));
-                Ok(Some(Detail::None))
-            }
+            Command::RemoveSecret { name, if_unused } => self.remove_secret(name, if_unused),
             Command::RotateDataKey { key, values } => self.rotate(key, values),
             Command::ResealSecrets { key, values } => self.reseal(&key, values),
             Command::FinishRotation { key } => self.finish_rotation(&key),
-            Command::CreateToken { id, token } => {
-                self.say(
-                    Kind::TokenCreated,
-                    None,
-                    format!("token {id} created for {} ({:?})", token.name, token.role).to_lowercase(),
-                );
-                self.state.tokens.insert(id, token);
-                Ok(Some(Detail::None))
-            }
+            Command::CreateToken { id, token } => self.create_token(id, token),
             Command::RevokeToken { id } => self.revoke(&id),
-            Command::Announce(announcements) => {
-                self.announce(announcements);
-                Ok(Some(Detail::None))
-            }
+            Command::Announce(announcements) => self.announce(announcements),
             Command::Limited { limits, command } => self.carry_out_within(&limits, *command),
         }
     }
@@ -374,22 +335,32 @@ impl Change<'_> {
         // One use: the CA's key.
         self.state.data_keys.insert(data_key.id.clone(), DataKey { key: data_key, uses: 1, rotating: false });
         self.state.tokens.insert(token.0, token.1);
-        let id = NodeId(self.index);
-        self.admit(id, node);
-        Ok(Some(Detail::Node(id)))
+        self.admit(node)
     }
 
-    fn admit(&mut self, id: NodeId, node: NewNode) {
+    fn admit(&mut self, node: NewNode) -> Result<Option<Detail>, Refusal> {
+        let id = NodeId(self.index);
         let NewNode { name, address, sealing_key, labels } = node;
         self.say(Kind::NodeAdmitted, None, format!("node {name} admitted as {id}"));
         let node = Node { name, address, sealing_key, labels, admitted: self.at, dead: false };
         self.state.nodes.insert(id, node);
+        Ok(Some(Detail::Node(id)))
     }
 
-    fn announce(&mut self, announcements: Vec<Announcement>) {
+    fn set_settings(&mut self, settings: Settings) -> Result<Option<Detail>, Refusal> {
+        if self.state.settings == settings {
+            return Ok(None);
+        }
+        self.state.settings = settings;
+        self.say(Kind::SettingsChanged, None, "cluster settings changed".to_owned());
+        Ok(Some(Detail::None))
+    }
+
+    fn announce(&mut self, announcements: Vec<Announcement>) -> Result<Option<Detail>, Refusal> {
         for Announcement { kind, service, replica, text } in announcements {
             self.say_of(kind, service.as_ref(), replica, text);
         }
+        Ok(Some(Detail::None))
     }
 
     pub(crate) fn say(&mut self, kind: Kind, service: Option<&ServiceName>, text: String) {

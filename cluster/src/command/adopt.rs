@@ -28,8 +28,7 @@ impl Change<'_> {
         for step in steps {
             self.take(step);
         }
-        self.announce(announcements);
-        Ok(Some(Detail::None))
+        self.announce(announcements)
     }
 
     fn take(&mut self, step: Step) {

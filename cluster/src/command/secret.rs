@@ -30,7 +30,28 @@ impl Change<'_> {
         Ok(Some(Detail::None))
     }
 
-    pub(super) fn add_data_key(&mut self, key: SealedDataKey, rotates: bool) -> Result<Option<Detail>, Refusal> {
+    pub(super) fn remove_secret(&mut self, name: SecretName, if_unused: bool) -> Result<Option<Detail>, Refusal> {
+        let by = self.state.secret_users(&name);
+        if if_unused && !by.is_empty() {
+            return Err(Refusal::SecretInUse { name, by });
+        }
+        if self.state.secrets.remove(&name).is_none() {
+            return Err(Refusal::NoSecret(name));
+        }
+        self.say(Kind::SecretRemoved, None, format!("secret {name} removed"));
+        Ok(Some(Detail::None))
+    }
+
+    pub(super) fn add_data_key(&mut self, key: SealedDataKey) -> Result<Option<Detail>, Refusal> {
+        let id = key.id.clone();
+        if self.state.data_keys.contains_key(&id) {
+            return Ok(None);
+        }
+        self.state.data_keys.insert(id, DataKey { key, uses: 0, rotating: false });
+        Ok(Some(Detail::None))
+    }
+
+    pub(super) fn new_data_key(&mut self, key: SealedDataKey, rotates: bool) -> Result<Option<Detail>, Refusal> {
         let id = key.id.clone();
         // The newest seals what is set from now on, so one that comes late must not look like the newest.
         if self.state.data_keys.keys().any(|other| other.scope == id.scope && other.version >= id.version) {

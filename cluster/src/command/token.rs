@@ -6,6 +6,13 @@ use crate::secret::TokenId;
 use crate::state::{Role, Token};
 
 impl Change<'_> {
+    pub(super) fn create_token(&mut self, id: TokenId, token: Token) -> Result<Option<Detail>, Refusal> {
+        let text = format!("token {id} created for {} ({:?})", token.name, token.role).to_lowercase();
+        self.say(Kind::TokenCreated, None, text);
+        self.state.tokens.insert(id, token);
+        Ok(Some(Detail::None))
+    }
+
     pub(super) fn revoke(&mut self, id: &TokenId) -> Result<Option<Detail>, Refusal> {
         let Some(token) = self.state.tokens.get(id) else {
             return Err(Refusal::NoToken(id.clone()));
