@@ -152,8 +152,9 @@ pub fn plan(view: View<'_>, tables: &Tables) -> Plan {
         let mut next = rollout::next(view, name, deployed, tables, &mut room);
         let drained = |step: &Step| if let Step::Drain { replica } = step { Some(*replica) } else { None };
         let leaving: BTreeSet<ReplicaId> = next.steps.iter().filter_map(drained).collect();
-        plan.steps.append(&mut next.steps);
+        // How its runs ended is told of a service before it is deleted.
         plan.steps.append(&mut cron::next(view, name, deployed, &leaving));
+        plan.steps.append(&mut next.steps);
         if !next.waiting.is_empty() {
             plan.waiting.insert(name.clone(), next.waiting);
         }
