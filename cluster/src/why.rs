@@ -364,7 +364,7 @@ fn erring(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
 /// What it is removed for does not get ready.
 fn hands_over(name: &ServiceName, waiting: &Waiting) -> Option<Diagnosis> {
     let Waiting::ForTaker { route, service } = waiting else { return None };
-    let cause = format!("it is being removed, and answers {route} until {service} is ready to");
+    let cause = format!("it is being removed, and answers {} until {service} is ready to", route.0);
     Some(Diagnosis::new(Code::Removing, cause, format!("orca why {service}; `orca rm {name}` removes it at once")))
 }
 
@@ -374,12 +374,11 @@ fn unrouted(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<D
         return None;
     }
     let held = deployed.spec().routes.iter().find_map(|route| {
-        let key = RouteKey(route.clone());
-        let holder = view.state.routes.get(&key).filter(|holder| *holder != name)?;
-        Some((key, holder, view.state.services.get(holder)?))
+        let holder = view.state.routes.get(&RouteKey(route.clone())).filter(|holder| *holder != name)?;
+        Some((route, holder, view.state.services.get(holder)?))
     });
     let (route, holder, other) = held?;
-    if !other.claims(&route.0) {
+    if !other.claims(route) {
         let cause = format!("{route} is answered by {holder}, which had it before, until this one is ready");
         return Some(Diagnosis::new(Code::RouteHeld, cause, format!("orca logs {name}")));
     }

@@ -305,7 +305,7 @@ impl Change<'_> {
             None => self.state.routes.remove(&route),
         };
         if let (Some(from), Some(to)) = (before, service) {
-            self.say(Kind::RolloutStep, Some(&to), format!("{route} is its own now, and no longer {from}'s"));
+            self.say(Kind::RolloutStep, Some(&to), format!("{} is its own now, and no longer {from}'s", route.0));
         }
         Some(())
     }
@@ -351,4 +351,27 @@ fn keep_receipt(deployed: &mut Deployed, receipt: Receipt) {
         deployed.receipts.pop_front();
     }
     deployed.receipts.push_back(receipt);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::service::tests::apply;
+    use crate::command::{Applied, Command};
+    use crate::spec::{Host, Route};
+    use crate::state::State;
+
+    #[test]
+    fn a_route_that_changes_hands_is_told_of_as_it_is_written() {
+        let mut state = State::default();
+        let route = RouteKey(Route { host: Host::Any, path: "/x".to_owned() });
+        for service in ["shop/old", "shop/new"] {
+            let steps = vec![Step::Route { route: route.clone(), service: Some(service.parse().unwrap()) }];
+            let parent = state.generation;
+            let applied = apply(&mut state, Command::Adopt { parent, steps, announcements: Vec::new() });
+            assert!(matches!(applied, Applied::Done { .. }), "{applied:?}");
+        }
+        let told: Vec<&str> = state.events.iter().map(|event| event.text.as_str()).collect();
+        assert_eq!(told, ["/x/* is its own now, and no longer shop/old's"]);
+    }
 }
