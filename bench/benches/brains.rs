@@ -14,13 +14,14 @@ use orca_cluster::command::{Command, Entry, NewNode};
 use orca_cluster::event::Actor;
 use orca_cluster::id::{Label, NodeId};
 use orca_cluster::inventory::Inventory;
-use orca_cluster::plan::{View, plan, route};
+use orca_cluster::plan::{plan, route};
 use orca_cluster::replica::{Engine, Facts, Observed};
 use orca_cluster::resource::{Cpu, Memory};
 use orca_cluster::secret::{Opaque, SealingPublicKey};
 use orca_cluster::spec::toml::{SourceFile, project};
 use orca_cluster::state::State;
 use orca_cluster::time::Timestamp;
+use orca_cluster::view::View;
 
 const NODES: u64 = 20;
 const SERVICES: usize = 200;

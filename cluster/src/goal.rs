@@ -11,7 +11,8 @@ use crate::resource::Resources;
 use crate::route::Tables;
 use crate::secret::{Sealed, SecretName};
 use crate::spec::template::Template;
-use crate::spec::{Deploy, HostAccess, ModuleLimits, Probe, Registry, SecretsAs, Volume};
+use crate::spec::{Deploy, HostAccess, ModuleLimits, Probe, Registry, SecretsAs, Service, Source, Volume};
+use crate::state::RevisionRecord;
 use crate::time::Timestamp;
 
 /// A scheduled run may begin this long after it was due: time enough to give a silent node up and to have another replica
@@ -100,5 +101,54 @@ impl ReplicaGoal {
     /// The project's network: containers of a project see each other, by service name, and nobody else.
     pub fn network(&self) -> String {
         format!("orca-{}", self.service.project)
+    }
+}
+
+/// What a node is told of one replica: of what never changes in its life, and of what newer revisions may change.
+/// `means` says which secret a name in a template stands for; `runs` are those it was given.
+pub(crate) fn replica_goal(
+    service: &ServiceName,
+    revision: Revision,
+    duty: Duty,
+    template: &RevisionRecord,
+    newest: &RevisionRecord,
+    means: impl Fn(&str) -> Option<SecretName>,
+    runs: BTreeMap<String, Timestamp>,
+) -> ReplicaGoal {
+    let spec = &template.spec;
+    let secrets = spec.secrets().into_iter().filter_map(|name| Some((name.to_owned(), means(name)?))).collect();
+    ReplicaGoal {
+        service: service.clone(),
+        revision,
+        duty,
+        workload: workload(spec, template),
+        port: spec.port,
+        env: spec.env.clone(),
+        secrets,
+        resources: spec.resources,
+        liveness: newest.spec.liveness.clone(),
+        readiness: newest.spec.readiness.clone(),
+        runs,
+        deploy: newest.spec.deploy.clone(),
+    }
+}
+
+fn workload(spec: &Service, record: &RevisionRecord) -> Workload {
+    match &spec.source {
+        Source::Image(image) => Workload::Container(Container {
+            image: image.clone(),
+            digest: record.digest.clone(),
+            pull: record.pull && record.digest.is_none(),
+            registry: spec.registry.clone(),
+            command: spec.command.clone(),
+            secrets_as: spec.secrets_as,
+            volumes: spec.volumes.clone(),
+            host: spec.host,
+        }),
+        Source::Module(module) => Workload::Module(ModuleGoal {
+            path: module.path.clone(),
+            digest: module.digest.clone().unwrap_or_default(),
+            limits: spec.limits.clone(),
+        }),
     }
 }

@@ -11,18 +11,18 @@ use std::time::Duration;
 
 use crate::command::{Announcement, Command};
 use crate::event::{EVENTS_MAX, Kind};
-use crate::goal::{Container, Duty, Goal, ModuleGoal, ReplicaGoal, Workload};
-use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, Revision, ServiceName};
+use crate::goal::{Duty, Goal, ReplicaGoal, replica_goal};
+use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, ServiceName};
 use crate::inventory::{Inventory, SUSPECT_AFTER};
-use crate::plan::report::Waiting;
-use crate::plan::{View, cron, plan, rollout, route};
+use crate::plan::{cron, plan, rollout, route};
 use crate::replica::{Observed, Phase, ReplicaReport};
 use crate::route::Tables;
 use crate::secret::SecretName;
-use crate::spec::{Service, Source};
 use crate::state::{Deployed, Placement, PlacementState, RevisionRecord, State, Window};
 use crate::time::Timestamp;
 use crate::traffic::Tally;
+use crate::view::View;
+use crate::waiting::Waiting;
 use crate::why;
 
 /// How far back `before` in a receipt looks.
@@ -411,61 +411,13 @@ fn announce(
     last.troubled |= troubled;
 }
 
-/// What a node is told of one replica: of what never changes in its life, and of what newer revisions may change.
-/// `means` says which secret a name in a template stands for; `runs` are those it was given.
-pub(crate) fn replica_goal(
-    service: &ServiceName,
-    revision: Revision,
-    duty: Duty,
-    template: &RevisionRecord,
-    newest: &RevisionRecord,
-    means: impl Fn(&str) -> Option<SecretName>,
-    runs: BTreeMap<String, Timestamp>,
-) -> ReplicaGoal {
-    let spec = &template.spec;
-    let secrets = spec.secrets().into_iter().filter_map(|name| Some((name.to_owned(), means(name)?))).collect();
-    ReplicaGoal {
-        service: service.clone(),
-        revision,
-        duty,
-        workload: workload(spec, template),
-        port: spec.port,
-        env: spec.env.clone(),
-        secrets,
-        resources: spec.resources,
-        liveness: newest.spec.liveness.clone(),
-        readiness: newest.spec.readiness.clone(),
-        runs,
-        deploy: newest.spec.deploy.clone(),
-    }
-}
-
-fn workload(spec: &Service, record: &RevisionRecord) -> Workload {
-    match &spec.source {
-        Source::Image(image) => Workload::Container(Container {
-            image: image.clone(),
-            digest: record.digest.clone(),
-            pull: record.pull && record.digest.is_none(),
-            registry: spec.registry.clone(),
-            command: spec.command.clone(),
-            secrets_as: spec.secrets_as,
-            volumes: spec.volumes.clone(),
-            host: spec.host,
-        }),
-        Source::Module(module) => Workload::Module(ModuleGoal {
-            path: module.path.clone(),
-            digest: module.digest.clone().unwrap_or_default(),
-            limits: spec.limits.clone(),
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::command::put::tests::put;
     use crate::command::{Applied, Entry, NewNode};
     use crate::event::Actor;
+    use crate::id::Revision;
     use crate::replica::{Ending, Exit, Usage};
     use crate::secret::{Ciphertext, DataKeyId, Opaque, Scope, SealedDataKey, SealedValue, SealingPublicKey};
     use crate::state::{Run, ScheduleRecord};

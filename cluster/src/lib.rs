@@ -25,6 +25,9 @@ pub mod route;
 pub mod traffic;
 
 pub mod inventory;
+pub mod view;
+pub mod waiting;
+
 pub mod leader;
 pub mod plan;
 pub mod status;

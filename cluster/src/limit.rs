@@ -2,30 +2,24 @@
 //! its goal are finite; whoever comes to an end of them is told so when asking for more, and not by a goal that cannot
 //! be sent.
 //!
-//! The limits that a change must keep come with it, in its entry ([`Command::Limited`]): an entry from before there was
-//! a limit, or from when it was another, does the same for ever. What is past a limit already stays and may become
-//! less.
+//! The limits that a change must keep come with it, in its entry ([`Limited`](crate::command::Command::Limited)): an
+//! entry from before there was a limit, or from when it was another, does the same for ever. What is past a limit
+//! already stays and may become less.
+
+mod goal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Applied, Command, Entry, Refusal};
-use crate::event::Actor;
-use crate::goal::{Duty, Workload};
-use crate::id::{LABEL_LENGTH_MAX, Label, NodeId, ReplicaId, Revision, ServiceName};
-use crate::leader::replica_goal;
+use crate::id::{LABEL_LENGTH_MAX, Label};
 use crate::resource::Memory;
-use crate::route::{Absence, Backend, RouteKey, Upstream};
 use crate::secret::{Scope, SecretName};
-use crate::spec::Route;
 use crate::spec::template::SECRET_NAME_LENGTH_MAX;
-use crate::state::{Deployed, PlacementState, RevisionRecord, State};
-use crate::time::Timestamp;
+use crate::state::State;
+use goal::goal_bytes;
 
 /// Largest module, in bytes: what the largest components with an interpreter in them come to, twice. Whoever takes one
 /// in refuses a larger one: the command line before it is sent, the control node, the node that runs it.
@@ -90,48 +84,6 @@ impl Limits {
         // Base64 has four characters for three bytes.
         let values = (self.secret_bytes + self.secrets * SEAL_BYTES) / 3 * 4;
         ENVELOPE_BYTES + self.goal_bytes + values + self.secrets * SECRET_NAME_BYTES
-    }
-
-    /// The command as people's changes are proposed: within these limits, if it can make anything more.
-    pub fn hold(&self, command: Command) -> Command {
-        match command {
-            Command::PutServices(_)
-            | Command::Scale { .. }
-            | Command::Restart { .. }
-            | Command::Rollback { .. }
-            | Command::SetSecret { .. }
-            | Command::CreateToken { .. } => Command::Limited { limits: *self, command: Box::new(command) },
-            Command::Found(_)
-            | Command::Admit(_)
-            | Command::SetSettings(_)
-            | Command::Stop { .. }
-            | Command::Start { .. }
-            | Command::Remove { .. }
-            | Command::Promote { .. }
-            | Command::Adopt { .. }
-            | Command::AddDataKey(_)
-            | Command::NewDataKey { .. }
-            | Command::RemoveSecret { .. }
-            | Command::RotateDataKey { .. }
-            | Command::ResealSecrets { .. }
-            | Command::FinishRotation { .. }
-            | Command::RevokeToken { .. }
-            | Command::Announce(_)
-            | Command::Limited { .. } => command,
-        }
-    }
-
-    /// What people's change would be refused for, if it is more than may be; tried on a copy.
-    pub fn refuses(&self, state: &State, command: &Command) -> Option<Refusal> {
-        let command = self.hold(command.clone());
-        if !matches!(command, Command::Limited { .. }) {
-            return None;
-        }
-        let entry = Entry { at: Timestamp::default(), actor: Actor::Orca, source: None, command };
-        match state.clone().apply(0, entry) {
-            Applied::Refused(refusal) => Some(refusal),
-            Applied::Done { .. } | Applied::Unchanged { .. } => None,
-        }
     }
 
     /// Whether one may come from `before` to `after`: nothing that is past its limit may have become more.
@@ -307,94 +259,6 @@ impl Usage {
     }
 }
 
-/// The most that the replicas of all services, and the tables, take in one goal.
-fn goal_bytes(state: &State) -> u64 {
-    let mut replicas: BTreeMap<&ServiceName, Replicas> = BTreeMap::new();
-    for placement in state.placements.values() {
-        let Replicas { serving, leaving } = replicas.entry(&placement.service).or_default();
-        let counts = match placement.state {
-            PlacementState::Serve => serving,
-            PlacementState::Drain { .. } | PlacementState::Stop { .. } => leaving,
-        };
-        *counts.entry(placement.revision).or_default() += 1;
-    }
-    let mut held: BTreeMap<&ServiceName, BTreeSet<&Route>> = BTreeMap::new();
-    for (route, holder) in &state.routes {
-        held.entry(holder).or_default().insert(&route.0);
-    }
-    let services = state.services.iter().map(|(name, deployed)| {
-        let replicas = replicas.remove(name).unwrap_or_default();
-        service_bytes(name, deployed, replicas, held.remove(name).unwrap_or_default())
-    });
-    services.sum()
-}
-
-/// How many replicas a service has of each template.
-#[derive(Debug, Default)]
-struct Replicas {
-    serving: BTreeMap<Revision, u64>,
-    leaving: BTreeMap<Revision, u64>,
-}
-
-/// The most that one service takes in a goal: its rows in the tables, all replicas it has and may yet get. Those of
-/// what is wanted and of what a failed rollout returns to are counted in full, whether they are there or not, so that
-/// no step of a rollout, no restart of a stopped service and no rollback by ourselves goes past what was accepted.
-fn service_bytes(name: &ServiceName, deployed: &Deployed, replicas: Replicas, held: BTreeSet<&Route>) -> u64 {
-    let target = deployed.target_record();
-    let kept: Vec<&RevisionRecord> = [Some(target), deployed.settled_record()].into_iter().flatten().collect();
-    let Replicas { mut serving, leaving } = replicas;
-    for record in &kept {
-        let count = serving.entry(record.template).or_default();
-        *count = (*count).max(u64::from(record.spec.replicas));
-    }
-    let mut bytes = 0;
-    for (template, count) in serving.iter().chain(&leaving) {
-        bytes += count * replica_bytes(name, deployed, *template, &kept);
-    }
-    // Also those that it only answers until another service is ready to.
-    let routes: BTreeSet<_> = kept.iter().flat_map(|record| &record.spec.routes).chain(held).collect();
-    let routes = routes.into_iter().map(|route| json_bytes(&(RouteKey(route.clone()), name)));
-    let upstream =
-        Upstream { backends: vec![], absence: Absence::ScaledToZero, response_timeout: Duration::MAX, module: false };
-    bytes + routes.sum::<u64>() + json_bytes(&(name, upstream))
-}
-
-/// The most that one replica of a template takes, with its row in the tables.
-fn replica_bytes(name: &ServiceName, deployed: &Deployed, template: Revision, kept: &[&RevisionRecord]) -> u64 {
-    let Some(made_from) = deployed.revisions.get(&template) else { return 0 };
-    // Secrets that are global today may be the project's own tomorrow: that is the longer name.
-    let means = |secret: &str| SecretName::new(Some(name.project.clone()), secret).ok();
-    let goal_bytes = |newest: &RevisionRecord| {
-        let revision = Revision(u64::MAX);
-        // It may be the one that has all the runs, those of schedules that were taken out included.
-        let wanted = newest.spec.schedules.iter().map(|schedule| &schedule.cron);
-        let crons = wanted.chain(deployed.schedules.keys());
-        let runs = crons.map(|cron| (cron.clone(), Timestamp(u64::MAX))).collect();
-        let mut goal = replica_goal(name, revision, Duty::StopAndErase, made_from, newest, means, runs);
-        if let Workload::Container(container) = &mut goal.workload {
-            // Found out by the first replica.
-            container.digest = Some(format!("sha256:{}", "0".repeat(64)));
-            container.pull = false;
-        }
-        json_bytes(&(ReplicaId(u64::MAX), goal))
-    };
-    // Which of these holds changes with the rollout; for a template of neither it is the newest that has it.
-    let of_template = |record: &&RevisionRecord| record.template == template;
-    let goal = kept.iter().copied().filter(of_template).map(goal_bytes).max();
-    let goal = goal.or_else(|| deployed.revisions.values().rev().find(of_template).map(goal_bytes));
-    let goal = goal.unwrap_or_else(|| goal_bytes(made_from));
-    let address = SocketAddrV6::new(Ipv6Addr::from([0xff; 16]), u16::MAX, 0, u32::MAX);
-    let backend = Backend {
-        replica: ReplicaId(u64::MAX),
-        revision: Revision(u64::MAX),
-        node: NodeId(u64::MAX),
-        address: Some(SocketAddr::V6(address)),
-        weight: u16::MAX,
-    };
-    // In a map its number has quotes around it; in a list a comma follows.
-    goal + json_bytes(&backend) + 4
-}
-
 /// The length of a value as it is sent, without making that text.
 pub fn json_bytes(value: &impl Serialize) -> u64 {
     struct Count(u64);
@@ -415,16 +279,20 @@ pub fn json_bytes(value: &impl Serialize) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::command::put::tests::put;
     use crate::command::put::{Reach, preview_within};
-    use crate::command::{Applied, Entry, NewNode, Refusal};
+    use crate::command::{Applied, Command, Entry, NewNode, Refusal};
     use crate::event::Actor;
+    use crate::goal::Duty;
+    use crate::id::{NodeId, Revision, ServiceName};
     use crate::leader::{Leader, Order};
     use crate::replica::{Observed, Phase, ReplicaReport};
     use crate::secret::{Ciphertext, DataKeyId, Opaque, SealedDataKey, SealedValue, SealingPublicKey, TokenId};
     use crate::state::{Role, Token};
+    use crate::time::Timestamp;
 
     const NODE: NodeId = NodeId(1);
 

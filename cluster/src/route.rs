@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, Revision, ServiceName};
-use crate::spec::Route;
+use crate::spec::{Host, Route};
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Tables {
@@ -20,7 +20,7 @@ pub struct Tables {
     pub services: BTreeMap<ServiceName, Upstream>,
 }
 
-/// [`Route`] as a map key; JSON needs keys to be text.
+/// [`Route`] as a map key; JSON needs keys to be text. That text is for programs: people are shown the route in it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RouteKey(pub Route);
@@ -72,27 +72,19 @@ impl Absence {
     }
 }
 
-impl std::fmt::Display for RouteKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        use crate::spec::Host;
-        match &self.0.host {
-            Host::Exact(name) => write!(f, "{name}{}", self.0.path),
-            Host::Wildcard(name) => write!(f, "*.{name}{}", self.0.path),
-            Host::Any => write!(f, "*{}", self.0.path),
-        }
-    }
-}
-
 impl From<RouteKey> for String {
-    fn from(key: RouteKey) -> String {
-        key.to_string()
+    fn from(RouteKey(Route { host, path }): RouteKey) -> String {
+        match host {
+            Host::Exact(name) => format!("{name}{path}"),
+            Host::Wildcard(name) => format!("*.{name}{path}"),
+            Host::Any => format!("*{path}"),
+        }
     }
 }
 
 impl TryFrom<String> for RouteKey {
     type Error = String;
     fn try_from(text: String) -> Result<RouteKey, String> {
-        use crate::spec::Host;
         let slash = text.find('/').ok_or_else(|| format!("`{text}` is no route: it has no path"))?;
         let (host, path) = text.split_at(slash);
         let host = match (host, host.strip_prefix("*.")) {
@@ -101,5 +93,17 @@ impl TryFrom<String> for RouteKey {
             (exact, None) => Host::Exact(exact.to_owned()),
         };
         Ok(RouteKey(Route { host, path: path.to_owned() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_stored_as_they_always_were() {
+        for key in ["a.test/x", "*.a.test/", "*/x"] {
+            assert_eq!(String::from(RouteKey::try_from(key.to_owned()).unwrap()), key);
+        }
     }
 }

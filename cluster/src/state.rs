@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Actor, Event};
 use crate::id::{Generation, Label, NodeId, ReplicaId, Revision, ServiceName};
-use crate::plan::report::Outcome;
 use crate::route::RouteKey;
 use crate::secret::{
     DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenHash, TokenId,
@@ -278,6 +277,17 @@ pub struct Receipt {
     pub tally: Tally,
 }
 
+/// How a rollout ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Done,
+    /// The old revision serves as before.
+    RolledBack,
+    /// There was nothing to go back to.
+    Failed,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removal {
     pub volumes: bool,
@@ -480,6 +490,12 @@ impl Deployed {
     /// Whether what is wanted now would run as replicas of the settled revision, which are known to get ready.
     pub fn is_proven(&self) -> bool {
         self.settled_record().is_some_and(|record| record.template == self.template())
+    }
+}
+
+impl Outcome {
+    pub fn is_done(self) -> bool {
+        self == Outcome::Done
     }
 }
 

@@ -7,13 +7,13 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, NodeId, ReplicaId, Revision, ServiceName};
-use crate::plan::View;
-use crate::plan::report::Waiting;
 use crate::replica::{Exit, Facts, Phase, Pulled, Trouble, Usage};
 use crate::spec::{Source, Strategy};
 use crate::state::{Deployed, Direction, PlacementState, Receipt, ScheduleRecord, Window};
 use crate::time::Timestamp;
 use crate::traffic::InFlight;
+use crate::view::View;
+use crate::waiting::Waiting;
 use crate::why::{self, CRASH_LOOP_AFTER, Diagnosis};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

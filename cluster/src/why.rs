@@ -16,13 +16,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, NodeId, ReplicaId, ServiceName};
-use crate::plan::View;
-use crate::plan::report::{NoRoom, Waiting};
 use crate::replica::{Cause, Phase, ReplicaReport, Saw};
 use crate::route::RouteKey;
 use crate::spec::Service;
 use crate::state::{Deployed, Direction, Evidence, Failure, LastRun, Placement, PlacementState, RunEnding};
 use crate::time::Timestamp;
+use crate::view::View;
+use crate::waiting::{NoRoom, Waiting};
 pub use replica::replica;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -364,7 +364,7 @@ fn erring(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
 /// What it is removed for does not get ready.
 fn hands_over(name: &ServiceName, waiting: &Waiting) -> Option<Diagnosis> {
     let Waiting::ForTaker { route, service } = waiting else { return None };
-    let cause = format!("it is being removed, and answers {route} until {service} is ready to");
+    let cause = format!("it is being removed, and answers {} until {service} is ready to", route.0);
     Some(Diagnosis::new(Code::Removing, cause, format!("orca why {service}; `orca rm {name}` removes it at once")))
 }
 
@@ -374,12 +374,11 @@ fn unrouted(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Option<D
         return None;
     }
     let held = deployed.spec().routes.iter().find_map(|route| {
-        let key = RouteKey(route.clone());
-        let holder = view.state.routes.get(&key).filter(|holder| *holder != name)?;
-        Some((key, holder, view.state.services.get(holder)?))
+        let holder = view.state.routes.get(&RouteKey(route.clone())).filter(|holder| *holder != name)?;
+        Some((route, holder, view.state.services.get(holder)?))
     });
     let (route, holder, other) = held?;
-    if !other.claims(&route.0) {
+    if !other.claims(route) {
         let cause = format!("{route} is answered by {holder}, which had it before, until this one is ready");
         return Some(Diagnosis::new(Code::RouteHeld, cause, format!("orca logs {name}")));
     }
@@ -461,12 +460,11 @@ pub fn failure(
     Failure { cause: diagnosis.cause, evidence, fix: diagnosis.fix, asked: false }
 }
 
-/// No node could take a replica in time.
-pub fn no_room(view: View<'_>, name: &ServiceName, spec: &Service) -> Failure {
-    let mut room = crate::plan::schedule::Room::new(view);
-    let diagnosis = match room.place(name, spec) {
-        Ok(_) => Diagnosis::new(Code::Late, "its replicas were not placed in time", "deploy again"),
-        Err(refused) => no_room_for(view, &refused),
+/// No node could take a replica in time; `refused` says why each of them cannot now.
+pub fn no_room(view: View<'_>, refused: Option<&BTreeMap<NodeId, NoRoom>>) -> Failure {
+    let diagnosis = match refused {
+        Some(refused) => no_room_for(view, refused),
+        None => Diagnosis::new(Code::Late, "its replicas were not placed in time", "deploy again"),
     };
     Failure { cause: diagnosis.cause, evidence: diagnosis.evidence, fix: diagnosis.fix, asked: false }
 }

@@ -16,8 +16,8 @@ use std::time::Duration;
 use orca_cluster::command::{Applied, Command};
 
 use orca_cluster::id::NodeId;
-use orca_cluster::plan::View;
 use orca_cluster::time::Timestamp;
+use orca_cluster::view::View;
 
 use crate::sim::workload::{project, put};
 use crate::sim::{Faults, Setup, World};
@@ -139,7 +139,7 @@ fn step(world: &mut World, command: &str) -> Option<String> {
             let goals = world.leader.as_ref().map(|leader| leader.goals().values()).expect("somebody leads");
             let Some(tables) = goals.last().map(|goal| &goal.tables) else { return Some("none".to_owned()) };
             let routes = tables.routes.iter().map(|(route, name)| {
-                let upstream = &tables.services[name];
+                let (route, upstream) = (String::from(route.clone()), &tables.services[name]);
                 let revisions: BTreeSet<String> = upstream.backends.iter().map(|b| b.revision.to_string()).collect();
                 match revisions.is_empty() {
                     true => format!("{route} by {name}, {:?}", upstream.absence),

@@ -1,5 +1,6 @@
 //! The rules of this repository that no compiler knows. Every finding names a place and what is wrong there.
 
+mod circles;
 mod edges;
 mod licences;
 mod map;
@@ -33,6 +34,7 @@ impl fmt::Display for Finding {
 pub fn run(root: &Path) -> Result<()> {
     let files = files(root)?;
     let mut findings = edges::check(root)?;
+    findings.extend(circles::check(root, &files)?);
     findings.extend(source::check(root, &files)?);
     findings.extend(map::check(root, &files));
     for finding in &findings {

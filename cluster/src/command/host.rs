@@ -49,3 +49,45 @@ fn covering(host: &Host) -> Vec<Host> {
 fn has(deployed: &Deployed, host: &Host) -> bool {
     deployed.records_at_stake().any(|record| record.spec.routes.iter().any(|route| route.host == *host))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::put::tests::put;
+    use crate::command::put::{Reach, preview};
+    use crate::command::service::tests::{deploy, web};
+
+    #[test]
+    fn whoever_is_limited_to_a_project_takes_no_host_of_another() {
+        let text = |domain: &str, route: &str| {
+            format!(
+                "[[service]]\nname = \"web\"\nimage = \"web:1\"\nport = 80\ndomain = \"{domain}\"\n\
+                 routes = [\"{route}\"]\n"
+            )
+        };
+        let mut state = State::default();
+        deploy(&mut state, "shop", &text("*.a.test", "/*"));
+        deploy(&mut state, "blog", &text("blog.test", "/*"));
+        let asked = |project: &str, domain: &str, route: &str| put(project, &text(domain, route));
+        for (domain, route, taken) in [
+            ("www.a.test", "/x", true),
+            ("*.a.test", "/x", true),
+            ("*.b.a.test", "/*", true),
+            ("a.test", "/*", false),
+            ("blog.test", "/x", false),
+            ("www.blog.test", "/*", false),
+        ] {
+            let put = asked("blog", domain, route);
+            let refused = matches!(
+                preview(&state, &put, Reach::Project),
+                Err(Refusal::HostTaken { owner, .. }) if owner == web()
+            );
+            assert_eq!(refused, taken, "{domain}{route}");
+            assert!(preview(&state, &put, Reach::Cluster).is_ok(), "{domain}{route}");
+        }
+        assert!(preview(&state, &asked("shop", "www.a.test", "/*"), Reach::Project).is_ok(), "its own");
+        // What somebody who may has given the project stays its own, and no more than that.
+        deploy(&mut state, "blog", &text("www.a.test", "/blog"));
+        assert!(preview(&state, &asked("blog", "www.a.test", "/blog"), Reach::Project).is_ok());
+    }
+}

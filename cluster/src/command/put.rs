@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Command, Detail, Refusal, busy, host, next_revision};
+use super::service::{busy, next_revision};
+use super::{Change, Command, Detail, Refusal, host};
 use crate::event::Kind;
 use crate::id::{Generation, Label, Revision, ServiceName};
 use crate::limit::Limits;

@@ -9,12 +9,13 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-use super::{Step, View};
+use super::Step;
 use crate::goal::RUN_WITHIN;
 use crate::id::{ReplicaId, ServiceName};
 use crate::replica::{Phase, RunState};
 use crate::state::{Deployed, PlacementState, Run, RunEnding, ScheduleRecord};
 use crate::time::Timestamp;
+use crate::view::View;
 use crate::why;
 
 /// What is to be done about the schedules of one service; replicas in `leaving` are about to be drained.
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
     use crate::command::put::PutServices;
     use crate::command::{Applied, Command, Entry, NewNode};
-    use crate::event::Actor;
+    use crate::event::{Actor, Kind};
     use crate::id::{Label, NodeId};
     use crate::inventory::{DEAD_AFTER, Inventory};
     use crate::plan::{plan, route};
@@ -389,7 +390,7 @@ mod tests {
         world.at(minute(59)).change_leader();
         world.say(Phase::Ready, &[]);
         assert_eq!(world.decide(), ["from 50 skipped: nobody led the cluster in time"]);
-        let skipped = world.state.events.iter().filter(|e| e.kind == crate::event::Kind::ScheduleSkipped).count();
+        let skipped = world.state.events.iter().filter(|e| e.kind == Kind::ScheduleSkipped).count();
         assert_eq!(skipped, 2);
     }
 
@@ -403,6 +404,20 @@ mod tests {
         assert_eq!(world.decide(), [r#"that of 10 Unknown { reason: "n1 is not heard any more" }"#]);
         world.say_of(NodeId(2), Phase::Ready, &[]);
         assert_eq!(world.decide(), [""; 0]);
+    }
+
+    #[test]
+    fn a_run_that_the_removal_of_its_service_cuts_off_is_told_of() {
+        let mut world = World::new();
+        world.at(minute(10)).say(Phase::Ready, &[]);
+        assert_eq!(world.decide(), ["r1 runs that of 10"]);
+        world.apply(Command::Remove { service: job(), volumes: false });
+        assert_eq!(world.decide(), ["schedules {}"]);
+        // Its drain time is over.
+        world.state.placements.clear();
+        assert_eq!(world.decide(), [r#"that of 10 Unknown { reason: "r1 is gone" }"#]);
+        let told: Vec<_> = world.state.events.iter().rev().take(2).map(|event| event.kind).collect();
+        assert_eq!(told, [Kind::ServiceRemoved, Kind::ScheduleFailed]);
     }
 
     #[test]

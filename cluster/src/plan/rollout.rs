@@ -6,18 +6,19 @@
 //! stopped only when every proxy has acknowledged that it gets no more requests and what it had has ended (or its
 //! drain time since then is over); a revision that does not get ready never costs a replica of the one before.
 
-use super::report::{Outcome, Waiting};
 use super::schedule::Room;
-use super::{Step, View, route};
+use super::{Step, route};
 use crate::id::{Label, ReplicaId, Revision, ServiceName};
 use crate::replica::{Cause, Phase, ReplicaReport, Trouble};
 use crate::route::Tables;
 use crate::spec::{AutoPromote, Service, Strategy};
 use crate::state::{
-    Baseline, Deployed, Direction, Failure, Placement, PlacementState, Receipt, Rollout, Trial, Window,
+    Baseline, Deployed, Direction, Failure, Outcome, Placement, PlacementState, Receipt, Rollout, Trial, Window,
 };
 use crate::time::Timestamp;
 use crate::traffic::Counters;
+use crate::view::View;
+use crate::waiting::Waiting;
 use crate::why;
 use std::time::Duration;
 
@@ -281,7 +282,8 @@ impl<'a> Pass<'a> {
         }
         self.next.waiting.iter().find_map(|waiting| match waiting {
             Waiting::ForRoom { .. } if stood >= deploy.ready_timeout + deploy.drain_timeout => {
-                Some(why::no_room(self.view, self.name, self.spec))
+                let refused = Room::new(self.view).place(self.name, self.spec).err();
+                Some(why::no_room(self.view, refused.as_ref()))
             }
             Waiting::ForDependency { service } if !self.is_on_its_way(service) => Some(Failure {
                 cause: format!("it depends on `{service}`, which is not ready"),

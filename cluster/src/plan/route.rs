@@ -18,12 +18,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Step, View};
+use super::Step;
 use crate::id::{Generation, GoalNumber, ServiceName};
 use crate::replica::Phase;
 use crate::route::{Absence, Backend, RouteKey, Tables, Upstream};
 use crate::spec::{Route, Strategy};
 use crate::state::{Deployed, Direction, PlacementState};
+use crate::view::View;
 
 /// How long a request may wait for its response to begin: what nginx and HAProxy allow by default.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);

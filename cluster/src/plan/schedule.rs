@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use super::View;
-use super::report::NoRoom;
 use crate::id::{NodeId, ServiceName};
 use crate::replica::Engine;
 use crate::resource::{Cpu, Memory};
 use crate::spec::Service;
 use crate::state::Placement;
+use crate::view::View;
+use crate::waiting::NoRoom;
 
 /// What every node still has to give, kept while one plan places several replicas.
 #[derive(Debug, Clone)]

@@ -3,9 +3,9 @@
 use super::output::telling;
 use super::{CRASH_LOOP_AFTER, Code, Diagnosis, Evidence, phase_word, probe, saw_words};
 use crate::id::{ReplicaId, ServiceName};
-use crate::plan::View;
 use crate::replica::{Cause, Ending, Engine, Exit, Phase, ReplicaReport, Saw, Trouble};
 use crate::spec::Service;
+use crate::view::View;
 
 /// Lines of a replica's output that are quoted.
 const LINES_QUOTED: usize = 5;

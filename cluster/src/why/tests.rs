@@ -10,18 +10,19 @@ use super::{Diagnosis, failure, no_room, why};
 use crate::event::Actor;
 use crate::id::{Generation, GoalNumber, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::inventory::{Inventory, SUSPECT_AFTER};
-use crate::plan::View;
-use crate::plan::report::{NoRoom, Outcome, Waiting};
 use crate::replica::{Cause, Ending, Engine, Exit, Observed, Phase, Purpose, ReplicaReport, Saw, Trouble, Usage};
 use crate::resource::{Cpu, Memory};
+use crate::route::RouteKey;
 use crate::secret::{Opaque, SealingPublicKey};
 use crate::spec::toml::{SourceFile, project};
 use crate::state::{
-    Deployed, Direction, Evidence, Failure, LastRun, Node, Placement, PlacementState, Receipt, Removal, RevisionRecord,
-    Rollout, RunEnding, ScheduleRecord, State, Window,
+    Deployed, Direction, Evidence, Failure, LastRun, Node, Outcome, Placement, PlacementState, Receipt, Removal,
+    RevisionRecord, Rollout, RunEnding, ScheduleRecord, State, Window,
 };
 use crate::time::Timestamp;
 use crate::traffic::Tally;
+use crate::view::View;
+use crate::waiting::{NoRoom, Waiting};
 
 const N1: NodeId = NodeId(1);
 const R7: ReplicaId = ReplicaId(7);
@@ -1043,9 +1044,26 @@ fn a_revision_is_given_up_for_the_cause_and_how_long_it_took() {
         r7 has been starting for 8 s
     "#]]
     .assert_eq(&format!("{}\n{}\n", failure.cause, lines(&failure)));
-    world.state.nodes.clear();
-    let none = world.with(|view| no_room(view, &name("api"), view.state.services[&name("api")].spec()));
+    let none = world.with(|view| no_room(view, Some(&BTreeMap::new())));
     expect!["there is no node it could run on"].assert_eq(&none.cause);
+}
+
+#[test]
+fn routes_are_named_as_they_are_written() {
+    let mut world = World::new("routes = [\"/x/*\"]");
+    let route = world.api().spec().routes.first().unwrap().clone();
+    world.add("old", ReplicaId(8), "routes = [\"/x/*\"]");
+    world.state.routes.insert(RouteKey(route.clone()), name("old"));
+    world.says(&expect![[r#"
+        route-held: /x/* is answered by shop/old, which had it before and has it still
+          fix: take it out of shop/old or of shop/api, and deploy that
+    "#]]);
+    world.api().removal = Some(Removal { volumes: false, hands_over: true });
+    world.waiting = vec![Waiting::ForTaker { route: RouteKey(route), service: name("old") }];
+    world.says(&expect![[r#"
+        removing: it is being removed, and answers /x/* until shop/old is ready to
+          fix: orca why shop/old; `orca rm shop/api` removes it at once
+    "#]]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Changes to one service that is there, and to the cluster's settings.
 
-use orca_cluster::command::{Command, check_scale, host};
+use orca_cluster::command::service::check_scale;
+use orca_cluster::command::{Command, host};
 use orca_cluster::id::{Revision, ServiceName};
 use orca_cluster::spec::{Settings, check};
 

@@ -134,7 +134,7 @@ mod tests {
 
     fn find<'a>(keys: &'a [RouteKey], host: &str, path: &str) -> Option<String> {
         let routes = Routes::new(keys.iter().map(|key| (key, key)));
-        routes.find(host_name(host).as_deref(), path).map(|key: &&'a RouteKey| key.to_string())
+        routes.find(host_name(host).as_deref(), path).map(|key: &&'a RouteKey| String::from((*key).clone()))
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Table {
         }
         let routes = Routes::new(tables.routes.iter().filter_map(|(key, name)| {
             let Some(service) = services.get(name) else {
-                tracing::error!(route = %key, service = %name, "a route leads to a service that is not in the tables");
+                tracing::error!(route = %key.0, service = %name, "a route leads to a service that is not in the tables");
                 return None;
             };
             Some((key, Rc::clone(service)))

@@ -1,8 +1,7 @@
 //! What `history` shows: revisions, and what each rollout cost those who used the service meanwhile.
 
 use orca_cluster::id::ServiceName;
-use orca_cluster::plan::report::Outcome;
-use orca_cluster::state::{Evidence, Failure, Receipt, Window};
+use orca_cluster::state::{Evidence, Failure, Outcome, Receipt, Window};
 use orca_wire::message::client::RevisionInfo;
 
 use super::text::{Ink, Side, Text, table};

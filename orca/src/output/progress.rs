@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
-use orca_cluster::plan::report::{Outcome, Waiting};
 use orca_cluster::replica::{Cause, Phase};
-use orca_cluster::state::Receipt;
+use orca_cluster::state::{Outcome, Receipt};
 use orca_cluster::status::{NodeStatus, ReplicaStatus, ServiceState, ServiceStatus};
 use orca_cluster::time::Timestamp;
+use orca_cluster::waiting::Waiting;
 use orca_cluster::why::{Code, phase_word};
 use orca_wire::message::client::Progress;
 

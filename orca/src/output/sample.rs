@@ -4,11 +4,10 @@ use jiff::tz::TimeZone;
 use std::collections::BTreeMap;
 
 use orca_cluster::id::{Generation, NodeId, ReplicaId, Revision, ServiceName};
-use orca_cluster::plan::report::Outcome;
 use orca_cluster::replica::{Cause, Engine, Exit, Facts, Phase, Pulled, Trouble, Usage};
 use orca_cluster::resource::{Cpu, Memory};
 use orca_cluster::spec::Strategy;
-use orca_cluster::state::{Evidence, Failure, Receipt, Window};
+use orca_cluster::state::{Evidence, Failure, Outcome, Receipt, Window};
 use orca_cluster::status::{
     NodeCondition, NodeStatus, ReplicaStatus, RolloutStatus, ServiceState, ServiceStatus, Status,
 };

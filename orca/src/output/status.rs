@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use orca_cluster::id::{Label, NodeId};
-use orca_cluster::plan::report::Waiting;
 use orca_cluster::replica::{Cause, Engine, Phase};
 use orca_cluster::spec::Strategy;
 use orca_cluster::state::{LastRun, Run, RunEnding, ScheduleRecord, Window};
 use orca_cluster::status::{NodeCondition, NodeStatus, ReplicaStatus, ServiceState, ServiceStatus, Status};
+use orca_cluster::waiting::Waiting;
 use orca_cluster::why::{Code, phase_word, saw_words};
 use orca_wire::message::client::RevisionInfo;
 
@@ -447,7 +447,7 @@ fn waiting(screen: &Screen, nodes: &[NodeStatus], waiting: &Waiting) -> String {
         }
         Waiting::ForStop { replica } => format!("for {replica} to stop"),
         Waiting::ForProxies => "for the proxies to take over the new routes".to_owned(),
-        Waiting::ForTaker { route, service } => format!("for {service} to get ready, which is to answer {route}"),
+        Waiting::ForTaker { route, service } => format!("for {service} to get ready, which is to answer {}", route.0),
         Waiting::ForPromotion { revision, weight } => {
             format!("for a person: {revision} gets {weight}% of the requests; `orca promote` or `orca rollback`")
         }
@@ -528,9 +528,9 @@ mod tests {
     use super::*;
     use expect_test::expect;
     use orca_cluster::id::{ReplicaId, Revision};
-    use orca_cluster::plan::report::NoRoom;
     use orca_cluster::resource::Memory;
     use orca_cluster::route::RouteKey;
+    use orca_cluster::waiting::NoRoom;
 
     #[test]
     fn the_whole_cluster_fits_on_one_screen_with_causes_and_fixes() {
@@ -661,7 +661,7 @@ mod tests {
             for r3 to finish 31 connections, at most 20s more
             for r3 to stop
             for the proxies to take over the new routes
-            for shop/cart to get ready, which is to answer shop.example.com/cart
+            for shop/cart to get ready, which is to answer shop.example.com/cart/*
             for a person: v5 gets 20% of the requests; `orca promote` or `orca rollback`
             for v5, which gets 20% of the requests, to be judged in 250s; 1,200 requests so far
             for v5, which gets 20% of the requests, to be judged when it has answered 20; 7 requests so far"#]]

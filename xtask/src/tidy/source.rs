@@ -43,8 +43,7 @@ fn faults(file: &str, text: &str) -> Vec<(usize, &'static str)> {
     let mut faults = Vec::new();
     let lines: Vec<&str> = text.lines().collect();
     for (at, line) in lines.iter().enumerate() {
-        // Ours come last in a file.
-        is_test |= line.trim() == "#[cfg(test)]" && lines.get(at + 1).is_some_and(|next| next.ends_with('{'));
+        is_test |= tests_begin(&lines, at);
         let code = line.split("//").next().unwrap_or_default();
         let mut fault = |why| faults.push((at + 1, why));
 
@@ -68,6 +67,12 @@ fn faults(file: &str, text: &str) -> Vec<(usize, &'static str)> {
         }
     }
     faults
+}
+
+/// Whether the tests of a file begin at this of its lines: ours come last.
+pub fn tests_begin(lines: &[&str], at: usize) -> bool {
+    let begins = |line: &&str| line.trim() == "#[cfg(test)]";
+    lines.get(at).is_some_and(begins) && lines.get(at + 1).is_some_and(|next| next.ends_with('{'))
 }
 
 /// Whether the lines just above hold the reason for an `unsafe`.

@@ -25,7 +25,7 @@ pub fn check(world: &mut World) {
         let is_answered = served.keys().any(|other| other.0.covers(&route.0));
         if !is_answered && can_serve(world, before) && is_wanted(world, route, before) {
             let now = tables.routes.get(route).map_or("nobody".to_owned(), ServiceName::to_string);
-            world.broken(&format!("{route} was answered by {before}, which could, and is left to {now}"));
+            world.broken(&format!("{} was answered by {before}, which could, and is left to {now}", route.0));
         }
     }
     world.invariants.served = served;
@@ -40,7 +40,7 @@ pub fn check_drains(world: &World, command: &Command) {
         let hands_over = world.state.services[name].removal.is_some_and(|removal| removal.hands_over);
         let awaited = tables.routes.iter().find(|(route, answers)| *answers == name && is_wanted(world, route, name));
         if let (true, Some((route, _))) = (hands_over, awaited) {
-            world.broken(&format!("{replica} drains, and nobody else answers {route} yet"));
+            world.broken(&format!("{replica} drains, and nobody else answers {} yet", route.0));
         }
     }
 }

@@ -1,9 +1,9 @@
 use orca_cluster::id::{Label, ServiceName};
 use orca_cluster::leader::Leader;
-use orca_cluster::plan::report::Waiting;
 use orca_cluster::replica::Phase;
 use orca_cluster::spec::{Check, Service};
 use orca_cluster::state::PlacementState;
+use orca_cluster::waiting::Waiting;
 
 use crate::sim::World;
 

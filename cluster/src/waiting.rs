@@ -1,4 +1,4 @@
-//! Why this, why not yet. Waiting is data: the CLI, the API and the tests all read the same reasons.
+//! Why not yet. Waiting is data: the CLI, the API and the tests all read the same reasons.
 
 use std::collections::BTreeMap;
 
@@ -9,23 +9,6 @@ use crate::replica::Trouble;
 use crate::resource::{Cpu, Memory};
 use crate::route::RouteKey;
 use crate::time::Timestamp;
-
-/// How a rollout ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    Done,
-    /// The old revision serves as before.
-    RolledBack,
-    /// There was nothing to go back to.
-    Failed,
-}
-
-impl Outcome {
-    pub fn is_done(self) -> bool {
-        self == Outcome::Done
-    }
-}
 
 /// What a service that is not as it should be is waiting for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
