@@ -486,19 +486,26 @@ async fn deploy_project(
     headers: HeaderMap,
     Whole(body): Whole,
 ) -> Answer {
-    let project: Project = match is_json(&headers) {
-        true => json(&body)?,
-        false => toml::project(&file("service.toml", &body)?, &label).map_err(Problem::of_file)?,
+    let (project, written): (Project, Option<SourceFile>) = match is_json(&headers) {
+        true => (json(&body)?, None),
+        false => {
+            let file = file("service.toml", &body)?;
+            (toml::project(&file, &label).map_err(Problem::of_file)?, Some(file))
+        }
     };
     if project.name != label {
         let message = format!("the body is project {}, and the path says {label}", project.name);
         return Err(invalid(message, Some("let both say the same")).into());
     }
-    let deploy = Deploy { project, only: Vec::new(), prune, replace, if_generation };
-    content(match dry_run {
+    let deploy = Deploy { project: project.clone(), only: Vec::new(), prune, replace, if_generation };
+    let answer = content(match dry_run {
         true => deploy::plan(&core, &caller, deploy).await,
         false => deploy::deploy(&core, &caller, deploy).await,
-    })
+    });
+    match written {
+        Some(file) => answer.map_err(|problem| problem.placed(&file, &project)),
+        None => answer,
+    }
 }
 
 async fn set_settings(
