@@ -5,9 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
+use axum::handler::Handler;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, post, put};
+use axum::routing::{self, MethodRouter};
 use futures_util::{Stream, StreamExt};
 use http_body_util::BodyExt as _;
 use orca_cluster::event::Event;
@@ -37,14 +38,13 @@ use crate::api::{self, Core, deploy, doctor, events, invalid, logs, secret, serv
 use crate::auth::{Object as Subject, Verb};
 use crate::metrics;
 
-type Handler = MethodRouter<Arc<Core>>;
 type Answer = Result<Json<Value>, Problem>;
 
 /// One method on one path.
 pub struct Route {
     pub method: HttpMethod,
     pub path: &'static str,
-    pub handler: Handler,
+    pub handler: MethodRouter<Arc<Core>>,
     summary: &'static str,
     query: &'static [(&'static str, &'static str)],
     body: Option<&'static str>,
@@ -62,25 +62,25 @@ const TOML: &str = "application/toml";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 impl Route {
-    fn new(method: HttpMethod, path: &'static str, summary: &'static str, handler: Handler) -> Route {
+    fn new(method: HttpMethod, path: &'static str, summary: &'static str, handler: MethodRouter<Arc<Core>>) -> Route {
         let answer = (JSON, "Changed");
         Route { method, path, handler, summary, query: &[], body: None, sent: &[], answer, open: false }
     }
 
-    fn get(path: &'static str, summary: &'static str, handler: Handler) -> Route {
-        Route::new(HttpMethod::Get, path, summary, handler)
+    fn get<H: Handler<T, Arc<Core>>, T: 'static>(path: &'static str, summary: &'static str, handler: H) -> Route {
+        Route::new(HttpMethod::Get, path, summary, routing::get(handler))
     }
 
-    fn post(path: &'static str, summary: &'static str, handler: Handler) -> Route {
-        Route::new(HttpMethod::Post, path, summary, handler)
+    fn post<H: Handler<T, Arc<Core>>, T: 'static>(path: &'static str, summary: &'static str, handler: H) -> Route {
+        Route::new(HttpMethod::Post, path, summary, routing::post(handler))
     }
 
-    fn put(path: &'static str, summary: &'static str, handler: Handler) -> Route {
-        Route::new(HttpMethod::Put, path, summary, handler)
+    fn put<H: Handler<T, Arc<Core>>, T: 'static>(path: &'static str, summary: &'static str, handler: H) -> Route {
+        Route::new(HttpMethod::Put, path, summary, routing::put(handler))
     }
 
-    fn delete(path: &'static str, summary: &'static str, handler: Handler) -> Route {
-        Route::new(HttpMethod::Delete, path, summary, handler)
+    fn delete<H: Handler<T, Arc<Core>>, T: 'static>(path: &'static str, summary: &'static str, handler: H) -> Route {
+        Route::new(HttpMethod::Delete, path, summary, routing::delete(handler))
     }
 
     fn query(self, query: &'static [(&'static str, &'static str)]) -> Route {
@@ -118,68 +118,62 @@ pub fn routes() -> Vec<Route> {
     ];
     const PROJECT: &[(&str, &str)] = &[("project", "only this project; absent means global, or all")];
     vec![
-        Route::get("/api/v1/health", "Whether the store works and a leader is known.", get(health))
-            .answers("Health")
-            .open(),
-        Route::get("/api/v1/openapi.json", "This document.", get(openapi)).answers("any").open(),
-        Route::get("/metrics", "Prometheus metrics.", get(show_metrics)).in_text(),
-        Route::get("/api/v1/whoami", "Whose token this is and what it may do.", get(whoami)).answers("Whoami"),
-        Route::get("/api/v1/status", "Everything there is, as of now.", get(all_status)).answers("Status"),
-        Route::get("/api/v1/services", "All services.", get(services)).answers("[ServiceStatus]"),
-        Route::get("/api/v1/services/{project}/{service}", "One service.", get(one_service)).answers("ServiceStatus"),
-        Route::delete("/api/v1/services/{project}/{service}", "Remove a service.", delete(remove))
+        Route::get("/api/v1/health", "Whether the store works and a leader is known.", health).answers("Health").open(),
+        Route::get("/api/v1/openapi.json", "This document.", openapi).answers("any").open(),
+        Route::get("/metrics", "Prometheus metrics.", show_metrics).in_text(),
+        Route::get("/api/v1/whoami", "Whose token this is and what it may do.", whoami).answers("Whoami"),
+        Route::get("/api/v1/status", "Everything there is, as of now.", all_status).answers("Status"),
+        Route::get("/api/v1/services", "All services.", services).answers("[ServiceStatus]"),
+        Route::get("/api/v1/services/{project}/{service}", "One service.", one_service).answers("ServiceStatus"),
+        Route::delete("/api/v1/services/{project}/{service}", "Remove a service.", remove)
             .query(&[("volumes", "its volumes too, with all that is in them")]),
-        Route::get("/api/v1/services/{project}/{service}/why", "What is wrong with it, and the fix.", get(why))
+        Route::get("/api/v1/services/{project}/{service}/why", "What is wrong with it, and the fix.", why)
             .answers("Why"),
-        Route::get("/api/v1/services/{project}/{service}/history", "Its revisions and rollouts.", get(history))
+        Route::get("/api/v1/services/{project}/{service}/history", "Its revisions and rollouts.", history)
             .answers("History"),
-        Route::get("/api/v1/services/{project}/{service}/progress", "Its status whenever that changes.", get(progress))
+        Route::get("/api/v1/services/{project}/{service}/progress", "Its status whenever that changes.", progress)
             .answers("Progress")
             .in_lines(),
-        Route::get(
-            "/api/v1/services/{project}/{service}/logs",
-            "Its replicas' lines, interleaved by time.",
-            get(read_logs),
-        )
-        .query(&[
-            ("replica", "only this replica, even if it is gone"),
-            ("since", "not before this time, in milliseconds since 1970"),
-            ("tail", "only the last so many lines"),
-            ("follow", "go on with what is being written"),
-            ("grep", "only lines that contain this"),
-        ])
-        .answers("LogLine")
-        .in_lines(),
-        Route::post("/api/v1/services/{project}/{service}/scale", "Change the number of replicas.", post(scale))
+        Route::get("/api/v1/services/{project}/{service}/logs", "Its replicas' lines, interleaved by time.", read_logs)
+            .query(&[
+                ("replica", "only this replica, even if it is gone"),
+                ("since", "not before this time, in milliseconds since 1970"),
+                ("tail", "only the last so many lines"),
+                ("follow", "go on with what is being written"),
+                ("grep", "only lines that contain this"),
+            ])
+            .answers("LogLine")
+            .in_lines(),
+        Route::post("/api/v1/services/{project}/{service}/scale", "Change the number of replicas.", scale)
             .takes("`{\"replicas\": 3}`", &[(JSON, "Scaling")]),
-        Route::post("/api/v1/services/{project}/{service}/stop", "Stop it; its specification stays.", post(stop)),
-        Route::post("/api/v1/services/{project}/{service}/start", "Start it again.", post(start)),
-        Route::post("/api/v1/services/{project}/{service}/restart", "New replicas of the same.", post(restart)),
+        Route::post("/api/v1/services/{project}/{service}/stop", "Stop it; its specification stays.", stop),
+        Route::post("/api/v1/services/{project}/{service}/start", "Start it again.", start),
+        Route::post("/api/v1/services/{project}/{service}/restart", "New replicas of the same.", restart),
         Route::post(
             "/api/v1/services/{project}/{service}/redeploy",
             "New replicas of whatever the image's name means now.",
-            post(redeploy),
+            redeploy,
         ),
-        Route::post("/api/v1/services/{project}/{service}/promote", "Let the canary take over.", post(promote)),
+        Route::post("/api/v1/services/{project}/{service}/promote", "Let the canary take over.", promote),
         Route::post(
             "/api/v1/services/{project}/{service}/rollback",
             "Back to the revision before, or to one.",
-            post(rollback),
+            rollback,
         )
         .takes("nothing, or `{\"to\": 3}`", &[(JSON, "Rollback")]),
-        Route::put("/api/v1/projects/{project}", "Deploy a project.", put(deploy_project))
+        Route::put("/api/v1/projects/{project}", "Deploy a project.", deploy_project)
             .query(DEPLOY)
             .takes("a service.toml, or a project", &[(TOML, "string"), (JSON, "Project")])
             .answers("Deployed"),
-        Route::post("/api/v1/modules/missing", "Which of these modules are not here.", post(missing_modules))
+        Route::post("/api/v1/modules/missing", "Which of these modules are not here.", missing_modules)
             .takes("`{\"digests\": [\"<hex SHA-256>\"]}`", &[(JSON, "Digests")])
             .answers("Digests"),
-        Route::put("/api/v1/modules/{digest}", "Upload a module.", put(put_module))
+        Route::put("/api/v1/modules/{digest}", "Upload a module.", put_module)
             .takes("its bytes; the digest is their hex SHA-256", &[("application/wasm", "any")]),
-        Route::put("/api/v1/settings", "Replace the cluster's settings.", put(set_settings))
+        Route::put("/api/v1/settings", "Replace the cluster's settings.", set_settings)
             .takes("a cluster.toml, or settings", &[(TOML, "string"), (JSON, "Settings")]),
-        Route::get("/api/v1/nodes", "The nodes.", get(nodes)).answers("Nodes"),
-        Route::get("/api/v1/events", "What happened, oldest first.", get(read_events))
+        Route::get("/api/v1/nodes", "The nodes.", nodes).answers("Nodes"),
+        Route::get("/api/v1/events", "What happened, oldest first.", read_events)
             .query(&[
                 ("project", "only about services of this project"),
                 ("service", "only about this one, as project/service"),
@@ -189,26 +183,25 @@ pub fn routes() -> Vec<Route> {
             ])
             .answers("Event")
             .in_lines(),
-        Route::get("/api/v1/secrets", "Names and versions of secrets; never values.", get(secrets))
+        Route::get("/api/v1/secrets", "Names and versions of secrets; never values.", secrets)
             .query(PROJECT)
             .answers("Secrets"),
-        Route::put("/api/v1/secrets/{name}", "Set a secret that every project may use.", put(set_global_secret))
+        Route::put("/api/v1/secrets/{name}", "Set a secret that every project may use.", set_global_secret)
             .takes("the value, as it is", &[(TEXT, "string")]),
-        Route::delete("/api/v1/secrets/{name}", "Remove a global secret.", delete(remove_global_secret)),
-        Route::put("/api/v1/projects/{project}/secrets/{name}", "Set a secret of a project.", put(set_secret))
+        Route::delete("/api/v1/secrets/{name}", "Remove a global secret.", remove_global_secret),
+        Route::put("/api/v1/projects/{project}/secrets/{name}", "Set a secret of a project.", set_secret)
             .takes("the value, as it is", &[(TEXT, "string")]),
-        Route::delete("/api/v1/projects/{project}/secrets/{name}", "Remove a secret.", delete(remove_secret)),
-        Route::post("/api/v1/data-keys", "Seal a scope's secrets anew under a new data key.", post(rotate))
-            .query(PROJECT),
-        Route::get("/api/v1/tokens", "The tokens, without their secrets.", get(tokens)).answers("Tokens"),
-        Route::post("/api/v1/tokens", "Make a token; its text is in the answer and nowhere else.", post(create_token))
+        Route::delete("/api/v1/projects/{project}/secrets/{name}", "Remove a secret.", remove_secret),
+        Route::post("/api/v1/data-keys", "Seal a scope's secrets anew under a new data key.", rotate).query(PROJECT),
+        Route::get("/api/v1/tokens", "The tokens, without their secrets.", tokens).answers("Tokens"),
+        Route::post("/api/v1/tokens", "Make a token; its text is in the answer and nowhere else.", create_token)
             .takes(
                 "`{\"name\": \"ci\", \"role\": \"deployer\", \"project\": \"shop\", \"expires\": null}`",
                 &[(JSON, "NewToken")],
             )
             .answers("Token"),
-        Route::delete("/api/v1/tokens/{id}", "Revoke a token, at once.", delete(revoke_token)),
-        Route::get("/api/v1/doctor", "What the server can tell of its own health.", get(examine)).answers("Findings"),
+        Route::delete("/api/v1/tokens/{id}", "Revoke a token, at once.", revoke_token),
+        Route::get("/api/v1/doctor", "What the server can tell of its own health.", examine).answers("Findings"),
     ]
 }
 
