@@ -5,6 +5,7 @@
 
 pub mod change;
 pub mod check;
+mod host;
 pub mod image;
 pub mod template;
 pub mod toml;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::id::{Label, ServiceName};
 use crate::resource::{Memory, Resources};
+pub use host::{Allowance, HostAccess, HostDemand};
 use template::Template;
 
 /// A project as it was written: one namespace, any number of services.
@@ -220,13 +222,6 @@ pub struct Registry {
     pub password: Template,
 }
 
-/// What reaches out of the container into the host. Anything but the default needs `admin` and `[policy] allow_host`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct HostAccess {
-    pub privileged: bool,
-    pub network: bool,
-}
-
 /// Settings of the whole cluster, from `cluster.toml`. Whoever takes them from outside asks [`check::settings`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Settings {
@@ -234,8 +229,8 @@ pub struct Settings {
     pub name: Option<Label>,
     pub domain: Option<String>,
     pub log_level: Option<String>,
-    /// Host paths (and all below them) that an `admin` may mount; `"privileged"` and `"network"` allow those.
-    pub allow_host: BTreeSet<String>,
+    /// What of the host an `admin` may let a service have.
+    pub allow_host: BTreeSet<Allowance>,
 }
 
 /// What a service gets that says nothing else.
@@ -284,35 +279,11 @@ impl Service {
         matches!(self.source, Source::Module(_))
     }
 
-    /// What of this service reaches into the host, as an operator would say it; empty for nearly all.
-    pub fn host_demands(&self) -> Vec<HostDemand<'_>> {
-        let mut demands = Vec::new();
-        if self.host.privileged {
-            demands.push(HostDemand::Privileged);
-        }
-        if self.host.network {
-            demands.push(HostDemand::Network);
-        }
-        for volume in &self.volumes {
-            if let VolumeSource::Host(path) = &volume.source {
-                demands.push(HostDemand::Path(path));
-            }
-        }
-        demands
-    }
-
     /// Every secret it refers to.
     pub fn secrets(&self) -> BTreeSet<&str> {
         let registry = self.registry.iter().flat_map(|r| [&r.username, &r.password]);
         self.env.values().chain(registry).flat_map(Template::secrets).collect()
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HostDemand<'a> {
-    Privileged,
-    Network,
-    Path(&'a str),
 }
 
 // (`remote = "Self"` makes the derived code an inherent function, which these wrap.)

@@ -457,6 +457,18 @@ impl Deployed {
         [Some(self.target_record()), before].into_iter().flatten()
     }
 
+    /// Whether whoever gets inside it, or chooses anew what runs in it, may get into the host: any revision of it does.
+    pub fn reaches_host(&self) -> bool {
+        self.revisions.values().any(|record| !record.spec.host_demands().is_empty())
+    }
+
+    /// What going back would bring, to this revision or to any, and wants something else of the host than what is wanted
+    /// now, which has been allowed.
+    pub fn specs_to_allow(&self, to: Option<Revision>) -> impl Iterator<Item = &Service> {
+        let candidates = self.revisions.iter().filter(move |(revision, _)| to.is_none_or(|to| to == **revision));
+        candidates.map(|(_, record)| &record.spec).filter(|spec| spec.host_demands() != self.spec().host_demands())
+    }
+
     pub fn settled_record(&self) -> Option<&RevisionRecord> {
         self.settled.and_then(|settled| self.revisions.get(&settled))
     }

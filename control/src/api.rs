@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use orca_cluster::command::put::misfits;
 use orca_cluster::command::{Applied, Command, Detail, Entry, Refusal};
 use orca_cluster::event::Actor;
 use orca_cluster::id::{ClusterId, Generation, ServiceName};
@@ -406,11 +407,5 @@ pub fn refused(refusal: Refusal) -> Refused {
         Refusal::NoDependency { .. } => (Reason::Invalid, Some("add it to the project, or correct `depends_on`")),
         Refusal::NoDataKey(_) => (Reason::Failed, Some("try again")),
     };
-    let message = refusal.to_string();
-    let unfit = match refusal {
-        Refusal::Several(all) => all,
-        Refusal::RouteTaken { .. } | Refusal::SecretsMissing { .. } | Refusal::NoDependency { .. } => vec![refusal],
-        _ => Vec::new(),
-    };
-    Refused { unfit, ..plain(reason, message, hint) }
+    Refused { unfit: misfits(&refusal).to_vec(), ..plain(reason, refusal.to_string(), hint) }
 }

@@ -2,6 +2,8 @@
 //! OpenAPI document, so that neither can have what the other lacks. Plain HTTP, hence on loopback only; TLS comes
 //! with the edge.
 
+mod document;
+mod handler;
 mod problem;
 mod route;
 mod schema;
@@ -26,8 +28,8 @@ use tracing::{debug, error, warn};
 use crate::api::Core;
 use crate::front::Front;
 
+pub use document::document;
 pub use problem::SHUT_OUT;
-pub use route::document;
 
 /// Largest body, but for modules ([`MODULE_BYTES_MAX`](orca_cluster::limit::MODULE_BYTES_MAX)).
 const BODY_BYTES_MAX: usize = 4 << 20;

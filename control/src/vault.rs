@@ -258,23 +258,6 @@ impl Vault {
         self.seal(new, place, &self.open_value(old, place, sealed)?)
     }
 
-    /// The data key that follows `old`, and everything given under it. Values that are not among `values` stay with
-    /// the old one, which must be kept until there are none.
-    pub fn rotate<'a>(
-        &self,
-        old: &SealedDataKey,
-        values: impl IntoIterator<Item = (&'a SecretName, &'a SealedValue)>,
-        now: Timestamp,
-    ) -> Result<(SealedDataKey, Vec<(SecretName, SealedValue)>), VaultError> {
-        let new = self.new_data_key(old.id.scope.clone(), old.id.version + 1, now);
-        let resealed = values.into_iter().map(|(name, value)| {
-            let place = Place::secret(name, value.version);
-            Ok((name.clone(), self.reseal(old, &new, &place, value)?))
-        });
-        let resealed = resealed.collect::<Result<_, VaultError>>()?;
-        Ok((new, resealed))
-    }
-
     fn data_key(&self, sealed: &SealedDataKey) -> Result<Key, VaultError> {
         let place = self.data_key_place(&sealed.id, sealed.root);
         let key = self.root.open(&place, &sealed.key).and_then(|bytes| Key::from_bytes(&bytes));
@@ -458,23 +441,16 @@ mod tests {
     }
 
     #[test]
-    fn rotation_moves_every_value_under_the_next_data_key() {
+    fn a_value_that_is_sealed_anew_opens_under_the_new_key_and_no_longer_under_the_old() {
         let (vault, _) = Vault::create(CLUSTER, &unseal(1));
-        let old = vault.new_data_key(Scope::Global, 1, NOW);
-        let names: Vec<SecretName> = ["A", "B"].map(|name| name.parse().unwrap()).to_vec();
-        let values: Vec<SealedValue> = names
-            .iter()
-            .map(|name| vault.seal(&old, &Place::secret(name, 3), &Secret::new(name.name().into())).unwrap())
-            .collect();
-        let later = Timestamp(9_000);
-        let (new, resealed) = vault.rotate(&old, names.iter().zip(&values), later).unwrap();
-        assert_eq!((new.id.version, new.created), (2, later));
-        for (name, value) in &resealed {
-            let place = Place::secret(name, 3);
-            assert_eq!(vault.open_value(&new, &place, value).unwrap().expose(), name.name().as_bytes());
-            assert!(vault.open_value(&old, &place, value).is_err());
-        }
-        assert_eq!(resealed.len(), 2);
+        let [old, new] = [1, 2].map(|version| vault.new_data_key(Scope::Global, version, NOW));
+        let name: SecretName = "A".parse().unwrap();
+        let place = Place::secret(&name, 3);
+        let value = vault.seal(&old, &place, &Secret::new(b"value".into())).unwrap();
+        let resealed = vault.reseal(&old, &new, &place, &value).unwrap();
+        assert_eq!((&resealed.key, resealed.version), (&new.id, 3));
+        assert_eq!(vault.open_value(&new, &place, &resealed).unwrap().expose(), b"value");
+        assert!(vault.open_value(&old, &place, &resealed).is_err());
     }
 
     #[test]

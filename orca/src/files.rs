@@ -317,6 +317,26 @@ mod tests {
     }
 
     #[test]
+    fn a_host_of_another_project_is_underlined_where_it_is_written() {
+        let tree = tempfile::tempdir().unwrap();
+        for (written, place) in
+            [("domain = \"WWW.a.test\"", "5:10"), ("domains = [\"b.test\", \"www.a.test\"]", "5:22")]
+        {
+            let text =
+                format!("[[service]]\nname = \"web\"\nimage = \"web:1\"\nport = 80\n{written}\nroutes = [\"/x\"]\n");
+            let read = read(&[write(tree.path(), "blog/service.toml", &text)], false).unwrap();
+            let (service, owner) = ("blog/web".parse().unwrap(), "shop/web".parse().unwrap());
+            let host = |text: &str| Box::new(text.parse().unwrap());
+            let mut failure = Failure::input("refused");
+            failure.unfit =
+                vec![Refusal::HostTaken { service, host: host("www.a.test"), owner, held: host("*.a.test") }];
+            let placed = read.place(failure);
+            let [problem] = &placed.problems[..] else { panic!("{placed:?}") };
+            assert_eq!(format!("{}:{}", problem.line, problem.column), place, "{written}");
+        }
+    }
+
+    #[test]
     fn the_examples_can_run_beside_each_other() {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
         let written = read(&[examples.join("hello"), examples.join("shop")], false);

@@ -142,6 +142,34 @@ fn unfit(state: &State, put: &PutServices, reach: Reach) -> Vec<Refusal> {
     unfit
 }
 
+/// What does not fit, one by one, if that is what a put was refused for.
+pub fn misfits(refusal: &Refusal) -> &[Refusal] {
+    match refusal {
+        Refusal::Several(all) => all,
+        Refusal::RouteTaken { .. }
+        | Refusal::HostTaken { .. }
+        | Refusal::NoDependency { .. }
+        | Refusal::SecretsMissing { .. } => std::slice::from_ref(refusal),
+        Refusal::NoService(_)
+        | Refusal::NoRevision { .. }
+        | Refusal::NothingBefore(_)
+        | Refusal::NoSecret(_)
+        | Refusal::SecretInUse { .. }
+        | Refusal::NoToken(_)
+        | Refusal::Moved { .. }
+        | Refusal::Busy { .. }
+        | Refusal::CannotScale { .. }
+        | Refusal::Removing(_)
+        | Refusal::NothingToPromote(_)
+        | Refusal::SecretMoved { .. }
+        | Refusal::NoDataKey(_)
+        | Refusal::DataKeyTaken(_)
+        | Refusal::Founded
+        | Refusal::TooMuch(_)
+        | Refusal::LastAdmin => &[],
+    }
+}
+
 /// The same as faults of the services they are about: whoever has the files finds the lines.
 pub fn faults(project: &Project, refusals: &[Refusal]) -> Vec<(Label, Fault)> {
     let mut faults = Vec::new();
@@ -157,10 +185,12 @@ pub fn faults(project: &Project, refusals: &[Refusal]) -> Vec<(Label, Fault)> {
                 let message = format!("`{route}` is already routed to `{owner}`");
                 note(service, Mistake::Conflict, at, message, "give it another domain or path".to_owned());
             }
-            Refusal::HostTaken { service, host, owner, .. } => {
-                let at = Place::of("domain");
-                let message = format!("`{host}` belongs to `{owner}`, a service of another project");
-                note(service, Mistake::Conflict, at, message, "give it another domain".to_owned());
+            Refusal::HostTaken { service, host, owner, held } => {
+                let at = Place::of("domain").key(host.to_string());
+                let message =
+                    format!("`{host}` belongs to `{owner}`, a service of another project, which has `{held}`");
+                let hint = "give it another domain, or ask somebody whose token is not limited to a project";
+                note(service, Mistake::Conflict, at, message, hint.to_owned());
             }
             Refusal::NoDependency { service, needs } => {
                 let at = Place::of("depends_on").key(needs.to_string());

@@ -10,8 +10,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AutoPromote, Check, Deploy, Host, HostAccess, Module, ModuleLimits, Placement, Probe, Project, Registry, SecretsAs,
-    Service, Settings, Source, Strategy, Volume, VolumeSource, image, path_prefix,
+    Allowance, AutoPromote, Check, Deploy, Host, HostAccess, Module, ModuleLimits, Placement, Probe, Project, Registry,
+    SecretsAs, Service, Settings, Source, Strategy, Volume, VolumeSource, image, path_prefix,
 };
 use crate::id::Label;
 use crate::resource::{Cpu, MEMORY_MIN, Memory, Resources};
@@ -356,16 +356,16 @@ pub fn settings(settings: &Settings) -> Vec<Fault> {
     }
     faults.at_most("policy.allow_host", allow_host.len(), LABELS_MAX, "entries");
     for entry in allow_host.iter().take(LABELS_MAX) {
-        if matches!(entry.as_str(), "privileged" | "network") {
-            continue;
-        }
-        let problem = match file_path(entry) {
-            Err(problem) => problem,
-            Ok(()) if entry == "/" => "`/` would allow every path of the host".to_owned(),
-            Ok(()) => continue,
+        let problem = match entry {
+            Allowance::Privileged | Allowance::Network => continue,
+            Allowance::Below(path) => match file_path(path) {
+                Err(problem) => problem,
+                Ok(()) if path == "/" => "`/` would allow every path of the host".to_owned(),
+                Ok(()) => continue,
+            },
         };
         faults
-            .add_at(Place::of("policy.allow_host").key(entry.clone()), problem)
+            .add_at(Place::of("policy.allow_host").key(entry.to_string()), problem)
             .advise("write host paths such as \"/srv/media\", or \"privileged\", or \"network\"");
     }
     faults.0
@@ -791,7 +791,7 @@ fn is_label(text: &str) -> bool {
 
 /// Whether this is an absolute path in its only form: what `[policy] allow_host` is compared with must not have a
 /// second spelling.
-fn file_path(text: &str) -> Result<(), String> {
+pub fn file_path(text: &str) -> Result<(), String> {
     if !text.starts_with('/') {
         return Err("the path must be absolute".to_owned());
     }

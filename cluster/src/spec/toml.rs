@@ -108,7 +108,7 @@ pub fn misfits(file: &SourceFile, faults: &[(Label, Fault)]) -> Vec<Problem> {
         let problem = |(name, fault): &(Label, Fault)| {
             let draft = drafts.iter().find(|draft| draft.service.name == *name)?;
             let mut fault = fault.clone();
-            find_route(&mut fault, draft);
+            find_written(&mut fault, draft);
             let part = if fault.is_key { Part::Key } else { Part::Value };
             let span = report.locate(&draft.place.within(&fault.at), part);
             Some(report.problem(span, fault.kind, &fault.message, fault.hint.as_deref()))
@@ -196,20 +196,24 @@ fn check_together(report: &Report<'_>, drafts: &[Draft]) {
             }
             _ => {}
         }
-        find_route(&mut fault, named[at]);
+        find_written(&mut fault, named[at]);
         report.fault(&named[at].place, &fault);
     }
 }
 
-/// Routes are products of domains and paths: the reader knows which line each came from.
-fn find_route(fault: &mut Fault, draft: &Draft) {
+/// Routes are products of domains and paths, and a host has two keys it can be under: the reader knows which line each
+/// came from.
+fn find_written(fault: &mut Fault, draft: &Draft) {
     let written = match fault.at.steps() {
         [Step::Key(key), Step::Key(route)] if key == "routes" => {
-            draft.claims.iter().find(|(claimed, _)| claimed.to_string() == *route)
+            draft.claims.iter().find(|(claimed, _)| claimed.to_string() == *route).map(|(_, written)| written)
+        }
+        [Step::Key(key), Step::Key(host)] if key == "domain" => {
+            draft.hosts.iter().find(|(named, _)| named.to_string() == *host).map(|(_, written)| written)
         }
         _ => None,
     };
-    if let Some((_, written)) = written {
+    if let Some(written) = written {
         fault.at = written.steps()[draft.place.steps().len()..].iter().cloned().collect();
     }
 }

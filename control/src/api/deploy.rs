@@ -7,7 +7,7 @@ use orca_cluster::command::put::{PutOutcome, PutServices, Reach, ServiceOutcome,
 use orca_cluster::command::{Command, Detail};
 use orca_cluster::id::{Label, ServiceName};
 use orca_cluster::limit::Limits;
-use orca_cluster::spec::{HostDemand, Service, Settings, Source};
+use orca_cluster::spec::{Allowance, HostDemand, Service, Settings, Source};
 use orca_cluster::state::{Deployed, State};
 use orca_wire::cause::chain;
 use orca_wire::message::client::{Deploy, Reason, Refused, Response};
@@ -132,50 +132,29 @@ pub fn check_service(
     name: &ServiceName,
     service: &Service,
 ) -> Result<bool, Refused> {
-    let demands = service.host_demands();
-    if demands.is_empty() {
+    if service.host_demands().is_empty() {
         return Ok(false);
     }
     core.authorise(caller, Verb::ReachHost, Object::Cluster)?;
-    for demand in demands {
-        if !is_allowed(settings, demand) {
-            let (what, allow) = match demand {
-                HostDemand::Privileged => ("to be privileged".to_owned(), "privileged".to_owned()),
-                HostDemand::Network => ("the host's network".to_owned(), "network".to_owned()),
-                HostDemand::Path(path) => (format!("the host's {path}"), path.to_owned()),
-            };
-            return Err(Refused {
-                reason: Reason::Unauthorised,
-                message: format!("{name} wants {what}, which this cluster does not allow"),
-                hint: Some(format!("add \"{allow}\" to `allow_host` under [policy] in cluster.toml")),
-                unfit: Vec::new(),
-            });
-        }
-    }
-    Ok(true)
+    let Some(demand) = settings.forbids(service) else { return Ok(true) };
+    let what = match demand {
+        HostDemand::Privileged => "to be privileged".to_owned(),
+        HostDemand::Network => "the host's network".to_owned(),
+        HostDemand::Path(path) => format!("the host's {path}"),
+    };
+    let allow = Allowance::from(demand);
+    Err(Refused {
+        reason: Reason::Unauthorised,
+        message: format!("{name} wants {what}, which this cluster does not allow"),
+        hint: Some(format!("add \"{allow}\" to `allow_host` under [policy] in cluster.toml")),
+        unfit: Vec::new(),
+    })
 }
 
 /// Whether the caller may get inside a service, or choose anew what runs in it: if any revision of it reaches into the
 /// host, that takes who may let it.
 pub fn reaches_host(core: &Core, caller: &Caller, deployed: &Deployed) -> Result<(), Refused> {
-    match deployed.revisions.values().all(|record| record.spec.host_demands().is_empty()) {
-        true => Ok(()),
-        false => core.authorise(caller, Verb::ReachHost, Object::Cluster),
-    }
-}
-
-fn is_allowed(settings: &Settings, demand: HostDemand<'_>) -> bool {
-    let allowed = &settings.allow_host;
-    match demand {
-        HostDemand::Privileged => allowed.contains("privileged"),
-        HostDemand::Network => allowed.contains("network"),
-        HostDemand::Path(path) => {
-            // By whole parts, so that `/data` does not allow `/database`; and never by way of `..`.
-            let path = std::path::Path::new(path);
-            let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
-            plain && allowed.iter().any(|prefix| prefix.starts_with('/') && path.starts_with(prefix))
-        }
-    }
+    if deployed.reaches_host() { core.authorise(caller, Verb::ReachHost, Object::Cluster) } else { Ok(()) }
 }
 
 fn check_modules(core: &Core, services: &BTreeMap<Label, Service>) -> Result<(), Refused> {

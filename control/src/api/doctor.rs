@@ -120,17 +120,14 @@ fn unseal(core: &Core) -> Vec<Finding> {
     vec![place, good(subject, copy.to_owned())]
 }
 
-/// Rotations that have begun and not ended. Nothing is lost by them but the old key, which stays.
 fn rotations(state: &State) -> Vec<Finding> {
-    let open = state.data_keys.values().filter(|key| key.rotating);
-    let found = open.map(|key| {
-        let (scope, fix) = match &key.key.id.scope {
+    let found = state.open_rotations().into_iter().map(|(scope, left)| {
+        let (scope, fix) = match scope {
             Scope::Project(project) => {
                 (format!("project {project}"), format!("orca secrets rotate --project {project}"))
             }
             Scope::Global | Scope::Cluster => ("every project".to_owned(), "orca secrets rotate".to_owned()),
         };
-        let left = state.older_secrets(&key.key.id).count();
         let message = format!("the rotation of the secrets of {scope} has not ended: {left} are under an older key");
         bad("secrets", message, &fix)
     });

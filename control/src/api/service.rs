@@ -65,12 +65,8 @@ pub async fn rollback(core: &Core, caller: &Caller, service: ServiceName, mut to
         if let (Some(_), Some(record)) = (&caller.project, to.and_then(|to| deployed.revisions.get(&to))) {
             host::check(&state, &service, &record.spec).map_err(refused)?;
         }
-        let candidates = deployed.revisions.iter().filter(|(revision, _)| to.is_none_or(|to| to == **revision));
-        for (_, record) in candidates {
-            // What runs with the same demands now has been allowed.
-            if record.spec.host_demands() != deployed.spec().host_demands() {
-                deploy::check_service(core, caller, &state.settings, &service, &record.spec)?;
-            }
+        for spec in deployed.specs_to_allow(to) {
+            deploy::check_service(core, caller, &state.settings, &service, spec)?;
         }
     }
     Ok(core.propose(caller, Command::Rollback { service, to }).await?.response())

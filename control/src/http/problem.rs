@@ -10,7 +10,9 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use orca_cluster::spec::toml::Problem as SpecProblem;
+use orca_cluster::command::put::faults;
+use orca_cluster::spec::Project;
+use orca_cluster::spec::toml::{self, Problem as SpecProblem, SourceFile};
 use orca_wire::identity::Token;
 use orca_wire::message::client::{Reason, Refused};
 use serde::Serialize;
@@ -29,7 +31,7 @@ pub const SHUT_OUT: &str = "too many tries with tokens that are not valid; wait 
 pub struct Problem {
     status: StatusCode,
     refused: Refused,
-    /// What is wrong with a file, one by one.
+    /// What is wrong with a file, or does not fit the cluster, one by one.
     errors: Vec<SpecProblem>,
 }
 
@@ -55,6 +57,11 @@ impl Problem {
         let count = errors.len();
         let message = format!("{count} {} in the file", if count == 1 { "error" } else { "errors" });
         Problem { errors, ..invalid(message, None).into() }
+    }
+
+    /// With the places in the file of what does not fit the cluster, if that is what is refused.
+    pub fn placed(self, file: &SourceFile, project: &Project) -> Problem {
+        Problem { errors: toml::misfits(file, &faults(project, &self.refused.unfit)), ..self }
     }
 }
 

@@ -147,7 +147,7 @@ async fn nobody_reaches_into_the_host_but_an_admin_where_it_is_allowed() {
     let hint = refused(admin.deploy(host).await).hint.unwrap();
     assert!(hint.contains("/srv/data") && hint.contains("allow_host"), "{hint}");
     for (allowed, may) in [("/srv/dat", false), ("/srv", true)] {
-        let settings = Settings { allow_host: [allowed.to_owned()].into(), ..Settings::default() };
+        let settings = Settings { allow_host: [allowed.to_owned().into()].into(), ..Settings::default() };
         admin.ask(Request::SetSettings(settings)).await;
         refused(deployer.deploy(host).await);
         let answer = admin.deploy(host).await;

@@ -1,14 +1,15 @@
 //! The HTTP API.
 
+use orca_cluster::command::Refusal;
 use orca_cluster::state::Role;
-use orca_wire::message::client::Request;
+use orca_wire::message::client::{Request, Response};
 use serde_json::Value;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::support::{Node, PATIENCE, http, http_with, web};
+use crate::support::{Node, PATIENCE, http, http_with, web, written};
 
 #[tokio::test]
 async fn the_document_and_the_router_have_the_same_routes() {
@@ -88,6 +89,46 @@ async fn every_mistake_of_a_file_is_in_the_answer() {
     assert_eq!(http(&node, Some(&token), "PUT", "/api/v1/projects/shop", &large).await.status, 413);
     let other = format!("project = \"blog\"\n{}", web("web:1"));
     assert_eq!(http(&node, Some(&token), "PUT", "/api/v1/projects/shop", &other).await.status, 400);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_cluster_refuses_of_a_file_is_in_the_answer_with_its_place() {
+    let node = Node::found().await;
+    let shop = format!("{}domain = \"*.a.test\"\n", web("web:1"));
+    let deployed = node.admin().await.deploy(&shop).await;
+    assert!(matches!(deployed, Response::Deployed { .. }), "{deployed:?}");
+    let (asker, token) = node.user(Role::Deployer, Some("blog")).await;
+    let ask = async |path: &str, body: &str, media: Option<&str>| {
+        http_with(&node, Some(&token), "PUT", path, body, media).await
+    };
+    let blog = format!("project = \"blog\"\n{}domain = \"www.a.test\"\n", web("web:1"));
+
+    // One thing that does not fit is as good as several.
+    let Response::Refused(refused) = asker.deploy(&blog).await else { panic!("it was accepted") };
+    assert!(matches!(refused.unfit[..], [Refusal::HostTaken { .. }]), "{refused:?}");
+    let places = |problem: &Value| -> Vec<(u64, u64, String)> {
+        let errors = problem["errors"].as_array().into_iter().flatten();
+        let place = |error: &Value, key: &str| error[key].as_u64().unwrap();
+        let text = |error: &Value| error["message"].as_str().unwrap().to_owned();
+        errors.map(|error| (place(error, "line"), place(error, "column"), text(error))).collect()
+    };
+    let taken = "`www.a.test` belongs to `shop/web`, a service of another project, which has `*.a.test`".to_owned();
+    for path in ["/api/v1/projects/blog", "/api/v1/projects/blog?dry_run=true"] {
+        let answered = ask(path, &blog, None).await;
+        let problem = answered.json();
+        assert_eq!((answered.status, &problem["detail"]), (400, &refused.message.clone().into()), "{path}");
+        assert_eq!(places(&problem), [(7, 10, taken.clone())], "{path}: {problem:#}");
+    }
+    let several =
+        ask("/api/v1/projects/blog", &format!("{blog}env = {{ A = \"${{secrets.A}}\" }}\n"), None).await.json();
+    let missing = "`web` needs secret A, which is not set".to_owned();
+    assert_eq!(places(&several), [(7, 10, taken), (8, 13, missing)], "{several:#}");
+
+    // A specification has no lines.
+    let sent = serde_json::to_string(&written(&blog).project).unwrap();
+    let problem = ask("/api/v1/projects/blog", &sent, Some("application/json")).await.json();
+    assert_eq!((&problem["detail"], places(&problem).len()), (&refused.message.into(), 0), "{problem:#}");
     node.stop().await;
 }
 

@@ -107,6 +107,32 @@ async fn rotation_changes_the_keys_and_not_the_values_and_restarts_nothing() {
 }
 
 #[tokio::test]
+async fn a_rotation_in_several_steps_leaves_every_value_what_it_was() {
+    let node = Node::found().await;
+    let mut agent = node.agent().await;
+    let admin = node.admin().await;
+    let value = |at: usize| format!("{at}{}", ".".repeat(60 << 10));
+    for at in 0..6 {
+        admin.ask(set(&format!("shop/S{at}"), &value(at))).await;
+    }
+    let before = node.handle.state().borrow().generation;
+    let rotated = admin.ask(Request::RotateSecrets { project: Some("shop".parse().unwrap()) }).await;
+    let Response::Done { generation } = rotated else { panic!("{rotated:?}") };
+    assert_eq!(generation.0 - before.0, 4, "a key, two times some values, the end");
+    let env: String = (0..6).map(|at| format!("S{at} = \"${{secrets.S{at}}}\"\n")).collect();
+    admin.deploy(&format!("[[service]]\nname = \"web\"\nimage = \"web:1\"\n[service.env]\n{env}")).await;
+    let goal = agent.until("the secrets", |goal| goal.secrets.len() == 6).await;
+    let key = SealingKey::load_or_create(&Layout::new(&node.data()).node()).unwrap();
+    for at in 0..6 {
+        let name: SecretName = format!("shop/S{at}").parse().unwrap();
+        let context = goal_context(node.handle.cluster(), NodeId(2), &name);
+        let opened = key.open(context.as_bytes(), &goal.secrets[&name]).unwrap();
+        assert!(opened.as_slice() == value(at).as_bytes(), "{name}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn more_than_a_goal_can_hold_is_refused_with_what_to_do() {
     let node = Node::found().await;
     let admin = node.admin().await;

@@ -19,7 +19,8 @@ pub(super) struct Draft {
     pub service: Service,
     pub name: Name,
     pub place: Place,
-    /// Its routes, and what in the file each of them came from.
+    /// Its hosts and its routes, and what in the file each of them came from.
+    pub hosts: Vec<(Host, Place)>,
     pub claims: Vec<(Route, Place)>,
 }
 
@@ -46,7 +47,7 @@ pub(super) fn read(table: &mut Table<'_>) -> Draft {
     let (liveness, readiness) = probes(table);
     let volumes = volumes(table);
     let is_module = matches!(source, Source::Module(_));
-    let (claims, schedules) = requests(table, is_module);
+    let Requests { hosts, claims, schedules } = requests(table, is_module);
     let mut service = Service {
         name,
         source,
@@ -81,7 +82,7 @@ pub(super) fn read(table: &mut Table<'_>) -> Draft {
     for fault in check::service(&service) {
         table.report.fault(&table.place, &fault);
     }
-    Draft { service, name: is_right, place: table.place.clone(), claims }
+    Draft { service, name: is_right, place: table.place.clone(), hosts, claims }
 }
 
 fn name(table: &mut Table<'_>) -> (Label, Name) {
@@ -391,8 +392,15 @@ fn volumes(table: &mut Table<'_>) -> Vec<Volume> {
         .collect()
 }
 
-/// Where its requests come from, with the line each route is due to, and when it runs by itself.
-fn requests(table: &mut Table<'_>, is_module: bool) -> (Vec<(Route, Place)>, Vec<Schedule>) {
+/// Where a service's requests come from, with the line each route is due to, and when it runs by itself.
+#[derive(Default)]
+struct Requests {
+    hosts: Vec<(Host, Place)>,
+    claims: Vec<(Route, Place)>,
+    schedules: Vec<Schedule>,
+}
+
+fn requests(table: &mut Table<'_>, is_module: bool) -> Requests {
     let domain = table.get("domain");
     let domains = table.get("domains");
     if let (Some(_), Some(domains)) = (&domain, &domains) {
@@ -465,7 +473,7 @@ fn requests(table: &mut Table<'_>, is_module: bool) -> (Vec<(Route, Place)>, Vec
     // A module that nothing else starts is there to be called.
     let is_called = says_where || says_path || (is_module && triggers.is_none());
     if !is_called {
-        return (Vec::new(), schedules);
+        return Requests { schedules, ..Requests::default() };
     }
     if !says_where {
         hosts.push((Host::Any, table.place.clone()));
@@ -482,7 +490,7 @@ fn requests(table: &mut Table<'_>, is_module: bool) -> (Vec<(Route, Place)>, Vec
     });
     // One more than there may be is enough to be refused, and what two lists multiply to is not bounded by the file.
     let claims = claims.take(check::ROUTES_MAX + 1).collect();
-    (claims, schedules)
+    Requests { hosts, claims, schedules }
 }
 
 fn host(item: &Item<'_>) -> Option<Host> {

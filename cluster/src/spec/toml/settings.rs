@@ -25,7 +25,7 @@ pub(super) fn read(root: &mut Table<'_>) -> Settings {
     });
     settings.allow_host = root.table("policy", |policy| {
         let entries = policy.get("allow_host");
-        entries.iter().flat_map(Item::strings).map(|(_, text)| text.to_owned()).collect()
+        entries.iter().flat_map(Item::strings).map(|(_, text)| text.to_owned().into()).collect()
     });
     later(root);
     settings
