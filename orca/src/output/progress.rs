@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use orca_cluster::id::{ReplicaId, ServiceName};
 use orca_cluster::replica::{Cause, Phase};
 use orca_cluster::status::verdict::{Awaited, Verdict, verdicts};
-use orca_cluster::status::{NodeStatus, ReplicaStatus, ServiceStatus};
+use orca_cluster::status::{ReplicaStatus, ServiceStatus};
 use orca_cluster::time::Timestamp;
 use orca_cluster::why::phase_word;
 use orca_wire::message::client::Progress;
@@ -46,7 +46,6 @@ struct Seen {
 #[derive(Debug)]
 pub struct Tracker {
     started: Timestamp,
-    nodes: Vec<NodeStatus>,
     tracks: BTreeMap<ServiceName, Track>,
     needs: Needs,
 }
@@ -62,7 +61,7 @@ impl Tracker {
             told: false,
         };
         let tracks = awaited.into_iter().map(|(name, awaited)| (name, track(awaited))).collect();
-        Tracker { started, nodes: Vec::new(), tracks, needs }
+        Tracker { started, tracks, needs }
     }
 
     /// Takes in what the cluster says, and tells what is new in it, one line each.
@@ -103,7 +102,7 @@ impl Tracker {
         let spent = moment::age(screen.now.since(self.started));
         let going = self.tracks.iter().filter(|(_, track)| track.verdict == Verdict::Going);
         let line = |(name, track): (&ServiceName, &Track)| {
-            Text::plain(format!("{name}: still waiting after {spent}: {}", track.reasons(screen, &self.nodes)))
+            Text::plain(format!("{name}: still waiting after {spent}: {}", track.reasons(screen)))
         };
         going.map(line).collect()
     }
@@ -111,9 +110,9 @@ impl Tracker {
 
 impl Track {
     /// Why it is not done yet.
-    fn reasons(&self, screen: &Screen, nodes: &[NodeStatus]) -> String {
+    fn reasons(&self, screen: &Screen) -> String {
         let Some(service) = &self.latest else { return "for the first report".to_owned() };
-        let reasons = status::waits(screen, nodes, service);
+        let reasons = status::waits(screen, &[], service);
         if reasons.is_empty() { "for the next report".to_owned() } else { reasons.join("; ") }
     }
 

@@ -27,7 +27,7 @@ impl Tracker {
     /// Says of a command that stops waiting what it has waited for, and what keeps that.
     pub fn explain(&self, mut failure: Failure, screen: &Screen) -> Failure {
         for (name, track) in self.tracks.iter().filter(|(_, track)| track.verdict == Verdict::Going) {
-            failure = failure.why(format!("{name} waits {}", track.reasons(screen, &self.nodes)));
+            failure = failure.why(format!("{name} waits {}", track.reasons(screen)));
             let why = track.latest.as_ref().and_then(|service| service.why.as_ref());
             if let Some(why) = why.filter(|why| why.code != Code::Starting) {
                 failure = failure.why(format!("{name}: {}", why.cause)).evidence(&why.evidence);
