@@ -12,7 +12,7 @@ use orca_wire::message::client::{Finding, Request, Response};
 use serde::Serialize;
 
 use super::done;
-use super::server::default_data_dir;
+use super::server::place::default_data_dir;
 use crate::cli::{DoctorArgs, Global};
 use crate::context::{Surroundings, choose};
 use crate::exit::{Exit, Failure};
