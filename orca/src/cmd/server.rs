@@ -281,10 +281,9 @@ impl Server {
     /// Until somebody asks it to stop, or it cannot go on.
     pub async fn until_told(&mut self) -> Result<(), Failure> {
         let failed = |error: &dyn std::error::Error| Failure::from_error(Exit::General, error);
-        let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed(&error))?;
+        let mut signals = Signals::new();
         tokio::select! {
-            _ = terminate.recv() => Ok(()),
-            interrupted = tokio::signal::ctrl_c() => interrupted.map_err(|error| failed(&error)),
+            () = signals.told() => Ok(()),
             ended = &mut self.control => ended.map_err(|panicked| failed(&panicked))?,
             ended = self.agent.ended() => Err(failed(&ended)),
         }
