@@ -24,6 +24,7 @@ pub mod replica;
 pub mod route;
 pub mod traffic;
 
+pub mod doctor;
 pub mod inventory;
 pub mod leader;
 pub mod plan;

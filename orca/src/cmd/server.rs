@@ -57,8 +57,10 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 const TELL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a successor waits to know whether its control plane opens. Past it, it serves without.
 const DECISION_MAX: Duration = Duration::from_secs(10);
-const PORT_PUBLIC: u16 = 80;
-const PORT_UNPRIVILEGED: u16 = 8080;
+/// Where the proxy listens unless it is told otherwise.
+pub const PORT_PUBLIC: u16 = 80;
+/// If it may not have that.
+pub const PORT_UNPRIVILEGED: u16 = 8080;
 
 /// A server that runs; [`stop`](Server::stop) it, or it is stopped where it is.
 pub struct Server {
