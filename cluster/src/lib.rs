@@ -17,6 +17,7 @@ pub mod spec;
 pub mod command;
 pub mod event;
 pub mod limit;
+pub mod rotation;
 pub mod secret;
 pub mod state;
 
@@ -28,6 +29,7 @@ pub mod inventory;
 pub mod view;
 pub mod waiting;
 
+pub mod doctor;
 pub mod leader;
 pub mod plan;
 pub mod status;

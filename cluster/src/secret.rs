@@ -7,8 +7,6 @@
 //!                                     node's public key ──▶ Sealed     on the way to one node, in its Goal
 //! ```
 
-pub mod rotation;
-
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;

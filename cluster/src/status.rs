@@ -1,6 +1,8 @@
 //! What people and programs are shown: made from the agreed state and from what nodes last said, in one place, so
 //! that the CLI, the API and the tests cannot differ.
 
+pub mod verdict;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -72,6 +74,13 @@ pub struct ServiceStatus {
     /// The last minute.
     pub recent: Window,
     pub last_receipt: Option<Receipt>,
+}
+
+impl ServiceStatus {
+    /// How the rollout of this revision ended, if it was the last.
+    pub fn receipt_of(&self, revision: Revision) -> Option<&Receipt> {
+        self.last_receipt.as_ref().filter(|receipt| receipt.revision == revision)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -54,12 +54,27 @@ pub struct Global {
     pub timeout: Option<Duration>,
 }
 
+// No doc comment on these three: it would become the first line of `orca --help`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    #[command(flatten)]
+    Server(ServerCommand),
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+// A server runs in the process.
+#[derive(Debug, Subcommand)]
+pub enum ServerCommand {
     /// Run a server: control plane, agent and proxy of this machine
     Server(ServerArgs),
     /// Start a server if none runs, deploy a project, print its URLs and follow it
     Up(UpArgs),
+}
+
+// It asks a server, or nobody.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
     /// Write a starter service.toml
     Init(InitArgs),
     /// Make the cluster run what the files say
@@ -572,32 +587,36 @@ impl fmt::Display for ServiceArg {
 impl Command {
     /// Whether it prints data, so that `--json` means something.
     pub fn prints_data(&self) -> bool {
-        match self {
-            Command::Exec(_) | Command::Completions(_) | Command::Server(_) | Command::Up(_) => false,
-            Command::Init(_)
-            | Command::Deploy(_)
-            | Command::Plan(_)
-            | Command::Redeploy(_)
-            | Command::Status(_)
-            | Command::Ps(_)
-            | Command::Logs(_)
-            | Command::Scale(_)
-            | Command::Stop(_)
-            | Command::Start(_)
-            | Command::Restart(_)
-            | Command::Rm(_)
-            | Command::Promote(_)
-            | Command::Rollback(_)
-            | Command::History(_)
-            | Command::Secrets { .. }
-            | Command::Token { .. }
-            | Command::Events(_)
-            | Command::Nodes
-            | Command::Top(_)
-            | Command::Why(_)
-            | Command::Doctor(_)
-            | Command::Context { .. }
-            | Command::Version => true,
+        let command = match self {
+            Command::Server(ServerCommand::Server(_) | ServerCommand::Up(_)) => return false,
+            Command::Client(command) => command,
+        };
+        match command {
+            ClientCommand::Exec(_) | ClientCommand::Completions(_) => false,
+            ClientCommand::Init(_)
+            | ClientCommand::Deploy(_)
+            | ClientCommand::Plan(_)
+            | ClientCommand::Redeploy(_)
+            | ClientCommand::Status(_)
+            | ClientCommand::Ps(_)
+            | ClientCommand::Logs(_)
+            | ClientCommand::Scale(_)
+            | ClientCommand::Stop(_)
+            | ClientCommand::Start(_)
+            | ClientCommand::Restart(_)
+            | ClientCommand::Rm(_)
+            | ClientCommand::Promote(_)
+            | ClientCommand::Rollback(_)
+            | ClientCommand::History(_)
+            | ClientCommand::Secrets { .. }
+            | ClientCommand::Token { .. }
+            | ClientCommand::Events(_)
+            | ClientCommand::Nodes
+            | ClientCommand::Top(_)
+            | ClientCommand::Why(_)
+            | ClientCommand::Doctor(_)
+            | ClientCommand::Context { .. }
+            | ClientCommand::Version => true,
         }
     }
 }

@@ -20,42 +20,48 @@ pub mod version;
 
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, Global};
+use crate::cli::{ClientCommand, Global, ServerCommand};
 use crate::context::{Surroundings, choose};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::session::Session;
 
-pub async fn run(cli: Cli, output: &Output) -> Result<ExitCode, Failure> {
-    let global = &cli.global;
-    match cli.command {
-        Command::Server(_) | Command::Up(_) => unreachable!("a server runs on its own runtime"),
-        Command::Init(args) => init::run(&args, output),
-        Command::Deploy(args) => deploy::run(args, global, output).await,
-        Command::Plan(args) => deploy::plan(args, global, output).await,
-        Command::Redeploy(args) => change::redeploy(args, global, output).await,
-        Command::Scale(args) => change::scale(args, global, output).await,
-        Command::Stop(args) => change::stop(args, global, output).await,
-        Command::Start(args) => change::start(args, global, output).await,
-        Command::Restart(args) => change::restart(args, global, output).await,
-        Command::Rm(args) => change::remove(args, global, output).await,
-        Command::Promote(args) => change::promote(args, global, output).await,
-        Command::Rollback(args) => change::rollback(args, global, output).await,
-        Command::Status(args) => status::status(args, global, output).await,
-        Command::Ps(args) => status::ps(args, global, output).await,
-        Command::Nodes => status::nodes(global, output).await,
-        Command::Top(args) => status::top(args, global, output).await,
-        Command::Why(args) => status::why(args, global, output).await,
-        Command::History(args) => status::history(args, global, output).await,
-        Command::Logs(args) => logs::logs(args, global, output).await,
-        Command::Events(args) => logs::events(args, global, output).await,
-        Command::Exec(args) => exec::run(args, global).await,
-        Command::Secrets { command } => secrets::run(command, global, output).await,
-        Command::Token { command } => token::run(command, global, output).await,
-        Command::Doctor(args) => doctor::run(args, global, output).await,
-        Command::Context { command } => context::run(command, output).await,
-        Command::Completions(args) => complete::run(&args, output),
-        Command::Version => version::run(global, output).await,
+/// On a runtime of its own.
+pub fn serve(command: ServerCommand, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
+    match command {
+        ServerCommand::Server(args) => server::run(&args, output),
+        ServerCommand::Up(args) => up::run(args, global, output),
+    }
+}
+
+pub async fn run(command: ClientCommand, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
+    match command {
+        ClientCommand::Init(args) => init::run(&args, output),
+        ClientCommand::Deploy(args) => deploy::run(args, global, output).await,
+        ClientCommand::Plan(args) => deploy::plan(args, global, output).await,
+        ClientCommand::Redeploy(args) => change::redeploy(args, global, output).await,
+        ClientCommand::Scale(args) => change::scale(args, global, output).await,
+        ClientCommand::Stop(args) => change::stop(args, global, output).await,
+        ClientCommand::Start(args) => change::start(args, global, output).await,
+        ClientCommand::Restart(args) => change::restart(args, global, output).await,
+        ClientCommand::Rm(args) => change::remove(args, global, output).await,
+        ClientCommand::Promote(args) => change::promote(args, global, output).await,
+        ClientCommand::Rollback(args) => change::rollback(args, global, output).await,
+        ClientCommand::Status(args) => status::status(args, global, output).await,
+        ClientCommand::Ps(args) => status::ps(args, global, output).await,
+        ClientCommand::Nodes => status::nodes(global, output).await,
+        ClientCommand::Top(args) => status::top(args, global, output).await,
+        ClientCommand::Why(args) => status::why(args, global, output).await,
+        ClientCommand::History(args) => status::history(args, global, output).await,
+        ClientCommand::Logs(args) => logs::logs(args, global, output).await,
+        ClientCommand::Events(args) => logs::events(args, global, output).await,
+        ClientCommand::Exec(args) => exec::run(args, global).await,
+        ClientCommand::Secrets { command } => secrets::run(command, global, output).await,
+        ClientCommand::Token { command } => token::run(command, global, output).await,
+        ClientCommand::Doctor(args) => doctor::run(args, global, output).await,
+        ClientCommand::Context { command } => context::run(command, output).await,
+        ClientCommand::Completions(args) => complete::run(&args, output),
+        ClientCommand::Version => version::run(global, output).await,
     }
 }
 

@@ -36,17 +36,17 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, output: &Output) -> Result<ExitCode, Failure> {
-    match cli.command {
-        Command::Server(args) => return cmd::server::run(&args, output),
-        Command::Up(args) => return cmd::up::run(args, &cli.global, output),
-        _ => log::init_for_command(output.verbose),
-    }
+    let command = match cli.command {
+        Command::Server(command) => return cmd::serve(command, &cli.global, output),
+        Command::Client(command) => command,
+    };
+    log::init_for_command(output.verbose);
     // One thread does: a client waits for one answer at a time, and starts sooner.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::from_error(Exit::General, &error))?;
-    let ended = runtime.block_on(cmd::run(cli, output));
+    let ended = runtime.block_on(cmd::run(command, &cli.global, output));
     // A thread may be reading the terminal, and nobody can tell it to stop.
     runtime.shutdown_background();
     ended

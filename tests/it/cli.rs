@@ -470,6 +470,14 @@ fn up_says_at_once_that_containers_need_docker() {
 }
 
 #[test]
+fn the_doctor_asks_for_the_engine_that_a_server_would_use() {
+    let nowhere = ("DOCKER_HOST".to_owned(), "unix:///nonexistent/docker.sock".to_owned());
+    let node = Node::prepare(Setup { env: vec![nowhere], ..Setup::default() });
+    let found = node.orca(&["doctor"]).exited(1);
+    assert!(found.stdout.contains("/nonexistent/docker.sock"), "{found}");
+}
+
+#[test]
 fn a_deploy_that_failed_fails_again_and_says_first_what_the_rest_follows_from() {
     let node = Node::start();
     let late = "[service.deploy]\nready_timeout_secs = 2\n";

@@ -208,6 +208,22 @@ fn a_secret_that_is_not_set_is_named_before_anything_is_sent() {
 }
 
 #[test]
+fn nobody_is_asked_whether_to_remove_a_secret_that_stays() {
+    let node = Node::start();
+    node.set_secret("KEY", "value");
+    node.set_secret("SPARE", "value");
+    node.deploy(&probe("web", "[service.env]\nKEY = \"${secrets.KEY}\"\n")).succeeded();
+    let remove =
+        |name: &str, more: &[&str]| node.orca(&[&["secrets", "rm", name, "--project", node.project()], more].concat());
+    for more in [&[][..], &["-y"]] {
+        remove("KEY", more).exited(6).says(&["is used by", &node.name("web")]);
+        remove("NEVER", more).exited(5).says(&["there is no secret", "orca secrets list"]);
+    }
+    remove("SPARE", &[]).exited(2).says(&["Remove secret", "-y"]);
+    remove("SPARE", &["-y"]).succeeded();
+}
+
+#[test]
 fn a_new_value_restarts_nothing_until_it_is_asked_for() {
     let node = Node::start();
     node.set_secret("KEY", "old");

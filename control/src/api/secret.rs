@@ -2,7 +2,7 @@
 
 use orca_cluster::command::{Command, Refusal};
 use orca_cluster::id::Label;
-use orca_cluster::secret::rotation::Next;
+use orca_cluster::rotation::Next;
 use orca_cluster::secret::{Scope, SealedDataKey, SecretName};
 use orca_cluster::state::{SecretRecord, State};
 use orca_wire::cause::chain;
@@ -96,7 +96,7 @@ pub async fn remove(core: &Core, caller: &Caller, name: SecretName) -> Answer {
     Ok(core.propose(caller, Command::RemoveSecret { name, if_unused: true }).await?.response())
 }
 
-/// All values of a scope, sealed anew under a new data key ([`rotation`](orca_cluster::secret::rotation)). Nothing is
+/// All values of a scope, sealed anew under a new data key ([`rotation`](orca_cluster::rotation)). Nothing is
 /// restarted: the values are the same.
 pub async fn rotate(core: &Core, caller: &Caller, project: Option<Label>) -> Answer {
     core.authorise(caller, Verb::ChangeSecrets, Object::from(project.as_ref()))?;

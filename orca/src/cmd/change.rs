@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use orca_cluster::id::{Generation, Revision, ServiceName};
+use orca_cluster::status::verdict::Awaited;
 use orca_wire::message::client::{Request, Response};
 use serde::Serialize;
 
 use super::{deploy, done, patient_session, settle};
 use crate::cli::{ChangeArgs, Global, RmArgs, RollbackArgs, ScaleArgs, ServiceArg, Wait};
 use crate::exit::Failure;
-use crate::output::progress::{Goal, Needs};
+use crate::output::progress::Needs;
 use crate::output::text::Text;
 use crate::output::{Output, count};
 use crate::session::{Session, unexpected};
@@ -32,8 +33,8 @@ struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// `goal` is for changes that make no revision.
-    async fn carry_out(self, request: Request, goal: Goal) -> Result<ExitCode, Failure> {
+    /// `awaited` is for changes that make no revision.
+    async fn carry_out(self, request: Request, awaited: Awaited) -> Result<ExitCode, Failure> {
         let Change { session, output, global, wait, name } = self;
         let (index, revision) = match session.ask(&request).await? {
             Response::Unchanged { generation } => {
@@ -51,8 +52,8 @@ impl Change<'_> {
             settle::detached(output);
             return done();
         }
-        let goal = revision.map_or(goal, Goal::Revision);
-        settle::settle(session, output, vec![(name, goal)], Needs::new(), index, global.timeout).await
+        let awaited = revision.map_or(awaited, Awaited::Revision);
+        settle::settle(session, output, vec![(name, awaited)], Needs::new(), index, global.timeout).await
     }
 }
 
@@ -61,29 +62,29 @@ async fn change(
     wait: Wait,
     global: &Global,
     output: &Output,
-    goal: Goal,
+    awaited: Awaited,
     request: impl FnOnce(ServiceName) -> Request,
 ) -> Result<ExitCode, Failure> {
     let session = patient_session(global).await?;
     let (name, _) = session.resolve(service).await?;
     let change = Change { session: &session, output, global, wait, name: name.clone() };
-    change.carry_out(request(name), goal).await
+    change.carry_out(request(name), awaited).await
 }
 
 pub async fn redeploy(args: ChangeArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
-    change(&args.service, args.wait, global, output, Goal::Settled, |service| Request::Redeploy { service }).await
+    change(&args.service, args.wait, global, output, Awaited::Settled, |service| Request::Redeploy { service }).await
 }
 
 pub async fn restart(args: ChangeArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
-    change(&args.service, args.wait, global, output, Goal::Settled, |service| Request::Restart { service }).await
+    change(&args.service, args.wait, global, output, Awaited::Settled, |service| Request::Restart { service }).await
 }
 
 pub async fn start(args: ChangeArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
-    change(&args.service, args.wait, global, output, Goal::Settled, |service| Request::Start { service }).await
+    change(&args.service, args.wait, global, output, Awaited::Settled, |service| Request::Start { service }).await
 }
 
 pub async fn stop(args: ChangeArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
-    change(&args.service, args.wait, global, output, Goal::Stopped, |service| Request::Stop { service }).await
+    change(&args.service, args.wait, global, output, Awaited::Stopped, |service| Request::Stop { service }).await
 }
 
 pub async fn promote(args: ChangeArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
@@ -92,19 +93,19 @@ pub async fn promote(args: ChangeArgs, global: &Global, output: &Output) -> Resu
     // The revision that is being promoted is known before; afterwards its receipt says how it went.
     let status = session.status(Some(name.clone())).await?;
     let rollout = status.services.iter().find(|service| service.name == name).and_then(|s| s.rollout.clone());
-    let goal = rollout.map_or(Goal::Settled, |rollout| Goal::Promoted(rollout.to));
+    let awaited = rollout.map_or(Awaited::Settled, |rollout| Awaited::Promoted(rollout.to));
     let change = Change { session: &session, output, global, wait: args.wait, name: name.clone() };
-    change.carry_out(Request::Promote { service: name }, goal).await
+    change.carry_out(Request::Promote { service: name }, awaited).await
 }
 
 pub async fn scale(args: ScaleArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
     let ScaleArgs { service, replicas, wait } = args;
-    change(&service, wait, global, output, Goal::Settled, |service| Request::Scale { service, replicas }).await
+    change(&service, wait, global, output, Awaited::Settled, |service| Request::Scale { service, replicas }).await
 }
 
 pub async fn rollback(args: RollbackArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
     let RollbackArgs { service, to, wait } = args;
-    change(&service, wait, global, output, Goal::Settled, |service| Request::Rollback { service, to }).await
+    change(&service, wait, global, output, Awaited::Settled, |service| Request::Rollback { service, to }).await
 }
 
 pub async fn remove(args: RmArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
@@ -124,7 +125,7 @@ pub async fn remove(args: RmArgs, global: &Global, output: &Output) -> Result<Ex
     }
     output.confirm(&format!("Remove {what}?"))?;
     let change = Change { session: &session, output, global, wait, name: name.clone() };
-    change.carry_out(Request::Remove { service: name, volumes }, Goal::Removed).await
+    change.carry_out(Request::Remove { service: name, volumes }, Awaited::Removed).await
 }
 
 #[derive(Debug, Serialize)]

@@ -8,6 +8,7 @@ use orca_cluster::command::put::{PutOutcome, ServiceOutcome};
 use orca_cluster::id::{Generation, Label, ServiceName};
 use orca_cluster::replica::Engine;
 use orca_cluster::spec::Project;
+use orca_cluster::status::verdict::Awaited;
 use orca_cluster::status::{NodeCondition, NodeStatus};
 use orca_wire::message::client::{Deploy, Request, Response};
 use serde::Serialize;
@@ -17,7 +18,7 @@ use super::{done, patient_session, session, settle};
 use crate::cli::{DeployArgs, Files, Global, PlanArgs, ServiceArg};
 use crate::exit::{Exit, Failure};
 use crate::files::{self, Written};
-use crate::output::progress::{Goal, Needs};
+use crate::output::progress::Needs;
 use crate::output::text::{Ink, Text};
 use crate::output::{Output, count, plan as screen};
 use crate::session::{Session, pick, unexpected};
@@ -87,7 +88,7 @@ pub async fn deploy(
         show(output, index, &outcome, &written.projects);
         return done();
     }
-    if !outcome.changes_anything() && outcome.services.values().all(|what| goal(what).is_none()) {
+    if !outcome.changes_anything() && outcome.services.values().all(|what| awaited(what).is_none()) {
         if output.json {
             show(output, index, &outcome, &written.projects);
         }
@@ -118,7 +119,7 @@ pub async fn deploy(
         output.confirm(&format!("Remove {}?", count(removed as u64, "service")))?;
     }
     upload(session, output, &written).await?;
-    let (mut goals, mut reached) = (Vec::new(), index);
+    let (mut waiting, mut reached) = (Vec::new(), index);
     for deploy in deploys {
         let answer = session.ask(&Request::Deploy(deploy)).await.map_err(|failure| written.place(failure))?;
         let (generation, outcome) = match answer {
@@ -128,9 +129,9 @@ pub async fn deploy(
             other => return Err(unexpected(&other)),
         };
         reached = reached.max(generation);
-        goals.extend(outcome.services.iter().filter_map(|(name, what)| Some((name.clone(), goal(what)?))));
+        waiting.extend(outcome.services.iter().filter_map(|(name, what)| Some((name.clone(), awaited(what)?))));
     }
-    if goals.is_empty() {
+    if waiting.is_empty() {
         nothing(output, reached);
         return done();
     }
@@ -138,7 +139,7 @@ pub async fn deploy(
         settle::detached(output);
         return done();
     }
-    settle::settle(session, output, goals, needs(&written.projects), reached, options.patience).await
+    settle::settle(session, output, waiting, needs(&written.projects), reached, options.patience).await
 }
 
 /// Sets what `cluster.toml` says, if there is one. Before anything is planned: it may be what allows it.
@@ -228,22 +229,22 @@ fn needs(projects: &[Project]) -> Needs {
 
 pub fn nothing(output: &Output, index: Generation) {
     if output.json {
-        settle::ended_at_once(output, "unchanged");
+        settle::ended_at_once(output, settle::Outcome::Unchanged);
     } else {
         output.print(&format!("Nothing to change (index {index})\n"));
     }
 }
 
-fn goal(what: &ServiceOutcome) -> Option<Goal> {
+fn awaited(what: &ServiceOutcome) -> Option<Awaited> {
     match what {
         ServiceOutcome::Created { revision, .. } | ServiceOutcome::Changed { revision, .. } => {
-            Some(Goal::Revision(*revision))
+            Some(Awaited::Revision(*revision))
         }
-        ServiceOutcome::Unchanged { revision, rolling_out: true, .. } => Some(Goal::Revision(*revision)),
+        ServiceOutcome::Unchanged { revision, rolling_out: true, .. } => Some(Awaited::Revision(*revision)),
         // A first deploy that failed changes nothing the second time, and is no success then either.
-        ServiceOutcome::Unchanged { rolling_out: false, proven: false, .. } => Some(Goal::Settled),
+        ServiceOutcome::Unchanged { rolling_out: false, proven: false, .. } => Some(Awaited::Settled),
         ServiceOutcome::Unchanged { rolling_out: false, proven: true, .. } => None,
-        ServiceOutcome::Removed => Some(Goal::Removed),
+        ServiceOutcome::Removed => Some(Awaited::Removed),
     }
 }
 

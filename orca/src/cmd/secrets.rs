@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::path::Path;
 use std::process::ExitCode;
 
+use orca_cluster::command::Refusal;
 use orca_cluster::id::Label;
 use orca_cluster::secret::SecretName;
 use orca_wire::message::client::{Request, Response, SecretInfo, SetSecret};
@@ -38,8 +39,10 @@ pub async fn run(command: Secrets, global: &Global, output: &Output) -> Result<E
         Secrets::List(ProjectArgs { project }) => list(&session(global).await?, output, project).await,
         Secrets::Rm(SecretRmArgs { name, scope }) => {
             let name = secret_name(scope.project, &name)?;
-            output.confirm(&format!("Remove secret {name}?"))?;
             let session = session(global).await?;
+            // Nobody is asked about what the cluster will refuse.
+            removable(&session, &name).await?;
+            output.confirm(&format!("Remove secret {name}?"))?;
             changed(
                 output,
                 session.ask(&Request::RemoveSecret { name: name.clone() }).await?,
@@ -101,15 +104,31 @@ pub fn changed(output: &Output, response: Response, text: &str) -> Result<ExitCo
     done()
 }
 
+async fn removable(session: &Session, name: &SecretName) -> Result<(), Failure> {
+    let secrets = known(session, name.project().cloned()).await?;
+    match secrets.into_iter().find(|secret| secret.name == *name) {
+        None => Err(Failure::new(Exit::NotFound, Refusal::NoSecret(name.clone()).to_string())
+            .fix("`orca secrets list` lists what there is")),
+        Some(SecretInfo { used_by, .. }) if used_by.is_empty() => Ok(()),
+        Some(SecretInfo { name, used_by: by, .. }) => {
+            Err(Failure::new(Exit::Conflict, Refusal::SecretInUse { name, by }.to_string()))
+        }
+    }
+}
+
+async fn known(session: &Session, project: Option<Label>) -> Result<Vec<SecretInfo>, Failure> {
+    match session.ask(&Request::ListSecrets { project }).await? {
+        Response::Secrets { secrets } => Ok(secrets),
+        other => Err(unexpected(&other)),
+    }
+}
+
 async fn list(session: &Session, output: &Output, project: Option<Label>) -> Result<ExitCode, Failure> {
     #[derive(Serialize)]
     struct Listed {
         secrets: Vec<SecretInfo>,
     }
-    let secrets = match session.ask(&Request::ListSecrets { project }).await? {
-        Response::Secrets { secrets } => secrets,
-        other => return Err(unexpected(&other)),
-    };
+    let secrets = known(session, project).await?;
     if output.json {
         output.object("secrets", &Listed { secrets });
     } else {

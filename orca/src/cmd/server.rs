@@ -5,34 +5,36 @@
 //! them, and tried again for as long as it cannot be. Where nothing ran, a control plane that cannot be opened is the
 //! end of the start: a person is about to see it.
 
-use std::fs::{DirBuilder, File, TryLockError};
-use std::io::{self, IsTerminal as _};
+mod introduce;
+mod keeper;
+pub mod place;
+
+use std::fs::File;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use orca_agent::docker::socket_from_environment;
 use orca_agent::{Agent, wasm};
 use orca_cluster::id::Label;
 use orca_cluster::traffic::Unfinished;
-use orca_control::vault::UNSEAL_KEY_VARIABLE;
-use orca_control::{Control, Founded, Front, Handle, Layout, RunError, StartError, UnsealSource};
+use orca_control::{Control, Founded, Front, UnsealSource};
 use orca_dataplane::{AccessLog, DataPlane, FILES_PER_WORKER, Limits};
-use orca_wire::cause::chain;
-use orca_wire::identity::file as private;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{Level, error, info, warn};
-use zeroize::Zeroizing;
+use tracing::{Level, info, warn};
+
+pub use introduce::introduce;
+use keeper::{Keeper, Standing, decided, not_started};
+use place::{default_data_dir, lock, unseal_source};
 
 use super::handover::{self, Door, Heir, Inheritance, Successor};
 use crate::cli::ServerArgs;
-use crate::context::{Credential, write_founded};
 use crate::exit::{Exit, Failure};
 use crate::log;
 use crate::output::Output;
@@ -55,11 +57,10 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 const TELL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a successor waits to know whether its control plane opens. Past it, it serves without.
 const DECISION_MAX: Duration = Duration::from_secs(10);
-/// Before a control plane that has failed is opened again; doubles up to the second.
-const REOPEN_PAUSE: Duration = Duration::from_secs(1);
-const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(15);
-const PORT_PUBLIC: u16 = 80;
-const PORT_UNPRIVILEGED: u16 = 8080;
+/// Where the proxy listens unless it is told otherwise.
+pub const PORT_PUBLIC: u16 = 80;
+/// If it may not have that.
+pub const PORT_UNPRIVILEGED: u16 = 8080;
 
 /// A server that runs; [`stop`](Server::stop) it, or it is stopped where it is.
 pub struct Server {
@@ -81,14 +82,6 @@ pub struct Server {
     lock: File,
     /// Modules run here; it must outlive the agent.
     _modules: Background,
-}
-
-/// How the control plane of this node stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Standing {
-    Opening,
-    Open,
-    Failed { why: String },
 }
 
 /// A runtime that may be dropped anywhere: its threads are left to end by themselves.
@@ -290,10 +283,9 @@ impl Server {
     /// Until somebody asks it to stop, or it cannot go on.
     pub async fn until_told(&mut self) -> Result<(), Failure> {
         let failed = |error: &dyn std::error::Error| Failure::from_error(Exit::General, error);
-        let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed(&error))?;
+        let mut signals = Signals::new();
         tokio::select! {
-            _ = terminate.recv() => Ok(()),
-            interrupted = tokio::signal::ctrl_c() => interrupted.map_err(|error| failed(&error)),
+            () = signals.told() => Ok(()),
             ended = &mut self.control => ended.map_err(|panicked| failed(&panicked))?,
             ended = self.agent.ended() => Err(failed(&ended)),
         }
@@ -385,18 +377,6 @@ async fn tell(mut heir: Heir, dataplane: DataPlane, before: Option<watch::Receiv
     }
 }
 
-/// Until it is known whether the control plane opens; an error if this process must not go on.
-async fn decided(
-    control: &mut JoinHandle<Result<(), Failure>>,
-    standing: &mut watch::Receiver<Standing>,
-) -> Result<(), Failure> {
-    tokio::select! {
-        // Without its sender it has ended, which the other branch knows more about.
-        Ok(_) = standing.wait_for(|standing| *standing != Standing::Opening) => Ok(()),
-        ended = control => ended.map_err(|panicked| Failure::from_error(Exit::General, &panicked))?,
-    }
-}
-
 async fn end_control(ending: &CancellationToken, control: JoinHandle<Result<(), Failure>>) {
     ending.cancel();
     if !control.is_finished() && timeout(CONTROL_STOP_MAX, control).await.is_err() {
@@ -438,156 +418,6 @@ impl Signals {
             () = next(&mut self.terminate) => {}
             () = next(&mut self.interrupt) => {}
         }
-    }
-}
-
-/// Keeps a control plane behind the ports. One that cannot be opened, or cannot go on, is opened again and again: a
-/// disk that was full may have room, a key may be put back. What runs is not touched meanwhile, and requests are
-/// served by the routes there are; nothing can be changed, and whoever asks is told why.
-struct Keeper {
-    config: orca_control::Config,
-    front: Front,
-    standing: watch::Sender<Standing>,
-    ending: CancellationToken,
-}
-
-impl Keeper {
-    /// Until it is told to end; or the key turns out at the start to be another cluster's, which only a person can
-    /// have given, and had better see at once.
-    async fn keep(self, mut opened: Option<(Control, Handle)>) -> Result<(), Failure> {
-        let mut pause = REOPEN_PAUSE;
-        let mut said = String::new();
-        loop {
-            let attempt = match opened.take() {
-                Some(opened) => Ok(opened),
-                None => tokio::select! {
-                    attempt = Control::open(&self.config, &self.front) => attempt,
-                    () = self.rest(Duration::MAX) => {
-                        self.front.close().await;
-                        return Ok(());
-                    }
-                },
-            };
-            let why = match attempt {
-                Ok((control, handle)) => {
-                    if !said.is_empty() {
-                        info!("the control plane is open");
-                    }
-                    self.standing.send_replace(Standing::Open);
-                    let begun = Instant::now();
-                    let Err(fault) = self.run(control, handle).await else { return Ok(()) };
-                    if matches!(fault, RunError::Endpoint(_)) {
-                        // Nobody can be told anything any more, and it opens anew only with the process.
-                        return Err(Failure::from_error(Exit::General, &fault));
-                    }
-                    if begun.elapsed() > REOPEN_PAUSE_MAX {
-                        pause = REOPEN_PAUSE;
-                        said.clear();
-                    }
-                    chain(&fault)
-                }
-                Err(fault) if fault.is_wrong_key() && *self.standing.borrow() == Standing::Opening => {
-                    return Err(not_started(fault));
-                }
-                Err(fault) => chain(&fault),
-            };
-            if said != why {
-                error!(
-                    why,
-                    "the control plane is not open: what runs goes on and is served, and nothing can be changed; it is \
-                     opened as soon as that is put right"
-                );
-                said.clone_from(&why);
-            }
-            self.front.say(why.clone());
-            self.standing.send_replace(Standing::Failed { why });
-            self.rest(pause).await;
-            if self.ending.is_cancelled() {
-                self.front.close().await;
-                return Ok(());
-            }
-            pause = (pause * 2).min(REOPEN_PAUSE_MAX);
-        }
-    }
-
-    async fn run(&self, control: Control, handle: Handle) -> Result<(), RunError> {
-        let mut running = std::pin::pin!(control.run());
-        tokio::select! {
-            ended = &mut running => ended,
-            () = self.ending.cancelled() => {
-                handle.shutdown();
-                running.await
-            }
-        }
-    }
-
-    /// Answers whoever asks with the reason meanwhile; shorter if it is told to end.
-    async fn rest(&self, pause: Duration) {
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = self.ending.cancelled() => {}
-            never = self.front.answer_without_control() => match never {},
-        }
-    }
-}
-
-/// Why there is no control plane, as whoever starts it is told.
-fn not_started(error: StartError) -> Failure {
-    let failure = Failure::from_error(Exit::General, &error);
-    match error {
-        StartError::Http { .. } | StartError::Quic { .. } => {
-            failure.fix("stop what uses it, or choose another with --listen ADDR:PORT")
-        }
-        _ => failure,
-    }
-}
-
-/// Held for as long as this process works in the directory: two agents would fight over the same containers. On the
-/// directory itself, so that a full disk is no obstacle.
-fn lock(data: &Path) -> Result<File, Failure> {
-    let unusable = |error: &io::Error| {
-        Failure::general(format!("the data directory {} cannot be used", data.display()))
-            .why(error.to_string())
-            .fix("make it this user's, or choose another with --data-dir DIR")
-    };
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(data);
-    let directory = made.and_then(|()| File::open(data)).map_err(|error| unusable(&error))?;
-    match directory.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(Failure::general(format!("{} is in use by another server", data.display())).fix(
-                "stop that one, take over from it with `orca server --take-over`, or give another --data-dir DIR",
-            ));
-        }
-        // The store has a lock of its own where a file system has none for directories.
-        Err(TryLockError::Error(error)) => warn!(%error, "the data directory cannot be locked"),
-    }
-    Ok(directory)
-}
-
-/// What whoever founded the cluster must know: the token, once, and what to keep safe.
-pub fn introduce(server: &Server, founded: &Founded, output: &Output) {
-    let name = founded.name.as_str();
-    output.complain(&format!("cluster `{name}` founded in {}\n", server.data.display()));
-    match write_founded(name, vec![server.address()], Credential::Identity(&founded.user)) {
-        Ok(contexts) => output.complain(&format!("  this user's access is in {}\n", contexts.display())),
-        // A service may have no home. The cluster is there all the same, and the token below opens it.
-        Err(failure) => output.complain(&format!("  this user's access could not be kept: {}\n", failure.message)),
-    }
-    if let Some(key) = &founded.unseal_key {
-        output
-            .complain(&format!("  keep a copy of {}: without it a backup's secrets cannot be opened\n", key.display()));
-    }
-    if io::stderr().is_terminal() {
-        output.complain(&format!("  administrator's token, shown this once: {}\n", *founded.token));
-        return;
-    }
-    // Nobody may be reading: it would stay in a journal, or wherever this goes, for more than its owner to find.
-    let file = Layout::new(&server.data).admin().join("token");
-    let text = Zeroizing::new(format!("{}\n", *founded.token));
-    match private::replace(&file, text.as_bytes()) {
-        Ok(()) => output.complain(&format!("  administrator's token: in {}\n", file.display())),
-        Err(error) => output.complain(&format!("  administrator's token could not be kept: {error}\n")),
     }
 }
 
@@ -656,42 +486,6 @@ pub fn reachable(ip: IpAddr) -> IpAddr {
     }
 }
 
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
-fn home() -> Result<PathBuf, Failure> {
-    std::env::var_os("HOME")
-        .map(PathBuf::from)
-        .ok_or_else(|| Failure::input("there is no home directory to keep data in").fix("give --data-dir DIR"))
-}
-
-pub fn default_data_dir() -> Result<PathBuf, Failure> {
-    if is_root() {
-        return Ok(PathBuf::from("/var/lib/orca"));
-    }
-    let share = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
-    Ok(share.map_or_else(|| home().map(|home| home.join(".local/share")), Ok)?.join("orca"))
-}
-
-/// The variable, the flag, or a file beside the data directory: never in it, or each copy of the data would hold
-/// its own key.
-fn unseal_source(args: &ServerArgs, data: &Path) -> Result<UnsealSource, Failure> {
-    if let Ok(value) = std::env::var(UNSEAL_KEY_VARIABLE) {
-        return Ok(UnsealSource::Variable(Zeroizing::new(value)));
-    }
-    if let Some(path) = &args.unseal_key {
-        return Ok(UnsealSource::File(path.clone()));
-    }
-    if is_root() && args.data_dir.is_none() {
-        return Ok(UnsealSource::File(PathBuf::from("/etc/orca/unseal.key")));
-    }
-    let absolute = std::path::absolute(data).map_err(|error| Failure::from_error(Exit::General, &error))?;
-    let mut name = absolute.file_name().unwrap_or_default().to_owned();
-    name.push(".unseal-key");
-    Ok(UnsealSource::File(absolute.with_file_name(name)))
-}
-
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
@@ -717,15 +511,5 @@ mod tests {
             let rest = FILES_RESERVED + FILES_PER_WORKER * workers as u64;
             assert!(taken == CONNECTIONS_MIN || taken * FILES_PER_CONNECTION + rest <= files, "{files} {workers}");
         }
-    }
-
-    #[test]
-    fn a_data_directory_is_one_servers() {
-        let data = tempfile::tempdir().unwrap();
-        let held = lock(data.path()).unwrap();
-        let refused = lock(data.path()).unwrap_err();
-        assert!(refused.message.contains(data.path().to_str().unwrap()), "{refused}");
-        drop(held);
-        lock(data.path()).unwrap();
     }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use orca_cluster::id::{Generation, ServiceName};
+use orca_cluster::status::verdict::{Awaited, Verdict};
 use orca_wire::message::client::{Progress, Request};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -14,7 +15,7 @@ use crate::exit::{Exit, Failure};
 use crate::moment;
 use crate::output::Output;
 use crate::output::board::{Board, Place};
-use crate::output::progress::{Goal, Needs, Tracker, Verdict};
+use crate::output::progress::{Needs, Tracker};
 use crate::output::text::{Ink, Text};
 use crate::session::{Broken, Following, Session};
 
@@ -30,9 +31,23 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Reports that wait to be drawn; the next one says all that the one before did.
 const WAITING_MAX: usize = 16;
 
+/// How a long command ended.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// There was nothing to wait for.
+    Unchanged,
+    /// Nobody waits.
+    Started,
+    /// Nobody can be asked any more.
+    Failed,
+    #[serde(untagged)]
+    Settled(Verdict),
+}
+
 #[derive(Debug, Serialize)]
 struct Ended {
-    outcome: &'static str,
+    outcome: Outcome,
     exit_code: u8,
     services: Vec<EndedService>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,42 +57,39 @@ struct Ended {
 #[derive(Debug, Serialize)]
 struct EndedService {
     service: ServiceName,
-    outcome: &'static str,
+    outcome: Verdict,
     #[serde(skip_serializing_if = "Option::is_none")]
     receipt: Option<orca_cluster::state::Receipt>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Failure>,
 }
 
-/// Watches until every goal is reached or has failed, and says so. Reports older than `since` are from before it was
-/// asked.
+/// Watches until all that is awaited has come about or has failed, and says so. Reports older than `since` are from
+/// before it was asked.
 pub async fn settle(
     session: &Session,
     output: &Output,
-    goals: Vec<(ServiceName, Goal)>,
+    awaited: Vec<(ServiceName, Awaited)>,
     needs: Needs,
     since: Generation,
     patience: Option<Duration>,
 ) -> Result<ExitCode, Failure> {
-    let services: Vec<ServiceName> = goals.iter().map(|(name, _)| name.clone()).collect();
-    let mut tracker = Tracker::new(goals, needs, moment::now());
+    let services: Vec<ServiceName> = awaited.iter().map(|(name, _)| name.clone()).collect();
+    let mut tracker = Tracker::new(awaited, needs, moment::now());
     let mut watch = Watching { output, board: Board::new(Place::Err), since };
-    let ended = watch.run(session, &services, &mut tracker, patience.unwrap_or(PATIENCE)).await;
-    let ended = match ended {
-        Ok(()) => tracker.failure().map_or(Ok(()), Err),
+    let (outcome, ended) = match watch.run(session, &services, &mut tracker, patience.unwrap_or(PATIENCE)).await {
+        Ok(()) => (Outcome::Settled(tracker.verdict()), tracker.failure().map_or(Ok(()), Err)),
         Err(failure) if failure.exit == Exit::TimedOut => {
-            Err(tracker.explain(failure, &output.side_screen(moment::now())))
+            let failure = tracker.explain(failure, &output.side_screen(moment::now()));
+            (Outcome::Settled(Verdict::Going), Err(failure))
         }
-        Err(failure) => Err(failure),
+        Err(failure) => (Outcome::Failed, Err(failure)),
     };
     if output.json {
-        let (outcome, exit) = match &ended {
-            Ok(()) => ("done", Exit::Done),
-            Err(failure) => (outcome_of(failure.exit), failure.exit),
-        };
+        let exit = ended.as_ref().err().map_or(Exit::Done, |failure| failure.exit);
         let services = tracker.verdicts().map(|(service, verdict, receipt)| EndedService {
             service: service.clone(),
-            outcome: verdict_word(verdict),
+            outcome: verdict,
             receipt: receipt.cloned(),
             error: tracker.failure_of(service),
         });
@@ -90,29 +102,8 @@ pub async fn settle(
 }
 
 /// That there was nothing to wait for, as the `result` every long command ends with.
-pub fn ended_at_once(output: &Output, outcome: &'static str) {
+pub fn ended_at_once(output: &Output, outcome: Outcome) {
     output.object("result", &Ended { outcome, exit_code: Exit::Done.code(), services: Vec::new(), error: None });
-}
-
-fn outcome_of(exit: Exit) -> &'static str {
-    match exit {
-        Exit::RolledBack => "rolled_back",
-        Exit::Degraded => "degraded",
-        Exit::Conflict => "overtaken",
-        Exit::TimedOut => "still_going",
-        _ => "failed",
-    }
-}
-
-fn verdict_word(verdict: &Verdict) -> &'static str {
-    match verdict {
-        Verdict::Going => "still_going",
-        Verdict::Done => "done",
-        Verdict::Canary => "canary",
-        Verdict::RolledBack => "rolled_back",
-        Verdict::Degraded => "degraded",
-        Verdict::Overtaken => "overtaken",
-    }
 }
 
 struct Watching<'a> {
@@ -238,8 +229,26 @@ fn undo(services: &[ServiceName]) -> String {
 /// What to say when nobody waits.
 pub fn detached(output: &Output) {
     if output.json {
-        ended_at_once(output, "started");
+        ended_at_once(output, Outcome::Started);
     } else {
         output.notice(&Text::plain("Started. ").and(Ink::Dim, "Follow it: orca status -f"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_read_one_word_whether_it_was_waited_for_or_not() {
+        let all = [
+            Outcome::Unchanged,
+            Outcome::Started,
+            Outcome::Failed,
+            Outcome::Settled(Verdict::Going),
+            Outcome::Settled(Verdict::RolledBack),
+        ];
+        let words = serde_json::to_value(all).unwrap();
+        assert_eq!(words, serde_json::json!(["unchanged", "started", "failed", "still_going", "rolled_back"]));
     }
 }

@@ -44,7 +44,7 @@ pub fn run(args: UpArgs, global: &Global, output: &Output) -> Result<ExitCode, F
             return bring_up(&session, written, &args, global, output).await;
         }
         // Never to the current context: that may be a cluster far away, which nobody has named here.
-        let data = args.server.data_dir.clone().map_or_else(server::default_data_dir, Ok)?;
+        let data = args.server.data_dir.clone().map_or_else(server::place::default_data_dir, Ok)?;
         if let Some(session) = running(&data, args.server.listen, global.timeout).await {
             let place = data.display();
             output.complain(&format!("a server runs on this machine already, its data in {place}; deploying to it\n"));

@@ -1,135 +1,29 @@
-//! A rollout as it is watched: when it has ended and how, what to draw while it goes on, and what to say once it is
-//! over. Made from what the cluster reports and from nothing else, so killing the command line changes nothing.
+//! A rollout as it is watched: what is new in it, and what to draw while it goes on. Made from what the cluster reports
+//! and from nothing else, so killing the command line changes nothing.
+
+mod ending;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use orca_cluster::id::{ReplicaId, Revision, ServiceName};
+use orca_cluster::id::{ReplicaId, ServiceName};
 use orca_cluster::replica::{Cause, Phase};
-use orca_cluster::state::{Outcome, Receipt};
-use orca_cluster::status::{NodeStatus, ReplicaStatus, ServiceState, ServiceStatus};
+use orca_cluster::status::verdict::{Awaited, Verdict, verdicts};
+use orca_cluster::status::{ReplicaStatus, ServiceStatus};
 use orca_cluster::time::Timestamp;
-use orca_cluster::waiting::Waiting;
-use orca_cluster::why::{Code, phase_word};
+use orca_cluster::why::phase_word;
 use orca_wire::message::client::Progress;
 
 use super::text::{Ink, Side, Text, table};
-use super::{Screen, count, grouped, history, latency, megabytes, short_source, status};
-use crate::exit::{Exit, Failure};
+use super::{Screen, count, megabytes, status};
 use crate::moment;
-
-/// What is waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Goal {
-    /// The rollout of this revision ends.
-    Revision(Revision),
-    /// The same, of a canary that waits no longer.
-    Promoted(Revision),
-    /// No rollout runs, and it is as asked.
-    Settled,
-    /// None of its replicas is left.
-    Stopped,
-    Removed,
-}
-
-/// How far it is.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Verdict {
-    Going,
-    Done,
-    /// The canary waits for a person.
-    Canary,
-    /// Given up; what served before serves again.
-    RolledBack,
-    /// Given up, and nothing serves as asked.
-    Degraded,
-    /// Somebody else's change took its place, or the service was removed.
-    Overtaken,
-}
-
-impl Verdict {
-    pub fn is_failure(&self) -> bool {
-        match self {
-            Verdict::Going | Verdict::Done | Verdict::Canary => false,
-            Verdict::RolledBack | Verdict::Degraded | Verdict::Overtaken => true,
-        }
-    }
-
-    fn word_of_failure(&self) -> &'static str {
-        match self {
-            Verdict::RolledBack => "rolled back",
-            Verdict::Overtaken => "overtaken",
-            Verdict::Going | Verdict::Done | Verdict::Canary | Verdict::Degraded => "failed",
-        }
-    }
-}
 
 /// Which services start only when which others are ready.
 pub type Needs = BTreeMap<ServiceName, BTreeSet<ServiceName>>;
 
-pub fn verdict(goal: Goal, service: Option<&ServiceStatus>) -> Verdict {
-    let Some(service) = service else {
-        return if goal == Goal::Removed { Verdict::Done } else { Verdict::Overtaken };
-    };
-    let gone = service.state == ServiceState::Removing;
-    match goal {
-        Goal::Removed => Verdict::Going,
-        _ if gone => Verdict::Overtaken,
-        Goal::Stopped => match service.state {
-            ServiceState::Stopped if service.replicas.is_empty() => Verdict::Done,
-            _ => Verdict::Going,
-        },
-        Goal::Settled => match (&service.rollout, service.state) {
-            (_, ServiceState::Canary) => Verdict::Canary,
-            (None, ServiceState::Running | ServiceState::Stopped) => Verdict::Done,
-            (None, ServiceState::CrashLooping | ServiceState::Failing) => Verdict::Degraded,
-            (None, ServiceState::Degraded) if was_given_up(service) => Verdict::Degraded,
-            (None | Some(_), _) => Verdict::Going,
-        },
-        Goal::Revision(revision) => rollout_verdict(revision, service),
-        Goal::Promoted(revision) => match rollout_verdict(revision, service) {
-            // The leader has not got to it yet.
-            Verdict::Canary => Verdict::Going,
-            verdict => verdict,
-        },
-    }
-}
-
-fn rollout_verdict(revision: Revision, service: &ServiceStatus) -> Verdict {
-    let ended = receipt_of(revision, service).map(|receipt| receipt.outcome);
-    match (&service.rollout, ended) {
-        (Some(rollout), _) if rollout.to == revision => match service.state {
-            ServiceState::Canary => Verdict::Canary,
-            _ => Verdict::Going,
-        },
-        (_, Some(Outcome::Done)) => Verdict::Done,
-        (None, Some(Outcome::RolledBack)) => match service.state {
-            ServiceState::Running | ServiceState::Stopped => Verdict::RolledBack,
-            _ => Verdict::Degraded,
-        },
-        (None, Some(Outcome::Failed)) => Verdict::Degraded,
-        (Some(_), Some(Outcome::RolledBack | Outcome::Failed) | None) => Verdict::Overtaken,
-        (None, None) if service.revision == revision => match service.state {
-            ServiceState::Running | ServiceState::Stopped => Verdict::Done,
-            _ => Verdict::Going,
-        },
-        (None, None) if service.revision > revision => Verdict::Overtaken,
-        (None, None) => Verdict::RolledBack,
-    }
-}
-
-/// Whether what is wanted was rolled out before, and did not get ready.
-fn was_given_up(service: &ServiceStatus) -> bool {
-    receipt_of(service.revision, service).is_some_and(|receipt| receipt.outcome == Outcome::Failed)
-}
-
-fn receipt_of(revision: Revision, service: &ServiceStatus) -> Option<&Receipt> {
-    service.last_receipt.as_ref().filter(|receipt| receipt.revision == revision)
-}
-
 /// One service's rollout, as far as it was seen.
 #[derive(Debug)]
 struct Track {
-    goal: Goal,
+    awaited: Awaited,
     /// The replicas there were before.
     old: BTreeSet<ReplicaId>,
     seen: BTreeMap<ReplicaId, Seen>,
@@ -152,33 +46,33 @@ struct Seen {
 #[derive(Debug)]
 pub struct Tracker {
     started: Timestamp,
-    nodes: Vec<NodeStatus>,
     tracks: BTreeMap<ServiceName, Track>,
     needs: Needs,
 }
 
 impl Tracker {
-    pub fn new(goals: impl IntoIterator<Item = (ServiceName, Goal)>, needs: Needs, started: Timestamp) -> Tracker {
-        let track = |goal| Track {
-            goal,
+    pub fn new(awaited: impl IntoIterator<Item = (ServiceName, Awaited)>, needs: Needs, started: Timestamp) -> Tracker {
+        let track = |awaited| Track {
+            awaited,
             old: BTreeSet::new(),
             seen: BTreeMap::new(),
             latest: None,
             verdict: Verdict::Going,
             told: false,
         };
-        let tracks = goals.into_iter().map(|(name, goal)| (name, track(goal))).collect();
-        Tracker { started, nodes: Vec::new(), tracks, needs }
+        let tracks = awaited.into_iter().map(|(name, awaited)| (name, track(awaited))).collect();
+        Tracker { started, tracks, needs }
     }
 
     /// Takes in what the cluster says, and tells what is new in it, one line each.
     pub fn take(&mut self, progress: &Progress) -> Vec<Text> {
         let mut news = Vec::new();
+        let verdicts = verdicts(self.tracks.iter().map(|(name, track)| (name, track.awaited)), &progress.services);
         for (name, track) in &mut self.tracks {
             let service = progress.services.iter().find(|service| service.name == *name);
             news.extend(track.take(name, service, progress.at));
+            track.verdict = verdicts[name];
         }
-        self.end_what_waits_in_vain();
         // One alone is told in full at once.
         if self.tracks.len() > 1 {
             for (name, track) in &mut self.tracks {
@@ -193,24 +87,8 @@ impl Tracker {
         news
     }
 
-    /// What is not being rolled out waits for its dependencies without end; where one of them has failed, it is over.
-    fn end_what_waits_in_vain(&mut self) {
-        let failed = self.tracks.iter().filter(|(_, track)| track.verdict.is_failure());
-        let mut failed: BTreeSet<ServiceName> = failed.map(|(name, _)| name.clone()).collect();
-        loop {
-            let mut tracks = self.tracks.iter_mut();
-            let Some((name, track)) = tracks.find(|(name, track)| track.waits_in_vain(name, &failed)) else { return };
-            track.verdict = Verdict::Degraded;
-            failed.insert(name.clone());
-        }
-    }
-
     pub fn is_over(&self) -> bool {
         self.tracks.values().all(|track| track.verdict != Verdict::Going)
-    }
-
-    pub fn verdicts(&self) -> impl Iterator<Item = (&ServiceName, &Verdict, Option<&Receipt>)> {
-        self.tracks.iter().map(|(name, track)| (name, &track.verdict, track.receipt()))
     }
 
     /// The block that is redrawn while it goes on.
@@ -224,118 +102,18 @@ impl Tracker {
         let spent = moment::age(screen.now.since(self.started));
         let going = self.tracks.iter().filter(|(_, track)| track.verdict == Verdict::Going);
         let line = |(name, track): (&ServiceName, &Track)| {
-            Text::plain(format!("{name}: still waiting after {spent}: {}", track.reasons(screen, &self.nodes)))
+            Text::plain(format!("{name}: still waiting after {spent}: {}", track.reasons(screen)))
         };
         going.map(line).collect()
-    }
-
-    /// Says of a command that stops waiting what it has waited for, and what keeps that.
-    pub fn explain(&self, mut failure: Failure, screen: &Screen) -> Failure {
-        for (name, track) in self.tracks.iter().filter(|(_, track)| track.verdict == Verdict::Going) {
-            failure = failure.why(format!("{name} waits {}", track.reasons(screen, &self.nodes)));
-            let why = track.latest.as_ref().and_then(|service| service.why.as_ref());
-            if let Some(why) = why.filter(|why| why.code != Code::Starting) {
-                failure = failure.why(format!("{name}: {}", why.cause)).evidence(&why.evidence);
-                failure.fix.extend(why.fix.clone());
-            }
-        }
-        failure.others = self.failures();
-        failure
-    }
-
-    /// What to say when all of it went well.
-    pub fn summary(&self, screen: &Screen) -> Vec<Text> {
-        let several = self.tracks.len() > 1;
-        let mut lines = Vec::new();
-        for (name, track) in &self.tracks {
-            let front = if several { format!("{name}: ") } else { String::new() };
-            match (&track.verdict, track.receipt()) {
-                (Verdict::Done, Some(receipt)) => lines.extend(receipt_lines(name, &front, receipt)),
-                (Verdict::Done, None) => {
-                    let word = match track.goal {
-                        Goal::Removed => "Removed",
-                        Goal::Stopped => "Stopped",
-                        Goal::Revision(_) | Goal::Promoted(_) | Goal::Settled => "Done",
-                    };
-                    let spent = moment::took(screen.now.since(self.started));
-                    lines.push(
-                        Text::plain(front.clone()).and(Ink::Green, word).and(Ink::Plain, format!(" in {spent}.")),
-                    );
-                }
-                (Verdict::Canary, _) => lines.extend(canary_lines(name, &front, track)),
-                (Verdict::Going | Verdict::RolledBack | Verdict::Degraded | Verdict::Overtaken, _) => {}
-            }
-            if track.verdict == Verdict::Done && track.stays_stopped() {
-                let text = format!("{front}It is stopped: nothing runs until `orca start {name}`.");
-                lines.push(Text::of(Ink::Yellow, text));
-            }
-        }
-        lines
-    }
-
-    /// All that failed, if not all went well.
-    pub fn failure(&self) -> Option<Failure> {
-        Failure::of_all(self.failures())
-    }
-
-    pub fn failure_of(&self, name: &ServiceName) -> Option<Failure> {
-        self.tracks.get(name)?.failure(name)
-    }
-
-    /// Those that others wait for come before these: what is said first is what the rest follows from.
-    fn failures(&self) -> Vec<Failure> {
-        let mut left: Vec<(&ServiceName, &Track)> =
-            self.tracks.iter().filter(|(_, track)| track.verdict.is_failure()).collect();
-        let mut failures = Vec::new();
-        while !left.is_empty() {
-            let waits = |name: &ServiceName| {
-                let needs = self.needs.get(name);
-                needs.is_some_and(|needs| left.iter().any(|(other, _)| needs.contains(*other)))
-            };
-            // There is one: files with a circle are refused.
-            let at = left.iter().position(|(name, _)| !waits(name)).unwrap_or(0);
-            let (name, track) = left.remove(at);
-            failures.extend(track.failure(name));
-        }
-        failures
     }
 }
 
 impl Track {
-    fn receipt(&self) -> Option<&Receipt> {
-        match self.goal {
-            Goal::Revision(revision) | Goal::Promoted(revision) => receipt_of(revision, self.latest.as_ref()?),
-            Goal::Settled | Goal::Stopped | Goal::Removed => None,
-        }
-    }
-
-    /// Whether it was changed and runs no more than before.
-    fn stays_stopped(&self) -> bool {
-        let is_meant = matches!(self.goal, Goal::Stopped | Goal::Removed);
-        !is_meant && self.latest.as_ref().is_some_and(|service| service.state == ServiceState::Stopped)
-    }
-
     /// Why it is not done yet.
-    fn reasons(&self, screen: &Screen, nodes: &[NodeStatus]) -> String {
+    fn reasons(&self, screen: &Screen) -> String {
         let Some(service) = &self.latest else { return "for the first report".to_owned() };
-        let reasons = status::waits(screen, nodes, service);
+        let reasons = status::waits(screen, &[], service);
         if reasons.is_empty() { "for the next report".to_owned() } else { reasons.join("; ") }
-    }
-
-    fn waits_in_vain(&self, name: &ServiceName, failed: &BTreeSet<ServiceName>) -> bool {
-        let Some(service) = &self.latest else { return false };
-        let settles = self.goal == Goal::Settled && self.verdict == Verdict::Going && service.rollout.is_none();
-        let in_vain = |waiting: &Waiting| {
-            let Waiting::ForDependency { service } = waiting else { return false };
-            failed.contains(&ServiceName::new(name.project.clone(), service.clone()))
-        };
-        settles && service.waiting.iter().any(in_vain)
-    }
-
-    /// Its failure in one line: what it came to, and why.
-    fn failure_line(&self, name: &ServiceName) -> Text {
-        let cause = self.failure(name).and_then(|failure| failure.why.first().cloned()).unwrap_or_default();
-        Text::of(Ink::Red, self.verdict.word_of_failure()).and(Ink::Plain, format!(": {cause}"))
     }
 
     fn take(&mut self, name: &ServiceName, service: Option<&ServiceStatus>, at: Timestamp) -> Vec<Text> {
@@ -350,7 +128,7 @@ impl Track {
         let first = self.latest.is_none();
         let replicas = service.map_or(&[][..], |service| &service.replicas);
         for replica in replicas {
-            let is_new = matches!(self.goal, Goal::Revision(to) | Goal::Promoted(to) if to == replica.revision);
+            let is_new = self.awaited.revision() == Some(replica.revision);
             if first && !is_new {
                 self.old.insert(replica.id);
             }
@@ -413,7 +191,6 @@ impl Track {
             let because = service.rollout.as_ref().and_then(|rollout| rollout.because.clone()).unwrap_or_default();
             say(None, Ink::Red, format!("going back to {}: {because}", service.revision));
         }
-        self.verdict = verdict(self.goal, service);
         // Of one that is removed, the last that was seen stays.
         if let Some(service) = service {
             self.latest = Some(service.clone());
@@ -461,66 +238,6 @@ impl Track {
             lines.push(Text::plain(front).then(self.failure_line(name)));
         }
         lines.into_iter().map(|line| line.fit(screen.width)).collect()
-    }
-
-    fn failure(&self, name: &ServiceName) -> Option<Failure> {
-        let service = self.latest.as_ref();
-        let exit = match self.verdict {
-            Verdict::Going | Verdict::Done | Verdict::Canary => return None,
-            Verdict::RolledBack => Exit::RolledBack,
-            Verdict::Degraded => Exit::Degraded,
-            Verdict::Overtaken => {
-                return Some(
-                    Failure::new(Exit::Conflict, format!("{name}: another change took the place of this one"))
-                        .why(match service.map(|service| service.state) {
-                            Some(ServiceState::Removing) | None => "the service was removed".to_owned(),
-                            Some(_) => format!("{} is wanted now", service.map_or(Revision(0), |s| s.revision)),
-                        })
-                        .more(format!("orca events {name}")),
-                );
-            }
-        };
-        let receipt = self.receipt();
-        let cause = receipt.and_then(|receipt| receipt.failure.as_ref());
-        let asked = cause.is_some_and(|cause| cause.asked);
-        // The replicas of what was rolled back are gone, and their logs with them; what they wrote last is kept.
-        let more = if exit == Exit::RolledBack { "history" } else { "logs" };
-        let mut failure =
-            Failure::new(exit, self.failure_message(name, exit, asked)).more(format!("orca {more} {name}"));
-        match (cause, service.and_then(|service| service.why.as_ref())) {
-            (Some(cause), _) => {
-                failure = failure.why(&cause.cause).evidence(&cause.evidence);
-                failure.fix.extend(cause.fix.clone());
-            }
-            (None, Some(why)) => {
-                failure = failure.why(&why.cause).evidence(&why.evidence);
-                failure.fix.extend(why.fix.clone());
-            }
-            (None, None) => {}
-        }
-        Some(failure)
-    }
-
-    fn failure_message(&self, name: &ServiceName, exit: Exit, asked: bool) -> String {
-        let what = match (self.goal, asked) {
-            (Goal::Revision(revision) | Goal::Promoted(revision), false) => {
-                format!("{name} {revision} did not become ready")
-            }
-            (Goal::Revision(revision) | Goal::Promoted(revision), true) => format!("{name} {revision} was called back"),
-            (Goal::Settled | Goal::Stopped | Goal::Removed, _) => format!("{name} did not become ready"),
-        };
-        let (Some(service), Exit::RolledBack) = (&self.latest, exit) else {
-            let first = self.receipt().is_some_and(|receipt| receipt.outcome == Outcome::Failed);
-            let end = if first { "there is no earlier version to go back to" } else { "the service is degraded" };
-            return format!("{what}; {end}");
-        };
-        let serves = format!("{} ({})", short_source(&service.source), service.revision);
-        let switched = self.receipt().is_none_or(|receipt| receipt.replaced > 0);
-        if switched {
-            format!("{what} and was rolled back; {serves} serves again")
-        } else {
-            format!("{what}; nothing was switched, {serves} still serves all traffic")
-        }
     }
 }
 
@@ -626,68 +343,24 @@ fn trouble_words(service: &ServiceStatus, replica: &ReplicaStatus, cause: &Cause
     }
 }
 
-fn receipt_lines(name: &ServiceName, front: &str, receipt: &Receipt) -> Vec<Text> {
-    let span = moment::took(receipt.ended.since(receipt.started));
-    let (during, before) = (&receipt.during, &receipt.before);
-    let p99 = match (during.p99_us, before.p99_us) {
-        (Some(now), Some(before)) => format!("  p99 {} (before: {}).", latency(now), latency(before)),
-        (Some(now), None) => format!("  p99 {}.", latency(now)),
-        (None, _) => String::new(),
-    };
-    let errors = if during.errors > 0 { Ink::Red } else { Ink::Plain };
-    let cut = if during.cut > 0 { Ink::Red } else { Ink::Plain };
-    let mut last = format!("Receipt: orca history {name}.");
-    if receipt.from.is_some() {
-        last.push_str(&format!("  Undo: orca rollback {name}"));
-    }
-    vec![
-        Text::plain(front)
-            .and(Ink::Green, "Done")
-            .and(
-                Ink::Plain,
-                format!(
-                    " in {span}.  Requests during deploy: {}{}.",
-                    history::at_least(during),
-                    grouped(during.requests)
-                ),
-            )
-            .and(errors, format!("  5xx: {} (before: {}).", grouped(during.errors), grouped(before.errors)))
-            .and(Ink::Plain, p99)
-            .and(cut, format!("  Cut connections: {}.", grouped(during.cut))),
-        Text::of(Ink::Dim, last),
-    ]
-}
-
-fn canary_lines(name: &ServiceName, front: &str, track: &Track) -> Vec<Text> {
-    let revision = track.latest.as_ref().and_then(|service| service.rollout.as_ref()).map(|rollout| rollout.to);
-    let revision = revision.map(|revision| format!("{revision} ")).unwrap_or_default();
-    vec![
-        Text::plain(front)
-            .and(Ink::Magenta, "Canary")
-            .and(Ink::Plain, format!(" {revision}is ready and gets its share of the requests.")),
-        Text::of(
-            Ink::Dim,
-            format!("Take it: orca promote {name}.  Undo: orca rollback {name}.  Look: orca status {name}"),
-        ),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::failed;
     use super::super::sample::{self, at, name, rollout, screen, show};
     use super::*;
+    use crate::exit::{Exit, Failure};
     use expect_test::expect;
-    use orca_cluster::id::Generation;
+    use orca_cluster::id::{Generation, Revision};
     use orca_cluster::status::RolloutStatus;
+    use orca_cluster::waiting::Waiting;
 
-    fn tracker(goal: Goal) -> Tracker {
-        Tracker::new([(name("shop/api"), goal)], Needs::new(), at(4))
+    pub fn tracker(awaited: Awaited) -> Tracker {
+        Tracker::new([(name("shop/api"), awaited)], Needs::new(), at(4))
     }
 
     #[test]
     fn an_update_is_told_line_by_line_and_drawn_as_a_block() {
-        let mut tracker = tracker(Goal::Revision(Revision(5)));
+        let mut tracker = tracker(Awaited::Revision(Revision(5)));
         let mut story = String::new();
         for progress in sample::update() {
             story.push_str(&show(&tracker.take(&progress)));
@@ -724,28 +397,8 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_deploy_says_that_the_old_version_serves_and_why() {
-        let mut tracker = tracker(Goal::Revision(Revision(5)));
-        let mut service = sample::service("shop/api", "myorg/api:1.4.2", 4);
-        service.last_receipt = Some(sample::receipt(5, Outcome::RolledBack, Some(sample::loopback())));
-        let over = Progress { generation: Generation(4200), at: at(0), services: vec![service], events: Vec::new() };
-        tracker.take(&over);
-        let failure = tracker.failure().unwrap();
-        assert_eq!(failure.exit, Exit::RolledBack);
-        expect![[r#"
-            error: shop/api v5 did not become ready; nothing was switched, myorg/api:1.4.2 (v4) still serves all traffic
-              why   the process listens on 127.0.0.1:8080; the proxy reaches it on the container's address
-              seen  GET /healthz -> connection refused, 14 tries in 10.0 s
-              logs  listening on http://127.0.0.1:8080
-              fix   bind to 0.0.0.0, or the port of all addresses
-              more  orca history shop/api     exit code 7
-        "#]]
-        .assert_eq(&show(&failed(&failure)));
-    }
-
-    #[test]
     fn a_crash_is_reported_the_moment_it_happens() {
-        let mut tracker = Tracker::new([(name("shop/worker"), Goal::Revision(Revision(2)))], Needs::new(), at(41));
+        let mut tracker = Tracker::new([(name("shop/worker"), Awaited::Revision(Revision(2)))], Needs::new(), at(41));
         let mut service = sample::worker();
         service.rollout = Some(RolloutStatus { started: at(41), ..rollout(2, 1) });
         service.waiting = vec![Waiting::ForReady { replica: ReplicaId(9), since: at(12), trouble: None }];
@@ -771,105 +424,5 @@ mod tests {
               fix   the reason is in its last lines; more with `orca logs shop/worker`
         "#]]
         .assert_eq(&show(&failed(&stopped)));
-    }
-
-    /// A shop whose database fails, and the services that wait for it.
-    fn failed_shop(goal: Goal) -> (Tracker, Progress) {
-        let [api, db, worker] = ["shop/api", "shop/db", "shop/worker"].map(name);
-        let needs =
-            Needs::from([(api.clone(), BTreeSet::from([db.clone()])), (worker.clone(), BTreeSet::from([api.clone()]))]);
-        let tracker = Tracker::new([api, db, worker].map(|name| (name, goal)), needs, at(4));
-        let failed = |text: &str, cause: &str| {
-            let mut service = sample::service(text, "myorg/a:1", 1);
-            service.state = ServiceState::Failing;
-            let failure =
-                orca_cluster::state::Failure { cause: cause.to_owned(), evidence: vec![], fix: None, asked: false };
-            service.last_receipt = Some(Receipt { from: None, ..sample::receipt(1, Outcome::Failed, Some(failure)) });
-            service
-        };
-        let services = vec![
-            failed("shop/api", "it depends on `db`, which is not ready"),
-            failed("shop/db", "no Docker engine answers on its node"),
-            failed("shop/worker", "it depends on `api`, which is not ready"),
-        ];
-        (tracker, Progress { generation: Generation(1), at: at(0), services, events: Vec::new() })
-    }
-
-    #[test]
-    fn of_several_failures_each_is_told_and_first_the_one_the_others_follow_from() {
-        let (mut tracker, over) = failed_shop(Goal::Revision(Revision(1)));
-        expect![[r#"
-            shop/api: failed: it depends on `db`, which is not ready
-            shop/db: failed: no Docker engine answers on its node
-            shop/worker: failed: it depends on `api`, which is not ready
-        "#]]
-        .assert_eq(&show(&tracker.take(&over)));
-        assert!(tracker.take(&over).is_empty(), "once");
-        expect![[r#"
-            error: shop/db v1 did not become ready; there is no earlier version to go back to
-              why   no Docker engine answers on its node
-              more  orca logs shop/db
-            error: shop/api v1 did not become ready; there is no earlier version to go back to
-              why   it depends on `db`, which is not ready
-              more  orca logs shop/api
-            error: shop/worker v1 did not become ready; there is no earlier version to go back to
-              why   it depends on `api`, which is not ready
-              more  orca logs shop/worker     exit code 8
-        "#]]
-        .assert_eq(&show(&failed(&tracker.failure().unwrap())));
-    }
-
-    #[test]
-    fn what_waits_for_a_service_that_failed_is_not_waited_for() {
-        let (mut tracker, mut over) = failed_shop(Goal::Settled);
-        for (at, needs) in [(0, "db"), (2, "api")] {
-            over.services[at].state = ServiceState::Starting;
-            over.services[at].waiting = vec![Waiting::ForDependency { service: needs.parse().unwrap() }];
-        }
-        tracker.take(&over);
-        assert!(tracker.is_over() && tracker.failure().unwrap().exit == Exit::Degraded);
-        // Unless it is on its way again.
-        let (mut tracker, _) = failed_shop(Goal::Settled);
-        over.services[1].state = ServiceState::Starting;
-        tracker.take(&over);
-        assert!(!tracker.is_over() && tracker.failure().is_none());
-    }
-
-    #[test]
-    fn a_change_of_a_stopped_service_says_that_nothing_runs() {
-        let mut tracker = tracker(Goal::Settled);
-        let mut service = sample::service("shop/api", "myorg/api:1.4.2", 4);
-        service.state = ServiceState::Stopped;
-        tracker.take(&Progress { generation: Generation(1), at: at(0), services: vec![service], events: Vec::new() });
-        expect![[r#"
-            Done in 4.0s.
-            It is stopped: nothing runs until `orca start shop/api`.
-        "#]]
-        .assert_eq(&show(&tracker.summary(&screen())));
-    }
-
-    #[test]
-    fn every_end_of_a_rollout_is_told_apart() {
-        let goal = Goal::Revision(Revision(5));
-        let with = |revision: u64, state: ServiceState, rollout, receipt: Option<(u64, Outcome)>| {
-            let mut service = sample::service("shop/api", "myorg/api:1", revision);
-            service.state = state;
-            service.rollout = rollout;
-            service.last_receipt = receipt.map(|(revision, outcome)| sample::receipt(revision, outcome, None));
-            verdict(goal, Some(&service))
-        };
-        let (running, updating) = (ServiceState::Running, ServiceState::Updating);
-        assert_eq!(verdict(goal, None), Verdict::Overtaken);
-        assert_eq!(verdict(Goal::Removed, None), Verdict::Done);
-        assert_eq!(with(5, updating, Some(rollout(5, 4)), Some((4, Outcome::Done))), Verdict::Going);
-        assert_eq!(with(4, ServiceState::RollingBack, Some(rollout(5, 4)), None), Verdict::Going);
-        assert_eq!(with(5, ServiceState::Canary, Some(rollout(5, 4)), None), Verdict::Canary);
-        assert_eq!(with(5, running, None, Some((5, Outcome::Done))), Verdict::Done);
-        assert_eq!(with(6, updating, Some(rollout(6, 5)), Some((5, Outcome::Done))), Verdict::Done);
-        assert_eq!(with(4, running, None, Some((5, Outcome::RolledBack))), Verdict::RolledBack);
-        assert_eq!(with(4, ServiceState::Degraded, None, Some((5, Outcome::RolledBack))), Verdict::Degraded);
-        assert_eq!(with(5, ServiceState::Failing, None, Some((5, Outcome::Failed))), Verdict::Degraded);
-        assert_eq!(with(6, updating, Some(rollout(6, 4)), None), Verdict::Overtaken);
-        assert_eq!(with(5, ServiceState::Removing, None, None), Verdict::Overtaken);
     }
 }

@@ -4,10 +4,9 @@
 //! One stream for each request. Most are answered by one [`Response`]; [`Request::Watch`], [`Request::Logs`],
 //! [`Request::Events`] and [`Request::Exec`] by a stream of their own messages, or by [`Response::Refused`] instead.
 
-use std::collections::BTreeMap;
-
 use orca_cluster::command::Refusal;
 use orca_cluster::command::put::PutOutcome;
+use orca_cluster::doctor::Finding;
 use orca_cluster::event::Event;
 use orca_cluster::id::{Generation, Label, Revision, ServiceName};
 use orca_cluster::secret::{SecretName, TokenId};
@@ -335,14 +334,4 @@ pub struct TokenInfo {
     pub project: Option<Label>,
     pub created: Timestamp,
     pub expires: Option<Timestamp>,
-}
-
-/// One check of `orca doctor`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Finding {
-    pub subject: String,
-    pub ok: bool,
-    pub message: String,
-    pub fix: Option<String>,
-    pub details: BTreeMap<String, u64>,
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{DataKeyId, Scope, SealedDataKey, SecretName};
+use crate::secret::{DataKeyId, Scope, SealedDataKey, SecretName};
 use crate::state::{DataKey, SecretRecord, State};
 use crate::time::Timestamp;
 
