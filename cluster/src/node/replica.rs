@@ -56,6 +56,8 @@ pub struct Replica {
 pub enum Stage {
     /// From the ledger: whether a runtime has it is not known yet.
     Unknown,
+    /// A runtime has it and cannot say in what condition: it may be running. Nothing is begun anew before that is known.
+    Unreadable(Trouble),
     Pending,
     Busy(ActionId, Doing),
     Running(Box<Running>),
@@ -154,7 +156,7 @@ impl Replica {
     /// Whether its process may be running, so that its volumes are not free.
     pub fn holds_volumes(&self) -> bool {
         match &self.stage {
-            Stage::Unknown | Stage::Running(_) => true,
+            Stage::Unknown | Stage::Unreadable(_) | Stage::Running(_) => true,
             Stage::Busy(_, doing) => match doing {
                 Doing::Starting | Doing::Restarting | Doing::Stopping => true,
                 Doing::Fetching | Doing::Creating | Doing::Removing => false,
@@ -188,7 +190,7 @@ impl Replica {
     pub fn want(&self, now: Timestamp) -> Option<Want> {
         let erase = self.duty() == Duty::StopAndErase;
         match (&self.stage, self.duty()) {
-            (Stage::Unknown | Stage::Gone | Stage::Busy(..), _) => None,
+            (Stage::Unknown | Stage::Gone | Stage::Busy(..), _) | (Stage::Unreadable(_), Duty::Run) => None,
             (Stage::Pending, Duty::Run) if self.image.is_none() => Some(Want::Fetch),
             (Stage::Pending, Duty::Run) => Some(Want::Create),
             (Stage::BackOff { until, again }, Duty::Run) => (now >= *until).then_some(match again {
@@ -201,7 +203,7 @@ impl Replica {
             (Stage::BackOff { until, again: Again::Remove }, _) => (now >= *until).then_some(Want::Remove { erase }),
             (Stage::Stopped, Duty::Run) => Some(Want::Start),
             (Stage::Running(running), Duty::Run) => running.want(now),
-            (Stage::Running(_), Duty::Stop | Duty::StopAndErase) => Some(Want::Stop),
+            (Stage::Running(_) | Stage::Unreadable(_), Duty::Stop | Duty::StopAndErase) => Some(Want::Stop),
             (Stage::Pending | Stage::BackOff { .. } | Stage::Stopped, Duty::Stop | Duty::StopAndErase) => {
                 Some(Want::Remove { erase })
             }
@@ -218,7 +220,9 @@ impl Replica {
                 Some((running.since + backoff::STEADY_AFTER, "a replica has been up for a while"))
             }
             Stage::Running(running) => running.deadline(),
-            Stage::Unknown | Stage::Pending | Stage::Busy(..) | Stage::Stopped | Stage::Gone => None,
+            Stage::Unknown | Stage::Unreadable(_) | Stage::Pending | Stage::Busy(..) | Stage::Stopped | Stage::Gone => {
+                None
+            }
         }
     }
 
@@ -422,13 +426,22 @@ impl Replica {
         match (&self.stage, condition) {
             // Whatever is under way ends with its own result.
             (Stage::Busy(..) | Stage::Gone, _) => {}
+            (Stage::Unknown, Condition::Unreadable { container, reason }) => {
+                let cause = Cause::Unreadable { container, reason };
+                self.enter(Stage::Unreadable(Trouble { at: now, cause, retry_at: None }), now);
+            }
+            // What was last known of it stands.
+            (_, Condition::Unreadable { .. }) => {}
             (Stage::Running(_), Condition::Running { address, since }) => {
                 let Stage::Running(running) = &mut self.stage else { return };
                 running.address = address;
                 running.since = since;
             }
             (_, Condition::Running { address, since }) => self.running(address, since, now),
-            (Stage::Running(_) | Stage::Unknown, Condition::Exited { code, out_of_memory, last_lines }) => {
+            (
+                Stage::Running(_) | Stage::Unknown | Stage::Unreadable(_),
+                Condition::Exited { code, out_of_memory, last_lines },
+            ) => {
                 // Lists are made when an engine answers again, else its end would have been told.
                 let in_a_gap = matches!(self.stage, Stage::Running(_));
                 match self.duty() {
@@ -464,7 +477,7 @@ impl Replica {
                 self.enter(Stage::Pending, now);
             }
             // A last removal takes along what is not the container: volumes, files of secrets.
-            (Stage::Stopped | Stage::Unknown | Stage::Running(_) | Stage::BackOff { .. }, _) => {
+            (Stage::Stopped | Stage::Unknown | Stage::Unreadable(_) | Stage::Running(_) | Stage::BackOff { .. }, _) => {
                 self.enter(Stage::Stopped, now);
             }
         }
@@ -524,6 +537,8 @@ impl Replica {
     pub fn is_judged(&self) -> bool {
         match &self.stage {
             Stage::Unknown | Stage::Pending | Stage::Busy(..) => self.trouble.is_some(),
+            // It may be known in a moment, and serve.
+            Stage::Unreadable(_) => false,
             Stage::Running(running) => running.ready || self.trouble.is_some(),
             // A module that is loaded is started at once; a container's end may be news.
             Stage::Stopped => self.is_container() || self.duty() != Duty::Run,
@@ -696,7 +711,7 @@ impl Replica {
 
     pub fn phase(&self) -> Phase {
         match &self.stage {
-            Stage::Unknown | Stage::Pending => Phase::Pending,
+            Stage::Unknown | Stage::Unreadable(_) | Stage::Pending => Phase::Pending,
             Stage::Busy(_, Doing::Fetching) => Phase::Pulling,
             Stage::Busy(_, Doing::Creating) => Phase::Creating,
             Stage::Busy(_, Doing::Starting) => Phase::Starting,
@@ -721,6 +736,10 @@ impl Replica {
             Stage::Running(running) => running.address,
             _ => None,
         };
+        let trouble = match &self.stage {
+            Stage::Unreadable(trouble) => Some(trouble),
+            _ => self.trouble.as_ref(),
+        };
         ReplicaReport {
             service: self.service.clone(),
             revision: self.revision,
@@ -731,7 +750,7 @@ impl Replica {
             restarts: self.restarts,
             failures: self.failures,
             last_exit: self.last_exit.clone(),
-            trouble: self.trouble.clone(),
+            trouble: trouble.cloned(),
             usage: self.usage,
             pulled: self.pulled,
             ready_after_ms: self.ready_after_ms,
