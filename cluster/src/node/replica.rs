@@ -310,23 +310,13 @@ impl Replica {
         let Stage::Running(running) = &mut self.stage else { return false };
         running.probing = None;
         let was_ready = running.ready;
-        let health = match purpose {
-            Purpose::Readiness => &mut running.readiness,
-            Purpose::Liveness => &mut running.liveness,
-        };
-        let Some(health) = health else { return false };
+        let Some(health) = running.health_mut(purpose) else { return false };
         let on_trial = health.on_trial;
         let verdict = health.handle_result(result, now);
         let check = health.check_text(port);
         if on_trial {
             return self.tried(check, verdict, purpose, now);
         }
-        let Stage::Running(running) = &mut self.stage else { return false };
-        let health = match purpose {
-            Purpose::Readiness => &mut running.readiness,
-            Purpose::Liveness => &mut running.liveness,
-        };
-        let Some(health) = health else { return false };
         match (purpose, verdict) {
             (Purpose::Readiness, Verdict::Passed) => {
                 running.ready = true;
@@ -345,18 +335,18 @@ impl Replica {
                     self.since = now;
                 }
                 if !running.ready
-                    && let (Some(saw), Some(since)) = (health.last.clone(), health.failing_since)
+                    && let Some(Health { last: Some(saw), failing_since: Some(since), tries, .. }) = &running.readiness
                 {
+                    let (saw, tries) = (saw.clone(), *tries);
                     let listening = running.listening.clone().flatten();
-                    let for_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
-                    let tries = health.tries;
+                    let for_ms = u64::try_from(now.since(*since).as_millis()).unwrap_or(u64::MAX);
                     let cause = Cause::ProbeFailing { purpose, check, saw, tries, for_ms, listening };
                     self.trouble = Some(Trouble { at: now, cause, retry_at: None });
                 }
                 true
             }
             (Purpose::Liveness, Verdict::Failed) => {
-                let saw = health.last.clone().unwrap_or(Saw::TimedOut);
+                let saw = running.liveness.as_ref().and_then(|health| health.last.clone()).unwrap_or(Saw::TimedOut);
                 self.trouble = Some(Trouble { at: now, cause: Cause::NotAlive { check, saw }, retry_at: None });
                 true
             }
@@ -367,11 +357,7 @@ impl Replica {
     /// A probe that took the place of another was asked: only that it passes, or does not, is news.
     fn tried(&mut self, check: String, verdict: Verdict, purpose: Purpose, now: Timestamp) -> bool {
         let Stage::Running(running) = &self.stage else { return false };
-        let health = match purpose {
-            Purpose::Readiness => running.readiness.as_ref(),
-            Purpose::Liveness => running.liveness.as_ref(),
-        };
-        match (verdict, health) {
+        match (verdict, running.health(purpose)) {
             (Verdict::Passed, _) if !running.is_on_trial() => self.trouble = None,
             (Verdict::Failed, Some(Health { last: Some(saw), failing_since: Some(since), tries, .. })) => {
                 let for_ms = u64::try_from(now.since(*since).as_millis()).unwrap_or(u64::MAX);
@@ -556,11 +542,7 @@ impl Replica {
             Want::Probe(purpose) => {
                 if let Stage::Running(running) = &mut self.stage {
                     running.probing = Some((action, purpose));
-                    let health = match purpose {
-                        Purpose::Readiness => &mut running.readiness,
-                        Purpose::Liveness => &mut running.liveness,
-                    };
-                    if let Some(health) = health {
+                    if let Some(health) = running.health_mut(purpose) {
                         health.due = None;
                     }
                 }
@@ -588,10 +570,7 @@ impl Replica {
     /// The probe that is due, with all it takes.
     pub fn probe(&self, purpose: Purpose) -> Option<Task> {
         let Stage::Running(running) = &self.stage else { return None };
-        let health = match purpose {
-            Purpose::Readiness => running.readiness.as_ref()?,
-            Purpose::Liveness => running.liveness.as_ref()?,
-        };
+        let health = running.health(purpose)?;
         Some(Task::Probe {
             replica: self.id,
             purpose,
@@ -761,6 +740,20 @@ impl Replica {
 }
 
 impl Running {
+    fn health(&self, purpose: Purpose) -> Option<&Health> {
+        match purpose {
+            Purpose::Readiness => self.readiness.as_ref(),
+            Purpose::Liveness => self.liveness.as_ref(),
+        }
+    }
+
+    fn health_mut(&mut self, purpose: Purpose) -> Option<&mut Health> {
+        match purpose {
+            Purpose::Readiness => self.readiness.as_mut(),
+            Purpose::Liveness => self.liveness.as_mut(),
+        }
+    }
+
     /// Not ready, and no probe will say that it is.
     fn is_unprobed(&self) -> bool {
         !self.ready && self.readiness.is_none()
