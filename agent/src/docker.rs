@@ -27,7 +27,7 @@ use std::time::Duration;
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
-use orca_cluster::node::{Condition, Found};
+use orca_cluster::node::{Condition, Exited, Found};
 use orca_cluster::replica::{Cause, Engine};
 use orca_cluster::time::Timestamp;
 
@@ -160,11 +160,11 @@ impl Docker {
                 address: address(inspected),
                 since: state.started_at.as_deref().and_then(timestamp).unwrap_or_default(),
             },
-            ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD => Condition::Exited {
+            ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD => Condition::Exited(Exited {
                 code: state.exit_code.unwrap_or_default(),
                 out_of_memory: state.oom_killed.unwrap_or_default(),
                 last_lines: self.last_lines(inspected, None).await,
-            },
+            }),
             ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::EMPTY => return None,
         };
         Some(identity.found(condition))

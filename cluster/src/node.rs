@@ -16,8 +16,6 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::goal::{Duty, Goal, ReplicaGoal, Workload};
 use crate::id::{Generation, GoalNumber, ReplicaId, Revision, ServiceName};
 use crate::inventory::REPORT_INTERVAL;
@@ -95,14 +93,14 @@ pub enum Finished {
 }
 
 /// What a runtime reports by itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
     /// Everything of ours that this runtime has: at start, and again after any gap in its events.
     All(Vec<Found>),
     /// One of these that could not be looked into until now.
     Found(Found),
     /// One replica's process has ended.
-    Exited { replica: ReplicaId, code: i64, out_of_memory: bool, last_lines: Vec<String> },
+    Exited { replica: ReplicaId, exited: Exited },
     /// Someone else started one again, or it came back with another address.
     Running { replica: ReplicaId, address: Option<SocketAddr> },
     /// Someone else removed it.
@@ -110,7 +108,7 @@ pub enum Seen {
 }
 
 /// A replica that a runtime has, from its labels.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     pub replica: ReplicaId,
     pub service: ServiceName,
@@ -120,12 +118,21 @@ pub struct Found {
 }
 
 /// An unreadable one is there, and the runtime cannot say more of it now: it is asked again, and tells it when it can.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     Created,
     Running { address: Option<SocketAddr>, since: Timestamp },
-    Exited { code: i64, out_of_memory: bool, last_lines: Vec<String> },
+    Exited(Exited),
     Unreadable { container: String, reason: String },
+}
+
+/// How a process ended, as its runtime tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Exited {
+    pub code: i64,
+    pub out_of_memory: bool,
+    /// Oldest first.
+    pub last_lines: Vec<String>,
 }
 
 /// How long a restarted node keeps silent about replicas it has not found again: a first report that calls running
@@ -216,9 +223,7 @@ impl Reconciler {
         match seen {
             Seen::All(found) => self.take_stock(found, now),
             Seen::Found(found) => self.take_found(found, now),
-            Seen::Exited { replica, code, out_of_memory, last_lines } => {
-                self.exited(replica, code, out_of_memory, last_lines, now);
-            }
+            Seen::Exited { replica, exited } => self.exited(replica, exited, now),
             Seen::Running { replica, address } => {
                 if let Some(replica) = self.replicas.get_mut(&replica) {
                     match &mut replica.stage {
@@ -433,20 +438,18 @@ impl Reconciler {
         replica.found(digest, condition, now);
     }
 
-    fn exited(&mut self, id: ReplicaId, code: i64, out_of_memory: bool, last_lines: Vec<String>, now: Timestamp) {
+    fn exited(&mut self, id: ReplicaId, exited: Exited, now: Timestamp) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
-        if replica.takes_due_exit(code, &last_lines) {
+        if replica.takes_due_exit(&exited) {
             return;
         }
         match &replica.stage {
             Stage::Running(_) | Stage::Unknown | Stage::Unreadable(_) if replica.duty() == Duty::Run => {
-                replica.exited(code, out_of_memory, last_lines, now);
+                replica.exited(exited, now);
             }
             Stage::Running(_) | Stage::Unknown | Stage::Unreadable(_) => replica.enter(Stage::Stopped, now),
             // Ended before its start, or the stop before another start, was reported: the result of that finds it.
-            Stage::Busy(_, Doing::Starting | Doing::Restarting) => {
-                replica.exited_early(code, out_of_memory, last_lines)
-            }
+            Stage::Busy(_, Doing::Starting | Doing::Restarting) => replica.exited_early(exited),
             Stage::Busy(..) | Stage::Pending | Stage::BackOff { .. } | Stage::Stopped | Stage::Gone => {}
         }
     }

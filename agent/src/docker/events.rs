@@ -11,7 +11,7 @@ use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
 use bollard::query_parameters::EventsOptionsBuilder;
 use futures_util::StreamExt as _;
 use orca_cluster::id::ReplicaId;
-use orca_cluster::node::{Condition, Found, Seen};
+use orca_cluster::node::{Condition, Exited, Found, Seen};
 use orca_cluster::replica::{Cause, Engine};
 use orca_cluster::time::Timestamp;
 use tokio::sync::mpsc;
@@ -208,7 +208,7 @@ impl Watch {
 
     async fn found(&mut self, inspected: ContainerInspectResponse) -> Option<Found> {
         let found = self.docker.found(&inspected).await?;
-        if let Condition::Exited { .. } = found.condition
+        if let Condition::Exited(_) = found.condition
             && let Some(finished) = inspected.state.and_then(|state| state.finished_at)
         {
             let end = timestamp(&finished).unwrap_or_default();
@@ -294,7 +294,7 @@ impl Watch {
             last_lines = self.docker.last_lines(&inspected, before.map(|before| before.end)).await;
             self.told.insert(replica, Exit { finished, end });
         }
-        self.see(Seen::Exited { replica, code, out_of_memory, last_lines }).await
+        self.see(Seen::Exited { replica, exited: Exited { code, out_of_memory, last_lines } }).await
     }
 
     async fn look(&self, id: &str) -> Result<Look, Gap> {

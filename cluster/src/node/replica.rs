@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::health::{Health, Verdict, default_readiness};
-use super::{ActionId, Condition, Finished, Purpose, Task, backoff};
+use super::{ActionId, Condition, Exited, Finished, Purpose, Task, backoff};
 use crate::goal::{Duty, ReplicaGoal, Workload};
 use crate::id::{ReplicaId, Revision, ServiceName};
 use crate::replica::{Cause, Ending, Exit, Phase, Pulled, ReplicaReport, Saw, Trouble, Usage};
@@ -46,8 +46,8 @@ pub struct Replica {
     ready_after_ms: Option<u64>,
     /// When the current start began.
     begun: Timestamp,
-    /// Code, out of memory, last lines: it ended before its start was reported.
-    early_exit: Option<(i64, bool, Vec<String>)>,
+    /// It ended before its start was reported.
+    early_exit: Option<Exited>,
     /// Our own stop before another start has ended it, and its exit is yet to be reported: not of the next start.
     exit_due: bool,
 }
@@ -376,7 +376,7 @@ impl Replica {
     }
 
     /// Its process has ended without being asked to.
-    pub fn exited(&mut self, code: i64, out_of_memory: bool, last_lines: Vec<String>, now: Timestamp) {
+    pub fn exited(&mut self, exited: Exited, now: Timestamp) {
         let (up, stable) = match &self.stage {
             Stage::Running(running) => {
                 let ready_for = running.ready_since.map_or(Duration::ZERO, |since| now.since(since));
@@ -386,6 +386,7 @@ impl Replica {
         };
         self.failures = if stable { 1 } else { self.failures.saturating_add(1) };
         let after_ms = u64::try_from(up.as_millis()).unwrap_or(u64::MAX);
+        let Exited { code, out_of_memory, last_lines } = exited;
         self.last_exit = Some(Exit { at: now, code, out_of_memory, after_ms, last_lines, ending: Ending::Own });
         let until = now + backoff::restart_delay(self.failures);
         self.trouble = Some(Trouble { at: now, cause: Cause::Exited, retry_at: Some(until) });
@@ -424,21 +425,18 @@ impl Replica {
                 running.since = since;
             }
             (_, Condition::Running { address, since }) => self.running(address, since, now),
-            (
-                Stage::Running(_) | Stage::Unknown | Stage::Unreadable(_),
-                Condition::Exited { code, out_of_memory, last_lines },
-            ) => {
+            (Stage::Running(_) | Stage::Unknown | Stage::Unreadable(_), Condition::Exited(exited)) => {
                 // Lists are made when an engine answers again, else its end would have been told.
                 let in_a_gap = matches!(self.stage, Stage::Running(_));
                 match self.duty() {
-                    Duty::Run => self.exited(code, out_of_memory, last_lines, now),
+                    Duty::Run => self.exited(exited, now),
                     Duty::Stop | Duty::StopAndErase => self.enter(Stage::Stopped, now),
                 }
                 if in_a_gap {
                     self.ended_with_its_engine();
                 }
             }
-            (Stage::Pending | Stage::BackOff { .. } | Stage::Stopped, Condition::Exited { .. }) => {}
+            (Stage::Pending | Stage::BackOff { .. } | Stage::Stopped, Condition::Exited(_)) => {}
             (_, Condition::Created) => self.enter(Stage::Stopped, now),
         }
     }
@@ -448,7 +446,7 @@ impl Replica {
         self.exit_due = false;
         if matches!(self.stage, Stage::Running(_)) && self.duty() == Duty::Run {
             // Its end was not seen: whoever removed it killed it.
-            self.exited(SIGKILLED, false, Vec::new(), now);
+            self.exited(Exited { code: SIGKILLED, ..Exited::default() }, now);
         }
         match (&self.stage, self.duty()) {
             (Stage::Busy(..) | Stage::Gone | Stage::Pending, _) => {}
@@ -618,16 +616,16 @@ impl Replica {
     }
 
     /// Its process ended while its start was under way.
-    pub fn exited_early(&mut self, code: i64, out_of_memory: bool, last_lines: Vec<String>) {
-        self.early_exit = Some((code, out_of_memory, last_lines));
+    pub fn exited_early(&mut self, exited: Exited) {
+        self.early_exit = Some(exited);
     }
 
     /// Whether this is the exit that our own stop led to; then it only completes what is known of it.
-    pub fn takes_due_exit(&mut self, code: i64, last_lines: &[String]) -> bool {
+    pub fn takes_due_exit(&mut self, exited: &Exited) -> bool {
         let due = std::mem::take(&mut self.exit_due);
         if due && let Some(exit) = &mut self.last_exit {
-            exit.code = code;
-            exit.last_lines = last_lines.to_vec();
+            exit.code = exited.code;
+            exit.last_lines.clone_from(&exited.last_lines);
         }
         due
     }
@@ -648,9 +646,9 @@ impl Replica {
                     self.restarts = self.restarts.saturating_add(1);
                 }
                 self.running(address, now, now);
-                if let Some((code, out_of_memory, last_lines)) = self.early_exit.take() {
+                if let Some(exited) = self.early_exit.take() {
                     match self.duty() {
-                        Duty::Run => self.exited(code, out_of_memory, last_lines, now),
+                        Duty::Run => self.exited(exited, now),
                         Duty::Stop | Duty::StopAndErase => self.enter(Stage::Stopped, now),
                     }
                 }
@@ -658,8 +656,8 @@ impl Replica {
             (Doing::Restarting, Finished::Stopped) => {
                 let why = self.trouble.take();
                 self.exit_due = self.early_exit.is_none();
-                let (code, _, lines) = self.early_exit.take().unwrap_or((SIGTERMED, false, Vec::new()));
-                self.exited(code, false, lines, now);
+                let exited = self.early_exit.take().unwrap_or(Exited { code: SIGTERMED, ..Exited::default() });
+                self.exited(Exited { out_of_memory: false, ..exited }, now);
                 if let (Some(Trouble { cause: Cause::NotAlive { check, saw }, .. }), Some(exit)) =
                     (why, &mut self.last_exit)
                 {
@@ -823,7 +821,7 @@ mod tests {
     }
 
     fn exited(code: i64) -> Condition {
-        Condition::Exited { code, out_of_memory: false, last_lines: vec!["bye".to_owned()] }
+        Condition::Exited(Exited { code, out_of_memory: false, last_lines: vec!["bye".to_owned()] })
     }
 
     fn ending(replica: &Replica) -> (Option<Ending>, u32) {
@@ -856,7 +854,7 @@ mod tests {
             [(Duration::from_secs(2), (Some(Ending::WithEngine), 0)), (ENGINE_STOP_MAX * 2, (Some(Ending::Own), 1))]
         {
             let mut replica = serving();
-            replica.exited(SIGTERMED, false, Vec::new(), BEGIN + Duration::from_secs(60));
+            replica.exited(Exited { code: SIGTERMED, ..Exited::default() }, BEGIN + Duration::from_secs(60));
             assert_eq!(ending(&replica), (Some(Ending::Own), 1));
             let now = BEGIN + Duration::from_secs(60) + pause;
             replica.stage = Stage::Busy(ActionId(9), Doing::Starting);
