@@ -24,10 +24,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
-use orca_cluster::node::{Condition, Found};
+use orca_cluster::node::{Condition, Exited, Found};
 use orca_cluster::replica::{Cause, Engine};
 use orca_cluster::time::Timestamp;
 
@@ -123,19 +123,19 @@ impl Docker {
         error::cause(error, &self.config().socket)
     }
 
-    /// The ids of this cluster's containers with these labels besides, in whatever state.
-    async fn list(&self, labels: &[(&str, String)]) -> Result<Vec<String>, Cause> {
+    /// This cluster's containers with these labels besides, in whatever state.
+    async fn list(&self, labels: &[(&str, String)]) -> Result<Vec<ContainerSummary>, Cause> {
         let mut wanted = vec![format!("{LABEL_CLUSTER}={}", self.config().cluster)];
         wanted.extend(labels.iter().map(|(name, value)| format!("{name}={value}")));
         let filters = HashMap::from([("label", wanted)]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-        let found = self.client()?.list_containers(Some(options)).await.map_err(|error| self.cause(error))?;
-        Ok(found.into_iter().filter_map(|container| container.id).collect())
+        self.client()?.list_containers(Some(options)).await.map_err(|error| self.cause(error))
     }
 
     /// The container of a replica, if there is one.
     async fn find(&self, replica: ReplicaId) -> Result<Option<String>, Cause> {
-        Ok(self.list(&[(LABEL_REPLICA, replica.to_string())]).await?.pop())
+        let mut found = self.list(&[(LABEL_REPLICA, replica.to_string())]).await?;
+        Ok(found.pop().and_then(|container| container.id))
     }
 
     /// [`None`] when there is no such container (any more).
@@ -149,7 +149,7 @@ impl Docker {
 
     /// What a container of ours is, from its labels and its state.
     async fn found(&self, inspected: &ContainerInspectResponse) -> Option<Found> {
-        let identity = Identity::of(inspected)?;
+        let identity = Identity::of(inspected.config.as_ref()?.labels.as_ref()?)?;
         let state = inspected.state.as_ref()?;
         let condition = match state.status? {
             ContainerStateStatusEnum::CREATED => Condition::Created,
@@ -160,15 +160,14 @@ impl Docker {
                 address: address(inspected),
                 since: state.started_at.as_deref().and_then(timestamp).unwrap_or_default(),
             },
-            ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD => Condition::Exited {
+            ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD => Condition::Exited(Exited {
                 code: state.exit_code.unwrap_or_default(),
                 out_of_memory: state.oom_killed.unwrap_or_default(),
                 last_lines: self.last_lines(inspected, None).await,
-            },
+            }),
             ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::EMPTY => return None,
         };
-        let Identity { replica, service, revision, digest, .. } = identity;
-        Some(Found { replica, service, revision, digest, condition })
+        Some(identity.found(condition))
     }
 }
 
@@ -182,8 +181,7 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(inspected: &ContainerInspectResponse) -> Option<Identity> {
-        let labels = inspected.config.as_ref()?.labels.as_ref()?;
+    fn of(labels: &HashMap<String, String>) -> Option<Identity> {
         Some(Identity {
             cluster: labels.get(LABEL_CLUSTER)?.clone(),
             replica: labels.get(LABEL_REPLICA)?.parse().ok()?,
@@ -191,6 +189,11 @@ impl Identity {
             revision: labels.get(LABEL_REVISION)?.parse().ok()?,
             digest: labels.get(LABEL_DIGEST).cloned(),
         })
+    }
+
+    fn found(self, condition: Condition) -> Found {
+        let Identity { replica, service, revision, digest, .. } = self;
+        Found { replica, service, revision, digest, condition }
     }
 }
 

@@ -29,8 +29,9 @@ use crate::wasm;
 /// A file with a module's bytes is its digest and this.
 const MODULE_SUFFIX: &str = ".wasm";
 
-/// What the node has to work with.
-pub struct Hands {
+/// What the node has to work with, as its owner gives it.
+#[expect(missing_debug_implementations, reason = "most of it is handles, and keys are among them")]
+pub struct Tools {
     pub docker: Docker,
     pub wasm: wasm::Engine,
     pub replicas: Arc<wasm::Replicas>,
@@ -42,6 +43,10 @@ pub struct Hands {
     pub sealing_key: SealingKey,
     /// Where the bytes of modules are kept, by digest.
     pub modules: PathBuf,
+}
+
+pub struct Hands {
+    tools: Tools,
     /// What is compiled, by digest, as long as a replica of it is wanted.
     components: Mutex<BTreeMap<ReplicaId, wasm::Component>>,
     /// Replicas of one module ask for it at the same moment: one fetches, the others find it here.
@@ -51,47 +56,17 @@ pub struct Hands {
 
 impl std::fmt::Debug for Hands {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hands").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("Hands").field("node", &self.tools.node).finish_non_exhaustive()
     }
-}
-
-/// The parts of [`Hands`] that its owner gives.
-#[expect(missing_debug_implementations, reason = "most of it is handles, and it lives for one call")]
-pub struct Tools {
-    pub docker: Docker,
-    pub wasm: wasm::Engine,
-    pub replicas: Arc<wasm::Replicas>,
-    pub logs: Logs,
-    pub dataplane: DataPlane,
-    pub session: Session,
-    pub cluster: ClusterId,
-    pub node: NodeId,
-    pub sealing_key: SealingKey,
-    pub modules: PathBuf,
 }
 
 impl Hands {
     /// Results come out of the receiver. At most a few actions for each replica are under way, so it needs no bound
     /// of its own.
     pub fn new(tools: Tools) -> (Arc<Hands>, mpsc::UnboundedReceiver<(ActionId, Finished)>) {
-        let Tools { docker, wasm, replicas, logs, dataplane, session, cluster, node, sealing_key, modules } = tools;
         let (finished, results) = mpsc::unbounded_channel();
-        let hands = Hands {
-            docker,
-            wasm,
-            replicas,
-            logs,
-            dataplane,
-            session,
-            cluster,
-            node,
-            sealing_key,
-            modules,
-            components: Mutex::default(),
-            fetching: tokio::sync::Mutex::default(),
-            finished,
-        };
-        (Arc::new(hands), results)
+        let (components, fetching) = (Mutex::default(), tokio::sync::Mutex::default());
+        (Arc::new(Hands { tools, components, fetching, finished }), results)
     }
 
     pub fn start(self: &Arc<Hands>, action: Action) {
@@ -116,43 +91,43 @@ impl Hands {
             Task::Fetch { replica, goal, secrets } => match &goal.workload {
                 Workload::Container(_) => {
                     let open = |name: &SecretName| self.open(&secrets, name);
-                    self.docker.fetch(&goal, &open, |_| {}).await
+                    self.tools.docker.fetch(&goal, &open, |_| {}).await
                 }
                 Workload::Module(module) => self.fetch_module(replica, module).await,
             },
             Task::Create { replica, goal, image, secrets } => match &goal.workload {
                 Workload::Container(_) => {
                     let open = |name: &SecretName| self.open(&secrets, name);
-                    self.docker.create(replica, &goal, &image, &[], &open).await
+                    self.tools.docker.create(replica, &goal, &image, &[], &open).await
                 }
                 Workload::Module(_) => Finished::Created,
             },
             Task::Start { replica, goal, secrets } => match &goal.workload {
                 Workload::Container(_) => {
                     let open = |name: &SecretName| self.open(&secrets, name);
-                    self.docker.start(replica, &goal, &open).await
+                    self.tools.docker.start(replica, &goal, &open).await
                 }
                 Workload::Module(module) => {
                     self.start_module(replica, &goal, module, &secrets).unwrap_or_else(Finished::Failed)
                 }
             },
             Task::Probe { replica, purpose: _, check, address, timeout } => {
-                let exec = async |argv: &[String], longest| self.docker.run(replica, argv, longest).await;
+                let exec = async |argv: &[String], longest| self.tools.docker.run(replica, argv, longest).await;
                 Finished::Probed(probe(&check, address, timeout, exec).await)
             }
-            Task::Inspect { replica } => Finished::Listening(self.docker.listening(replica).await),
-            Task::Stop { replica, grace } => match self.replicas.remove(replica) {
+            Task::Inspect { replica } => Finished::Listening(self.tools.docker.listening(replica).await),
+            Task::Stop { replica, grace } => match self.tools.replicas.remove(replica) {
                 Some(module) => {
                     module.stop();
                     Finished::Stopped
                 }
-                None => self.docker.stop(replica, grace).await,
+                None => self.tools.docker.stop(replica, grace).await,
             },
             Task::Remove { replica, service, goal, erase } => {
                 self.remove(replica, &service, goal.as_deref(), erase).await
             }
             Task::Apply { tables, generation } => {
-                self.dataplane.apply(Arc::clone(&tables)).await;
+                self.tools.dataplane.apply(Arc::clone(&tables)).await;
                 Finished::Applied { number: tables.number, generation }
             }
             Task::Run { replica, cron, due } => self.run_scheduled(replica, &cron, due).await,
@@ -162,8 +137,9 @@ impl Hands {
     /// A secret of the goal, by the node's own key.
     fn open(&self, secrets: &Secrets, name: &SecretName) -> Result<Zeroizing<String>, Unopened> {
         let sealed = secrets.get(name).ok_or(Unopened::Absent)?;
-        let context = goal_context(self.cluster, self.node, name);
+        let context = goal_context(self.tools.cluster, self.tools.node, name);
         let bytes = self
+            .tools
             .sealing_key
             .open(context.as_bytes(), sealed)
             .map_err(|error| Unopened::Damaged(format!("secret {name}: {error}")))?;
@@ -178,7 +154,7 @@ impl Hands {
             Ok(bytes) => bytes,
             Err(cause) => return Finished::Failed(cause),
         };
-        match self.wasm.load(digest, bytes).await {
+        match self.tools.wasm.load(digest, bytes).await {
             Ok(component) => {
                 self.components.lock().unwrap_or_else(PoisonError::into_inner).insert(replica, component);
                 let digest = Some(format!("sha256:{digest}"));
@@ -194,7 +170,7 @@ impl Hands {
         if digest.is_empty() || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(missing());
         }
-        let path = self.modules.join(format!("{digest}{MODULE_SUFFIX}"));
+        let path = self.tools.modules.join(format!("{digest}{MODULE_SUFFIX}"));
         if let Ok(bytes) = tokio::fs::read(&path).await {
             return Ok(bytes.into());
         }
@@ -203,7 +179,7 @@ impl Hands {
         if let Ok(bytes) = tokio::fs::read(&path).await {
             return Ok(bytes.into());
         }
-        let bytes = self.session.module(digest).await.map_err(|error| {
+        let bytes = self.tools.session.module(digest).await.map_err(|error| {
             warn!(digest, error = chain(&error), "a module could not be fetched");
             missing()
         })?;
@@ -221,8 +197,8 @@ impl Hands {
     pub fn sweep_modules(self: &Arc<Hands>, named: BTreeSet<String>) {
         let hands = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
-            let swept = module_files::sweep(&hands.modules, MODULE_SUFFIX, &named);
-            if let Err(error) = swept.and_then(|()| hands.wasm.sweep(&named)) {
+            let swept = module_files::sweep(&hands.tools.modules, MODULE_SUFFIX, &named);
+            if let Err(error) = swept.and_then(|()| hands.tools.wasm.sweep(&named)) {
                 warn!(%error, "old modules could not be removed");
             }
         });
@@ -244,6 +220,7 @@ impl Hands {
             .map(|(name, template)| Ok((name.clone(), resolve(template, goal, &open)?)))
             .collect::<Result<Vec<_>, Cause>>()?;
         let log = self
+            .tools
             .logs
             .writer(replica)
             .map_err(|error| Cause::Refused { reason: format!("its log cannot be opened: {error}") })?;
@@ -254,9 +231,9 @@ impl Hands {
             env,
             limits: module.limits.clone(),
             log,
-            services: self.dataplane.services(),
+            services: self.tools.dataplane.services(),
         };
-        self.replicas.insert(self.wasm.start(&component, start));
+        self.tools.replicas.insert(self.tools.wasm.start(&component, start));
         Ok(Finished::Started { address: None })
     }
 
@@ -268,16 +245,16 @@ impl Hands {
         erase: bool,
     ) -> Finished {
         let Some(goal) = goal else {
-            return self.docker.remove_found(replica, service).await;
+            return self.tools.docker.remove_found(replica, service).await;
         };
         self.components.lock().unwrap_or_else(PoisonError::into_inner).remove(&replica);
         match &goal.workload {
-            Workload::Container(_) => self.docker.remove(replica, goal, erase).await,
+            Workload::Container(_) => self.tools.docker.remove(replica, goal, erase).await,
             Workload::Module(_) => {
-                if let Some(module) = self.replicas.remove(replica) {
+                if let Some(module) = self.tools.replicas.remove(replica) {
                     module.stop();
                 }
-                if let Err(error) = self.logs.remove(replica) {
+                if let Err(error) = self.tools.logs.remove(replica) {
                     warn!(%replica, %error, "its log could not be removed");
                 }
                 Finished::Removed
@@ -286,7 +263,7 @@ impl Hands {
     }
 
     async fn run_scheduled(&self, replica: ReplicaId, cron: &str, due: Timestamp) -> Finished {
-        let Some(module) = self.replicas.get(replica) else {
+        let Some(module) = self.tools.replicas.get(replica) else {
             return Finished::Ran(Err("it is not running".to_owned()));
         };
         info!(%replica, cron, due = due.to_minute(), "a scheduled run begins");

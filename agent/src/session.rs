@@ -31,6 +31,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Session {
     client: Arc<Client>,
+    silence_max: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +48,7 @@ pub enum FetchError {
 
 impl Session {
     pub fn new(client: Client) -> Session {
-        Session { client: Arc::new(client) }
+        Session { client: Arc::new(client), silence_max: SILENCE_MAX }
     }
 
     /// The bytes of a module; nothing if no control node has them.
@@ -61,8 +62,8 @@ impl Session {
         };
         let mut bytes = BytesMut::new();
         while (bytes.len() as u64) < size {
-            let chunk = timeout(SILENCE_MAX, stream.next_bytes()).await;
-            match chunk.map_err(|_| StreamError::Deadline(SILENCE_MAX))?? {
+            let chunk = timeout(self.silence_max, stream.next_bytes()).await;
+            match chunk.map_err(|_| StreamError::Deadline(self.silence_max))?? {
                 Some(chunk) => bytes.extend_from_slice(&chunk),
                 None => return Err(FetchError::Short { got: bytes.len() as u64, size }),
             }
@@ -144,5 +145,63 @@ async fn attach(
         reason = up => reason,
         reason = down => reason,
         error = asked => chain(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use orca_cluster::id::{ClusterId, NodeId};
+    use orca_wire::identity::{Authority, KeyRequest};
+    use orca_wire::{Access, Endpoint, Plane};
+
+    use super::*;
+    use crate::clock::now;
+
+    /// A control node's part: of any module half the bytes come, and of one called `whole` the rest as well.
+    async fn give(request: AgentRequest, mut stream: Stream, given_up: mpsc::UnboundedSender<()>) {
+        let AgentRequest::Module { digest } = request else { panic!("{request:?}") };
+        stream.send(&Blob::Here { size: 6 }).await.unwrap();
+        stream.send_bytes(b"abc").await.unwrap();
+        if digest == "whole" {
+            stream.send_bytes(b"def").await.unwrap();
+            stream.finish().await.unwrap();
+        } else {
+            stream.closed().await;
+            given_up.send(()).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_module_whose_bytes_stop_coming_is_given_up_and_the_next_one_comes() {
+        let authority = Authority::create(ClusterId(7), now());
+        let node = |number, raft| {
+            let request = KeyRequest::generate();
+            let issued = authority.issue_node(&request.request(), NodeId(number), raft, now()).unwrap();
+            request.into_identity(&issued).unwrap()
+        };
+        let (server, mut accepted) =
+            Endpoint::server((Ipv4Addr::LOCALHOST, 0).into(), node(1, Some(1)), |_: &_| Ok(())).unwrap();
+        let (tell, mut given_up) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let connection = accepted.accept().await.unwrap();
+            connection.serve(move |request, stream| give(request, stream, tell.clone())).await
+        });
+        let endpoint = Endpoint::client(Access::Certificate(node(2, None))).unwrap();
+        let client = Client::new(endpoint, Plane::Agent, vec![server.local_address().unwrap()]);
+        let session = Session::new(client);
+        let impatient = Session { silence_max: Duration::from_millis(1), ..session.clone() };
+
+        let transfers = async {
+            let failed = impatient.module("stalled").await;
+            assert!(
+                matches!(failed, Err(FetchError::Stream(StreamError::Deadline(limit))) if limit == impatient.silence_max),
+                "{failed:?}"
+            );
+            given_up.recv().await.unwrap();
+            assert_eq!(session.module("whole").await.unwrap().unwrap(), "abcdef");
+        };
+        timeout(DIAL_DEADLINE, transfers).await.expect("it waits for bytes that do not come");
     }
 }

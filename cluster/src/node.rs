@@ -16,8 +16,6 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::goal::{Duty, Goal, ReplicaGoal, Workload};
 use crate::id::{Generation, GoalNumber, ReplicaId, Revision, ServiceName};
 use crate::inventory::REPORT_INTERVAL;
@@ -95,12 +93,14 @@ pub enum Finished {
 }
 
 /// What a runtime reports by itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
     /// Everything of ours that this runtime has: at start, and again after any gap in its events.
     All(Vec<Found>),
+    /// One of these that could not be looked into until now.
+    Found(Found),
     /// One replica's process has ended.
-    Exited { replica: ReplicaId, code: i64, out_of_memory: bool, last_lines: Vec<String> },
+    Exited { replica: ReplicaId, exited: Exited },
     /// Someone else started one again, or it came back with another address.
     Running { replica: ReplicaId, address: Option<SocketAddr> },
     /// Someone else removed it.
@@ -108,7 +108,7 @@ pub enum Seen {
 }
 
 /// A replica that a runtime has, from its labels.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     pub replica: ReplicaId,
     pub service: ServiceName,
@@ -117,11 +117,22 @@ pub struct Found {
     pub condition: Condition,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// An unreadable one is there, and the runtime cannot say more of it now: it is asked again, and tells it when it can.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     Created,
     Running { address: Option<SocketAddr>, since: Timestamp },
-    Exited { code: i64, out_of_memory: bool, last_lines: Vec<String> },
+    Exited(Exited),
+    Unreadable { container: String, reason: String },
+}
+
+/// How a process ended, as its runtime tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Exited {
+    pub code: i64,
+    pub out_of_memory: bool,
+    /// Oldest first.
+    pub last_lines: Vec<String>,
 }
 
 /// How long a restarted node keeps silent about replicas it has not found again: a first report that calls running
@@ -211,14 +222,15 @@ impl Reconciler {
     pub fn handle_seen(&mut self, seen: Seen, now: Timestamp) {
         match seen {
             Seen::All(found) => self.take_stock(found, now),
-            Seen::Exited { replica, code, out_of_memory, last_lines } => {
-                self.exited(replica, code, out_of_memory, last_lines, now);
-            }
+            Seen::Found(found) => self.take_found(found, now),
+            Seen::Exited { replica, exited } => self.exited(replica, exited, now),
             Seen::Running { replica, address } => {
                 if let Some(replica) = self.replicas.get_mut(&replica) {
                     match &mut replica.stage {
                         Stage::Running(running) => running.address = address,
-                        Stage::BackOff { .. } | Stage::Stopped | Stage::Unknown => replica.running(address, now, now),
+                        Stage::BackOff { .. } | Stage::Stopped | Stage::Unknown | Stage::Unreadable(_) => {
+                            replica.running(address, now, now);
+                        }
                         Stage::Pending | Stage::Busy(..) | Stage::Gone => {}
                     }
                 }
@@ -404,11 +416,9 @@ impl Reconciler {
         self.found = true;
         let mut missing: BTreeSet<ReplicaId> =
             self.replicas.iter().filter(|(_, r)| r.is_container()).map(|(id, _)| *id).collect();
-        for Found { replica: id, service, revision, digest, condition } in found {
-            missing.remove(&id);
-            let replica =
-                self.replicas.entry(id).or_insert_with(|| Replica::new(id, service, revision, Stage::Unknown, now));
-            replica.found(digest, condition, now);
+        for found in found {
+            missing.remove(&found.replica);
+            self.take_found(found, now);
         }
         for id in missing {
             if let Some(replica) = self.replicas.get_mut(&id) {
@@ -421,20 +431,25 @@ impl Reconciler {
         }
     }
 
-    fn exited(&mut self, id: ReplicaId, code: i64, out_of_memory: bool, last_lines: Vec<String>, now: Timestamp) {
+    fn take_found(&mut self, found: Found, now: Timestamp) {
+        let Found { replica: id, service, revision, digest, condition } = found;
+        let replica =
+            self.replicas.entry(id).or_insert_with(|| Replica::new(id, service, revision, Stage::Unknown, now));
+        replica.found(digest, condition, now);
+    }
+
+    fn exited(&mut self, id: ReplicaId, exited: Exited, now: Timestamp) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
-        if replica.takes_due_exit(code, &last_lines) {
+        if replica.takes_due_exit(&exited) {
             return;
         }
         match &replica.stage {
-            Stage::Running(_) | Stage::Unknown if replica.duty() == Duty::Run => {
-                replica.exited(code, out_of_memory, last_lines, now);
+            Stage::Running(_) | Stage::Unknown | Stage::Unreadable(_) if replica.duty() == Duty::Run => {
+                replica.exited(exited, now);
             }
-            Stage::Running(_) | Stage::Unknown => replica.enter(Stage::Stopped, now),
+            Stage::Running(_) | Stage::Unknown | Stage::Unreadable(_) => replica.enter(Stage::Stopped, now),
             // Ended before its start, or the stop before another start, was reported: the result of that finds it.
-            Stage::Busy(_, Doing::Starting | Doing::Restarting) => {
-                replica.exited_early(code, out_of_memory, last_lines)
-            }
+            Stage::Busy(_, Doing::Starting | Doing::Restarting) => replica.exited_early(exited),
             Stage::Busy(..) | Stage::Pending | Stage::BackOff { .. } | Stage::Stopped | Stage::Gone => {}
         }
     }
@@ -501,7 +516,8 @@ impl Reconciler {
         }
         let Some(replica) = self.replicas.get(&id) else { return false };
         // Given up or drained while this node was away, and in use here until the tables are those of now.
-        let leaves = want == Want::Stop && replica.duty() != Duty::Run && matches!(replica.stage, Stage::Running(_));
+        let may_serve = matches!(replica.stage, Stage::Running(_) | Stage::Unreadable(_));
+        let leaves = want == Want::Stop && replica.duty() != Duty::Run && may_serve;
         let is_chosen = self.applied.0 < self.goal.tables.number || self.unfinished.is_choosing;
         if leaves && is_chosen {
             return false;
@@ -567,12 +583,41 @@ mod tests {
     use super::run::tests::job;
     use super::*;
     use crate::goal::Container;
-    use crate::spec::{HostAccess, SecretsAs};
+    use crate::id::Label;
+    use crate::spec::{HostAccess, SecretsAs, Volume, VolumeSource};
 
     fn goal(count: u64) -> Goal {
         let number = GoalNumber { term: 1, count };
         let tables = Tables { number, ..Tables::default() };
         Goal { number, generation: Generation(count), tables, ..Goal::default() }
+    }
+
+    fn container() -> ReplicaGoal {
+        let volume = Volume {
+            path: "/data".to_owned(),
+            source: VolumeSource::Named(Label::new("data").unwrap()),
+            read_only: false,
+        };
+        let workload = Workload::Container(Container {
+            image: "web:1".to_owned(),
+            digest: None,
+            pull: false,
+            registry: None,
+            command: vec![],
+            secrets_as: SecretsAs::default(),
+            volumes: vec![volume],
+            host: HostAccess::default(),
+        });
+        ReplicaGoal { workload, ..job(&[]) }
+    }
+
+    fn found(id: u64, condition: Condition) -> Found {
+        let ReplicaGoal { service, revision, .. } = container();
+        Found { replica: ReplicaId(id), service, revision, digest: None, condition }
+    }
+
+    fn unreadable() -> Condition {
+        Condition::Unreadable { container: "0123456789ab".to_owned(), reason: "no".to_owned() }
     }
 
     fn next_tables(node: &mut Reconciler) -> Option<(ActionId, GoalNumber)> {
@@ -647,17 +692,7 @@ mod tests {
     #[test]
     fn a_module_that_is_never_loaded_does_not_keep_the_others_from_being_served() {
         let start = Timestamp(1_000);
-        let container = Workload::Container(Container {
-            image: "web:1".to_owned(),
-            digest: None,
-            pull: false,
-            registry: None,
-            command: vec![],
-            secrets_as: SecretsAs::default(),
-            volumes: vec![],
-            host: HostAccess::default(),
-        });
-        let container = ReplicaGoal { workload: container, ..job(&[]) };
+        let container = container();
         // Containers run already, and wait for a module no longer than for a first report. Others can as well wait.
         for (beside, predecessor, longest) in [
             (None, false, MODULES_MAX),
@@ -677,6 +712,60 @@ mod tests {
             assert!(next_tables(&mut node).is_none());
             node.handle_timeout(start + longest);
             assert!(next_tables(&mut node).is_some());
+        }
+    }
+
+    #[test]
+    fn what_a_runtime_cannot_look_into_does_not_count_as_gone() {
+        let start = Timestamp(1_000_000);
+        let mut ledger = goal(1);
+        ledger.replicas.extend([(ReplicaId(1), container()), (ReplicaId(2), container())]);
+        let mut node = Reconciler::new(Some(ledger), start);
+        assert!(next_tables(&mut node).is_some());
+        let says = |node: &Reconciler, id| {
+            let (reports, _) = node.observed();
+            let report = &reports[&ReplicaId(id)];
+            (report.phase, report.trouble.as_ref().map(|trouble| trouble.cause.clone()))
+        };
+
+        node.handle_seen(Seen::All(vec![found(1, unreadable()), found(2, Condition::Created)]), start);
+        assert!(node.poll_action().is_none(), "it may run, and have the volume that the other one needs");
+        assert!(!node.is_oriented(start), "it may be known in a moment, and serve");
+        assert!(node.is_oriented(start + ORIENTATION_MAX));
+        let cause = Cause::Unreadable { container: "0123456789ab".to_owned(), reason: "no".to_owned() };
+        assert_eq!(says(&node, 1), (Phase::Pending, Some(cause)));
+        let busy = Cause::VolumeBusy { volume: "job/data".to_owned(), by: ReplicaId(1) };
+        assert_eq!(says(&node, 2).1, Some(busy));
+
+        let running = Condition::Running { address: None, since: Timestamp(1_000) };
+        node.handle_seen(Seen::Found(found(1, running)), start);
+        assert_eq!(says(&node, 1), (Phase::Ready, None));
+        // Nor is it known to be gone if that is all that is to be had after a gap.
+        node.handle_seen(Seen::All(vec![found(1, unreadable()), found(2, Condition::Created)]), start);
+        assert_eq!(says(&node, 1), (Phase::Ready, None));
+        assert!(node.poll_action().is_none());
+        node.invariants();
+    }
+
+    #[test]
+    fn what_cannot_be_looked_into_and_is_to_go_leaves_the_tables_and_is_asked_to_end_first() {
+        let start = Timestamp(1_000_000);
+        let mut ledger = goal(1);
+        ledger.replicas.insert(ReplicaId(1), ReplicaGoal { duty: Duty::Stop, ..container() });
+        let mut node = Reconciler::new(Some(ledger), start);
+        let (tables, number) = next_tables(&mut node).unwrap();
+        node.handle_seen(Seen::All(vec![found(1, unreadable()), found(7, unreadable())]), start);
+        assert!(node.poll_action().is_none(), "the proxy may still send it requests");
+        node.handle_finished(tables, Finished::Applied { number, generation: Generation(1) }, start);
+        // The other one belongs to nothing, and runs perhaps as well.
+        for id in [1, 7] {
+            let Action { id: stop, task } = node.poll_action().unwrap();
+            assert!(matches!(task, Task::Stop { replica: ReplicaId(of), .. } if of == id), "{task:?}");
+            node.handle_finished(stop, Finished::Stopped, start);
+        }
+        for id in [1, 7] {
+            let Action { task, .. } = node.poll_action().unwrap();
+            assert!(matches!(task, Task::Remove { replica: ReplicaId(of), .. } if of == id), "{task:?}");
         }
     }
 }

@@ -232,6 +232,11 @@ pub enum Cause {
     Refused {
         reason: String,
     },
+    /// It has a container, and the engine cannot say in what condition that is.
+    Unreadable {
+        container: String,
+        reason: String,
+    },
     ModuleInvalid {
         reason: String,
     },
@@ -300,6 +305,7 @@ impl Cause {
             | Cause::PullFailed { .. }
             | Cause::VolumeBusy { .. }
             | Cause::DiskFull { .. }
+            | Cause::Unreadable { .. }
             | Cause::ModuleMissing { .. }
             | Cause::Exited
             | Cause::Vanished

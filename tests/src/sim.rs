@@ -18,7 +18,7 @@ use orca_cluster::event::Actor;
 use orca_cluster::goal::Goal;
 use orca_cluster::id::{NodeId, ReplicaId, ServiceName};
 use orca_cluster::leader::{Leader, Order};
-use orca_cluster::node::{ActionId, Finished, Reconciler, Seen, Task};
+use orca_cluster::node::{ActionId, Condition, Finished, Found, Reconciler, Seen, Task};
 use orca_cluster::replica::{Engine, Facts, Observed};
 use orca_cluster::resource::{Cpu, Memory};
 use orca_cluster::route::Tables;
@@ -44,7 +44,7 @@ pub struct Faults {
     pub containers: bool,
     /// Nodes are cut off from the leader for a while, sometimes for so long that they are given up.
     pub network: bool,
-    /// Docker does not answer for a while.
+    /// Docker does not answer for a while, and cannot look into some containers for longer.
     pub engines: bool,
     /// A node's ledger cannot be written for a while: it takes no goal, and all else goes on by the one before.
     pub disks: bool,
@@ -109,6 +109,7 @@ enum Happening {
     AgentReports { node: NodeId, life: u64 },
     Finished { node: NodeId, life: u64, id: ActionId, finished: Finished },
     Seen { node: NodeId, life: u64, seen: Seen },
+    Looks { node: NodeId, life: u64, replica: ReplicaId },
     Runtime { node: NodeId, event: runtime::Event },
     Heal { node: NodeId },
     EngineBack { node: NodeId },
@@ -348,6 +349,7 @@ impl World {
                     false
                 });
             }
+            Happening::Looks { node, life, replica } => self.looks(node, life, replica),
             Happening::Runtime { node, event } => self.runtime_event(node, event),
             Happening::Heal { node } => self.heal(node),
             Happening::EngineBack { node } => self.engine_back(node),
@@ -432,10 +434,10 @@ impl World {
         node.brain = Some(Reconciler::new(ledger, now));
         node.wakes = None;
         let life = node.life;
-        let found = (!node.runtime.engine_down).then(|| node.runtime.list(now));
+        let engine_down = node.runtime.engine_down;
         self.tell(format!("agent of {id} starts"));
-        if let Some(found) = found {
-            self.at(20, Happening::Seen { node: id, life, seen: Seen::All(found) });
+        if !engine_down {
+            self.list(id, 20);
         }
         self.at(5, Happening::AgentReports { node: id, life });
         self.run_brain(id);
@@ -659,11 +661,34 @@ impl World {
 
     pub fn engine_back(&mut self, id: NodeId) {
         self.tell(format!("the engine of {id} answers again"));
-        let now = self.now;
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.runtime.engine_down = false;
-        let (life, found) = (node.life, node.runtime.list(now));
-        self.at(10, Happening::Seen { node: id, life, seen: Seen::All(found) });
+        self.list(id, 10);
+    }
+
+    /// All that the engine of a node has; where engines fail, it cannot look into some of it before a while later.
+    fn list(&mut self, id: NodeId, millis: u64) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        let (life, mut found) = (node.life, node.runtime.list(self.now));
+        for Found { replica, condition, .. } in &mut found {
+            if self.faults.engines && self.rng.random_bool(0.2) {
+                self.tell(format!("the engine of {id} cannot look into {replica}"));
+                let (container, reason) = (replica.to_string(), "unexpectedly nil".to_owned());
+                *condition = Condition::Unreadable { container, reason };
+                let delay = self.rng.random_range(100..8_000);
+                self.at(delay, Happening::Looks { node: id, life, replica: *replica });
+            }
+        }
+        self.at(millis, Happening::Seen { node: id, life, seen: Seen::All(found) });
+    }
+
+    /// The engine is asked again about one that it could not look into.
+    fn looks(&mut self, id: NodeId, life: u64, replica: ReplicaId) {
+        let Some(node) = self.nodes.get(&id).filter(|node| !node.runtime.engine_down) else { return };
+        if let Some(found) = node.runtime.list(self.now).into_iter().find(|found| found.replica == replica) {
+            // As long as an event takes, so that what happened before it is told before it.
+            self.at(2, Happening::Seen { node: id, life, seen: Seen::Found(found) });
+        }
     }
 
     pub fn disk_full(&mut self, id: NodeId) {

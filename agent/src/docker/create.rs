@@ -116,7 +116,8 @@ impl Docker {
     /// Takes the container that has the name already, if it is this replica's.
     async fn adopt(&self, replica: ReplicaId, name: &str) -> Result<Finished, Cause> {
         let found = self.inspect(name).await?;
-        match found.as_ref().and_then(Identity::of) {
+        let labels = found.and_then(|found| found.config?.labels);
+        match labels.as_ref().and_then(Identity::of) {
             Some(known) if known.cluster == self.config().cluster && known.replica == replica => Ok(Finished::Created),
             _ => Err(Cause::Refused {
                 reason: format!(

@@ -7,7 +7,7 @@ use orca_agent::docker::{Docker, Notice};
 use orca_agent::probe::probe;
 use orca_cluster::goal::Workload;
 use orca_cluster::id::{Label, ReplicaId};
-use orca_cluster::node::{Condition, Finished, Seen};
+use orca_cluster::node::{Condition, Exited, Finished, Seen};
 use orca_cluster::replica::{Cause, Engine, Saw};
 use orca_cluster::resource::{Cpu, Memory};
 use orca_cluster::spec::{Check, SecretsAs, Volume, VolumeSource};
@@ -49,7 +49,9 @@ async fn a_replica_is_created_started_stopped_and_removed_and_each_twice_is_once
     }
     assert!(begun.elapsed() < GRACE, "it ends on SIGTERM");
     let exited = wait_seen(&mut events, |seen| matches!(seen, Seen::Exited { .. })).await;
-    let Seen::Exited { code: 0, out_of_memory: false, last_lines, .. } = exited else { panic!("{exited:?}") };
+    let Seen::Exited { exited: Exited { code: 0, out_of_memory: false, last_lines }, .. } = exited else {
+        panic!("{exited:?}")
+    };
     assert_eq!(last_lines.last().map(String::as_str), Some("stopped, 0 connections unfinished"));
 
     for _ in 0..2 {
@@ -72,7 +74,8 @@ async fn what_ignores_sigterm_is_killed_after_its_grace() {
     assert_eq!(bed.docker.stop(R1, Duration::from_secs(1)).await, Finished::Stopped);
     assert!(begun.elapsed() >= Duration::from_secs(1));
     let exited = wait_seen(&mut events, |seen| matches!(seen, Seen::Exited { .. })).await;
-    assert!(matches!(exited, Seen::Exited { code: 137, out_of_memory: false, .. }), "{exited:?}");
+    let Seen::Exited { exited, .. } = exited else { panic!("{exited:?}") };
+    assert_eq!((exited.code, exited.out_of_memory), (137, false));
 }
 
 #[tokio::test]
@@ -87,10 +90,9 @@ async fn a_container_killed_from_outside_is_seen_with_its_last_lines() {
 
     run("docker", &["kill", &bed.container(R1)]).unwrap();
     let exited = wait_seen(&mut events, |seen| matches!(seen, Seen::Exited { .. })).await;
-    let Seen::Exited { replica: R1, code: 137, out_of_memory: false, last_lines } = exited else {
-        panic!("{exited:?}")
-    };
-    assert_eq!(last_lines, ["version 1 listening on http://0.0.0.0:8080"]);
+    let last_lines = vec!["version 1 listening on http://0.0.0.0:8080".to_owned()];
+    let killed = Exited { code: 137, out_of_memory: false, last_lines };
+    assert_eq!(exited, Seen::Exited { replica: R1, exited: killed });
 
     // And it is started again, with the same logs to come and none of the old ones told again.
     assert!(matches!(bed.start(R1, &goal).await, Finished::Started { address: Some(_) }));
@@ -108,7 +110,9 @@ async fn memory_over_the_limit_is_seen_as_that() {
     eventually(async || get(address, "/healthz").await).await;
     let _cut_off = get(address, "/eat").await;
     let exited = wait_seen(&mut events, |seen| matches!(seen, Seen::Exited { .. })).await;
-    let Seen::Exited { code: 137, out_of_memory: true, last_lines, .. } = exited else { panic!("{exited:?}") };
+    let Seen::Exited { exited: Exited { code: 137, out_of_memory: true, last_lines }, .. } = exited else {
+        panic!("{exited:?}")
+    };
     assert_eq!(last_lines.last().map(String::as_str), Some("told to eat memory"));
 }
 
@@ -123,8 +127,8 @@ async fn what_exits_at_once_shows_its_code_and_last_words_of_this_start_only() {
         let started = bed.start(R1, &goal).await;
         assert!(matches!(started, Finished::Started { .. } | Finished::Failed(Cause::Exited)), "{started:?}");
         let exited = wait_seen(&mut events, |seen| matches!(seen, Seen::Exited { .. })).await;
-        let Seen::Exited { code: 3, last_lines, .. } = exited else { panic!("{exited:?}") };
-        assert_eq!(last_lines, ["fatal: told to exit with 3 at start"]);
+        let Seen::Exited { exited, .. } = exited else { panic!("{exited:?}") };
+        assert_eq!((exited.code, exited.last_lines), (3, vec!["fatal: told to exit with 3 at start".to_owned()]));
     }
 }
 
@@ -153,7 +157,7 @@ async fn a_new_handle_finds_everything_again() {
     let [one, two, three] = &found[..] else { panic!("{found:?}") };
     assert!(matches!(one.condition, Condition::Running { address: Some(at), since } if at == address && since.0 > 0));
     let last_lines = vec!["fatal: told to exit with 4 at start".to_owned()];
-    assert_eq!(two.condition, Condition::Exited { code: 4, out_of_memory: false, last_lines });
+    assert_eq!(two.condition, Condition::Exited(Exited { code: 4, out_of_memory: false, last_lines }));
     assert_eq!(three.condition, Condition::Created);
 
     // The exit was in the list: it is not told a second time by the events from just before it.

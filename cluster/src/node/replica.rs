@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::health::{Health, Verdict, default_readiness};
-use super::{ActionId, Condition, Finished, Purpose, Task, backoff};
+use super::{ActionId, Condition, Exited, Finished, Purpose, Task, backoff};
 use crate::goal::{Duty, ReplicaGoal, Workload};
 use crate::id::{ReplicaId, Revision, ServiceName};
 use crate::replica::{Cause, Ending, Exit, Phase, Pulled, ReplicaReport, Saw, Trouble, Usage};
@@ -46,8 +46,8 @@ pub struct Replica {
     ready_after_ms: Option<u64>,
     /// When the current start began.
     begun: Timestamp,
-    /// Code, out of memory, last lines: it ended before its start was reported.
-    early_exit: Option<(i64, bool, Vec<String>)>,
+    /// It ended before its start was reported.
+    early_exit: Option<Exited>,
     /// Our own stop before another start has ended it, and its exit is yet to be reported: not of the next start.
     exit_due: bool,
 }
@@ -56,6 +56,8 @@ pub struct Replica {
 pub enum Stage {
     /// From the ledger: whether a runtime has it is not known yet.
     Unknown,
+    /// A runtime has it and cannot say in what condition: it may be running. Nothing is begun anew before that is known.
+    Unreadable(Trouble),
     Pending,
     Busy(ActionId, Doing),
     Running(Box<Running>),
@@ -154,7 +156,7 @@ impl Replica {
     /// Whether its process may be running, so that its volumes are not free.
     pub fn holds_volumes(&self) -> bool {
         match &self.stage {
-            Stage::Unknown | Stage::Running(_) => true,
+            Stage::Unknown | Stage::Unreadable(_) | Stage::Running(_) => true,
             Stage::Busy(_, doing) => match doing {
                 Doing::Starting | Doing::Restarting | Doing::Stopping => true,
                 Doing::Fetching | Doing::Creating | Doing::Removing => false,
@@ -188,7 +190,7 @@ impl Replica {
     pub fn want(&self, now: Timestamp) -> Option<Want> {
         let erase = self.duty() == Duty::StopAndErase;
         match (&self.stage, self.duty()) {
-            (Stage::Unknown | Stage::Gone | Stage::Busy(..), _) => None,
+            (Stage::Unknown | Stage::Gone | Stage::Busy(..), _) | (Stage::Unreadable(_), Duty::Run) => None,
             (Stage::Pending, Duty::Run) if self.image.is_none() => Some(Want::Fetch),
             (Stage::Pending, Duty::Run) => Some(Want::Create),
             (Stage::BackOff { until, again }, Duty::Run) => (now >= *until).then_some(match again {
@@ -201,7 +203,7 @@ impl Replica {
             (Stage::BackOff { until, again: Again::Remove }, _) => (now >= *until).then_some(Want::Remove { erase }),
             (Stage::Stopped, Duty::Run) => Some(Want::Start),
             (Stage::Running(running), Duty::Run) => running.want(now),
-            (Stage::Running(_), Duty::Stop | Duty::StopAndErase) => Some(Want::Stop),
+            (Stage::Running(_) | Stage::Unreadable(_), Duty::Stop | Duty::StopAndErase) => Some(Want::Stop),
             (Stage::Pending | Stage::BackOff { .. } | Stage::Stopped, Duty::Stop | Duty::StopAndErase) => {
                 Some(Want::Remove { erase })
             }
@@ -218,7 +220,9 @@ impl Replica {
                 Some((running.since + backoff::STEADY_AFTER, "a replica has been up for a while"))
             }
             Stage::Running(running) => running.deadline(),
-            Stage::Unknown | Stage::Pending | Stage::Busy(..) | Stage::Stopped | Stage::Gone => None,
+            Stage::Unknown | Stage::Unreadable(_) | Stage::Pending | Stage::Busy(..) | Stage::Stopped | Stage::Gone => {
+                None
+            }
         }
     }
 
@@ -306,23 +310,13 @@ impl Replica {
         let Stage::Running(running) = &mut self.stage else { return false };
         running.probing = None;
         let was_ready = running.ready;
-        let health = match purpose {
-            Purpose::Readiness => &mut running.readiness,
-            Purpose::Liveness => &mut running.liveness,
-        };
-        let Some(health) = health else { return false };
+        let Some(health) = running.health_mut(purpose) else { return false };
         let on_trial = health.on_trial;
         let verdict = health.handle_result(result, now);
         let check = health.check_text(port);
         if on_trial {
             return self.tried(check, verdict, purpose, now);
         }
-        let Stage::Running(running) = &mut self.stage else { return false };
-        let health = match purpose {
-            Purpose::Readiness => &mut running.readiness,
-            Purpose::Liveness => &mut running.liveness,
-        };
-        let Some(health) = health else { return false };
         match (purpose, verdict) {
             (Purpose::Readiness, Verdict::Passed) => {
                 running.ready = true;
@@ -341,18 +335,18 @@ impl Replica {
                     self.since = now;
                 }
                 if !running.ready
-                    && let (Some(saw), Some(since)) = (health.last.clone(), health.failing_since)
+                    && let Some(Health { last: Some(saw), failing_since: Some(since), tries, .. }) = &running.readiness
                 {
+                    let (saw, tries) = (saw.clone(), *tries);
                     let listening = running.listening.clone().flatten();
-                    let for_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
-                    let tries = health.tries;
+                    let for_ms = u64::try_from(now.since(*since).as_millis()).unwrap_or(u64::MAX);
                     let cause = Cause::ProbeFailing { purpose, check, saw, tries, for_ms, listening };
                     self.trouble = Some(Trouble { at: now, cause, retry_at: None });
                 }
                 true
             }
             (Purpose::Liveness, Verdict::Failed) => {
-                let saw = health.last.clone().unwrap_or(Saw::TimedOut);
+                let saw = running.liveness.as_ref().and_then(|health| health.last.clone()).unwrap_or(Saw::TimedOut);
                 self.trouble = Some(Trouble { at: now, cause: Cause::NotAlive { check, saw }, retry_at: None });
                 true
             }
@@ -363,11 +357,7 @@ impl Replica {
     /// A probe that took the place of another was asked: only that it passes, or does not, is news.
     fn tried(&mut self, check: String, verdict: Verdict, purpose: Purpose, now: Timestamp) -> bool {
         let Stage::Running(running) = &self.stage else { return false };
-        let health = match purpose {
-            Purpose::Readiness => running.readiness.as_ref(),
-            Purpose::Liveness => running.liveness.as_ref(),
-        };
-        match (verdict, health) {
+        match (verdict, running.health(purpose)) {
             (Verdict::Passed, _) if !running.is_on_trial() => self.trouble = None,
             (Verdict::Failed, Some(Health { last: Some(saw), failing_since: Some(since), tries, .. })) => {
                 let for_ms = u64::try_from(now.since(*since).as_millis()).unwrap_or(u64::MAX);
@@ -386,7 +376,7 @@ impl Replica {
     }
 
     /// Its process has ended without being asked to.
-    pub fn exited(&mut self, code: i64, out_of_memory: bool, last_lines: Vec<String>, now: Timestamp) {
+    pub fn exited(&mut self, exited: Exited, now: Timestamp) {
         let (up, stable) = match &self.stage {
             Stage::Running(running) => {
                 let ready_for = running.ready_since.map_or(Duration::ZERO, |since| now.since(since));
@@ -396,6 +386,7 @@ impl Replica {
         };
         self.failures = if stable { 1 } else { self.failures.saturating_add(1) };
         let after_ms = u64::try_from(up.as_millis()).unwrap_or(u64::MAX);
+        let Exited { code, out_of_memory, last_lines } = exited;
         self.last_exit = Some(Exit { at: now, code, out_of_memory, after_ms, last_lines, ending: Ending::Own });
         let until = now + backoff::restart_delay(self.failures);
         self.trouble = Some(Trouble { at: now, cause: Cause::Exited, retry_at: Some(until) });
@@ -422,24 +413,30 @@ impl Replica {
         match (&self.stage, condition) {
             // Whatever is under way ends with its own result.
             (Stage::Busy(..) | Stage::Gone, _) => {}
+            (Stage::Unknown, Condition::Unreadable { container, reason }) => {
+                let cause = Cause::Unreadable { container, reason };
+                self.enter(Stage::Unreadable(Trouble { at: now, cause, retry_at: None }), now);
+            }
+            // What was last known of it stands.
+            (_, Condition::Unreadable { .. }) => {}
             (Stage::Running(_), Condition::Running { address, since }) => {
                 let Stage::Running(running) = &mut self.stage else { return };
                 running.address = address;
                 running.since = since;
             }
             (_, Condition::Running { address, since }) => self.running(address, since, now),
-            (Stage::Running(_) | Stage::Unknown, Condition::Exited { code, out_of_memory, last_lines }) => {
+            (Stage::Running(_) | Stage::Unknown | Stage::Unreadable(_), Condition::Exited(exited)) => {
                 // Lists are made when an engine answers again, else its end would have been told.
                 let in_a_gap = matches!(self.stage, Stage::Running(_));
                 match self.duty() {
-                    Duty::Run => self.exited(code, out_of_memory, last_lines, now),
+                    Duty::Run => self.exited(exited, now),
                     Duty::Stop | Duty::StopAndErase => self.enter(Stage::Stopped, now),
                 }
                 if in_a_gap {
                     self.ended_with_its_engine();
                 }
             }
-            (Stage::Pending | Stage::BackOff { .. } | Stage::Stopped, Condition::Exited { .. }) => {}
+            (Stage::Pending | Stage::BackOff { .. } | Stage::Stopped, Condition::Exited(_)) => {}
             (_, Condition::Created) => self.enter(Stage::Stopped, now),
         }
     }
@@ -449,7 +446,7 @@ impl Replica {
         self.exit_due = false;
         if matches!(self.stage, Stage::Running(_)) && self.duty() == Duty::Run {
             // Its end was not seen: whoever removed it killed it.
-            self.exited(SIGKILLED, false, Vec::new(), now);
+            self.exited(Exited { code: SIGKILLED, ..Exited::default() }, now);
         }
         match (&self.stage, self.duty()) {
             (Stage::Busy(..) | Stage::Gone | Stage::Pending, _) => {}
@@ -464,7 +461,7 @@ impl Replica {
                 self.enter(Stage::Pending, now);
             }
             // A last removal takes along what is not the container: volumes, files of secrets.
-            (Stage::Stopped | Stage::Unknown | Stage::Running(_) | Stage::BackOff { .. }, _) => {
+            (Stage::Stopped | Stage::Unknown | Stage::Unreadable(_) | Stage::Running(_) | Stage::BackOff { .. }, _) => {
                 self.enter(Stage::Stopped, now);
             }
         }
@@ -524,6 +521,8 @@ impl Replica {
     pub fn is_judged(&self) -> bool {
         match &self.stage {
             Stage::Unknown | Stage::Pending | Stage::Busy(..) => self.trouble.is_some(),
+            // It may be known in a moment, and serve.
+            Stage::Unreadable(_) => false,
             Stage::Running(running) => running.ready || self.trouble.is_some(),
             // A module that is loaded is started at once; a container's end may be news.
             Stage::Stopped => self.is_container() || self.duty() != Duty::Run,
@@ -541,11 +540,7 @@ impl Replica {
             Want::Probe(purpose) => {
                 if let Stage::Running(running) = &mut self.stage {
                     running.probing = Some((action, purpose));
-                    let health = match purpose {
-                        Purpose::Readiness => &mut running.readiness,
-                        Purpose::Liveness => &mut running.liveness,
-                    };
-                    if let Some(health) = health {
+                    if let Some(health) = running.health_mut(purpose) {
                         health.due = None;
                     }
                 }
@@ -573,10 +568,7 @@ impl Replica {
     /// The probe that is due, with all it takes.
     pub fn probe(&self, purpose: Purpose) -> Option<Task> {
         let Stage::Running(running) = &self.stage else { return None };
-        let health = match purpose {
-            Purpose::Readiness => running.readiness.as_ref()?,
-            Purpose::Liveness => running.liveness.as_ref()?,
-        };
+        let health = running.health(purpose)?;
         Some(Task::Probe {
             replica: self.id,
             purpose,
@@ -624,16 +616,16 @@ impl Replica {
     }
 
     /// Its process ended while its start was under way.
-    pub fn exited_early(&mut self, code: i64, out_of_memory: bool, last_lines: Vec<String>) {
-        self.early_exit = Some((code, out_of_memory, last_lines));
+    pub fn exited_early(&mut self, exited: Exited) {
+        self.early_exit = Some(exited);
     }
 
     /// Whether this is the exit that our own stop led to; then it only completes what is known of it.
-    pub fn takes_due_exit(&mut self, code: i64, last_lines: &[String]) -> bool {
+    pub fn takes_due_exit(&mut self, exited: &Exited) -> bool {
         let due = std::mem::take(&mut self.exit_due);
         if due && let Some(exit) = &mut self.last_exit {
-            exit.code = code;
-            exit.last_lines = last_lines.to_vec();
+            exit.code = exited.code;
+            exit.last_lines.clone_from(&exited.last_lines);
         }
         due
     }
@@ -654,9 +646,9 @@ impl Replica {
                     self.restarts = self.restarts.saturating_add(1);
                 }
                 self.running(address, now, now);
-                if let Some((code, out_of_memory, last_lines)) = self.early_exit.take() {
+                if let Some(exited) = self.early_exit.take() {
                     match self.duty() {
-                        Duty::Run => self.exited(code, out_of_memory, last_lines, now),
+                        Duty::Run => self.exited(exited, now),
                         Duty::Stop | Duty::StopAndErase => self.enter(Stage::Stopped, now),
                     }
                 }
@@ -664,8 +656,8 @@ impl Replica {
             (Doing::Restarting, Finished::Stopped) => {
                 let why = self.trouble.take();
                 self.exit_due = self.early_exit.is_none();
-                let (code, _, lines) = self.early_exit.take().unwrap_or((SIGTERMED, false, Vec::new()));
-                self.exited(code, false, lines, now);
+                let exited = self.early_exit.take().unwrap_or(Exited { code: SIGTERMED, ..Exited::default() });
+                self.exited(Exited { out_of_memory: false, ..exited }, now);
                 if let (Some(Trouble { cause: Cause::NotAlive { check, saw }, .. }), Some(exit)) =
                     (why, &mut self.last_exit)
                 {
@@ -696,7 +688,7 @@ impl Replica {
 
     pub fn phase(&self) -> Phase {
         match &self.stage {
-            Stage::Unknown | Stage::Pending => Phase::Pending,
+            Stage::Unknown | Stage::Unreadable(_) | Stage::Pending => Phase::Pending,
             Stage::Busy(_, Doing::Fetching) => Phase::Pulling,
             Stage::Busy(_, Doing::Creating) => Phase::Creating,
             Stage::Busy(_, Doing::Starting) => Phase::Starting,
@@ -721,6 +713,10 @@ impl Replica {
             Stage::Running(running) => running.address,
             _ => None,
         };
+        let trouble = match &self.stage {
+            Stage::Unreadable(trouble) => Some(trouble),
+            _ => self.trouble.as_ref(),
+        };
         ReplicaReport {
             service: self.service.clone(),
             revision: self.revision,
@@ -731,7 +727,7 @@ impl Replica {
             restarts: self.restarts,
             failures: self.failures,
             last_exit: self.last_exit.clone(),
-            trouble: self.trouble.clone(),
+            trouble: trouble.cloned(),
             usage: self.usage,
             pulled: self.pulled,
             ready_after_ms: self.ready_after_ms,
@@ -742,6 +738,20 @@ impl Replica {
 }
 
 impl Running {
+    fn health(&self, purpose: Purpose) -> Option<&Health> {
+        match purpose {
+            Purpose::Readiness => self.readiness.as_ref(),
+            Purpose::Liveness => self.liveness.as_ref(),
+        }
+    }
+
+    fn health_mut(&mut self, purpose: Purpose) -> Option<&mut Health> {
+        match purpose {
+            Purpose::Readiness => self.readiness.as_mut(),
+            Purpose::Liveness => self.liveness.as_mut(),
+        }
+    }
+
     /// Not ready, and no probe will say that it is.
     fn is_unprobed(&self) -> bool {
         !self.ready && self.readiness.is_none()
@@ -811,7 +821,7 @@ mod tests {
     }
 
     fn exited(code: i64) -> Condition {
-        Condition::Exited { code, out_of_memory: false, last_lines: vec!["bye".to_owned()] }
+        Condition::Exited(Exited { code, out_of_memory: false, last_lines: vec!["bye".to_owned()] })
     }
 
     fn ending(replica: &Replica) -> (Option<Ending>, u32) {
@@ -844,7 +854,7 @@ mod tests {
             [(Duration::from_secs(2), (Some(Ending::WithEngine), 0)), (ENGINE_STOP_MAX * 2, (Some(Ending::Own), 1))]
         {
             let mut replica = serving();
-            replica.exited(SIGTERMED, false, Vec::new(), BEGIN + Duration::from_secs(60));
+            replica.exited(Exited { code: SIGTERMED, ..Exited::default() }, BEGIN + Duration::from_secs(60));
             assert_eq!(ending(&replica), (Some(Ending::Own), 1));
             let now = BEGIN + Duration::from_secs(60) + pause;
             replica.stage = Stage::Busy(ActionId(9), Doing::Starting);

@@ -155,6 +155,12 @@ pub fn caused(view: View<'_>, name: &ServiceName, spec: &Service, report: &Repli
             format!("it cannot be started: {reason}"),
             "change what it asks for; if that is right, `orca doctor` checks the engine",
         ),
+        Cause::Unreadable { container, reason } => Diagnosis::new(
+            Code::Refused,
+            "it is not known whether it runs: the engine cannot look into its container",
+            format!("the engine is asked again and again; if it stays so, on the node: docker rm --force {container}"),
+        )
+        .seen([reason.clone()]),
         Cause::ModuleInvalid { reason } => {
             let (what, fix) = reason.split_once("; ").unwrap_or_else(|| (reason, module_fix(reason)));
             // What it consists of comes after; names of interfaces have a colon without a space.

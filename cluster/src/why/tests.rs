@@ -400,6 +400,17 @@ fn what_keeps_it_from_starting() {
           fix: change what it asks for; if that is right, `orca doctor` checks the engine
     "#]],
     );
+    let reason = "RWLayer of container 0123456789ab is unexpectedly nil".to_owned();
+    troubled(
+        "",
+        Phase::Pending,
+        Cause::Unreadable { container: "0123456789ab".to_owned(), reason },
+        &expect![[r#"
+        refused: it is not known whether it runs: the engine cannot look into its container
+          RWLayer of container 0123456789ab is unexpectedly nil
+          fix: the engine is asked again and again; if it stays so, on the node: docker rm --force 0123456789ab
+    "#]],
+    );
     troubled(
         "",
         Phase::BackOff,

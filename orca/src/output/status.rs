@@ -478,6 +478,7 @@ pub fn cause(cause: &Cause) -> String {
         Cause::VolumeBusy { volume, by } => format!("volume {volume} is held by {by}"),
         Cause::DiskFull { .. } => "the disk is full".to_owned(),
         Cause::Refused { .. } => "the engine refuses to start it".to_owned(),
+        Cause::Unreadable { .. } => "the engine cannot look into its container".to_owned(),
         Cause::ModuleInvalid { .. } => "its module cannot be run".to_owned(),
         Cause::ModuleMissing { .. } => "its module is on no control node".to_owned(),
         Cause::Exited => "it exited".to_owned(),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orca_cluster::goal::{ReplicaGoal, Workload};
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
-use orca_cluster::node::{Condition, Finished, Found, Seen, Task};
+use orca_cluster::node::{Condition, Exited, Finished, Found, Seen, Task};
 use orca_cluster::replica::{Cause, Saw};
 use orca_cluster::spec::{Check, Volume, VolumeSource};
 use orca_cluster::time::Timestamp;
@@ -176,7 +176,8 @@ impl Runtime {
                 container.running = None;
                 container.exit = code;
                 self.requests.retain(|_, request| request.replica != replica);
-                Some(Seen::Exited { replica, code, out_of_memory: false, last_lines: vec!["bye".to_owned()] })
+                let exited = Exited { code, out_of_memory: false, last_lines: vec!["bye".to_owned()] };
+                Some(Seen::Exited { replica, exited })
             }
             Event::RequestEnds { request } => {
                 let request = self.requests.remove(&request)?;
@@ -224,9 +225,7 @@ impl Runtime {
                 condition: match (container.running, container.start) {
                     (Some(since), _) => Condition::Running { address: container.address(*replica), since },
                     (None, 0) => Condition::Created,
-                    (None, _) => {
-                        Condition::Exited { code: container.exit, out_of_memory: false, last_lines: Vec::new() }
-                    }
+                    (None, _) => Condition::Exited(Exited { code: container.exit, ..Exited::default() }),
                 },
             })
             .collect()
