@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use orca_cluster::goal::Goal;
 use orca_cluster::node::Reconciler;
-use orca_cluster::traffic::Unfinished;
+use orca_cluster::traffic::Legacy;
 use orca_dataplane::DataPlane;
 use orca_wire::cause::chain;
 use orca_wire::endpoint::LocalError;
@@ -46,8 +46,8 @@ pub struct Config {
     pub identity: watch::Receiver<Identity>,
     /// What the node was last told to do, as [recalled](Agent::recall).
     pub goal: Option<Goal>,
-    /// What the proxy that hands over to this one has not finished, from before this one accepts anything.
-    pub unfinished: Option<watch::Receiver<Unfinished>>,
+    /// What the proxy that hands over to this one leaves, from before this one accepts anything.
+    pub legacy: Option<watch::Receiver<Legacy>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +115,7 @@ impl Agent {
             control,
             mut identity,
             goal,
-            mut unfinished,
+            mut legacy,
         } = config;
         let present = identity.borrow_and_update().clone();
         let Peer::Node { node, .. } = *present.peer() else {
@@ -150,8 +150,8 @@ impl Agent {
         let errands = Errands { docker: docker.clone(), logs, node };
         let now = crate::clock::now();
         let mut brain = Reconciler::new(goal, now);
-        if let Some(unfinished) = &mut unfinished {
-            brain.handle_unfinished(unfinished.borrow_and_update().clone(), now);
+        if let Some(legacy) = &mut legacy {
+            brain.handle_legacy(legacy.borrow_and_update().clone(), now);
         }
         let driver = Driver {
             brain,
@@ -162,7 +162,7 @@ impl Agent {
             usage: docker.measure(USAGE_INTERVAL),
             dataplane,
             goals: goals_taken,
-            unfinished,
+            legacy,
             reports,
             data: directory,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -8,7 +8,7 @@ use orca_cluster::goal::Goal;
 use orca_cluster::node::{ActionId, Finished, Reconciler};
 use orca_cluster::replica::{Engine, Facts, Observed};
 use orca_cluster::time::Timestamp;
-use orca_cluster::traffic::{Traffic, Unfinished};
+use orca_cluster::traffic::Legacy;
 use orca_dataplane::DataPlane;
 use orca_wire::cause::chain;
 use tokio::sync::{mpsc, watch};
@@ -46,7 +46,7 @@ pub struct Driver {
     pub dataplane: DataPlane,
     pub goals: mpsc::Receiver<Goal>,
     /// Of the proxy that hands over to ours.
-    pub unfinished: Option<watch::Receiver<Unfinished>>,
+    pub legacy: Option<watch::Receiver<Legacy>>,
     pub reports: watch::Sender<Option<Arc<Observed>>>,
     pub data: std::path::PathBuf,
     pub version: String,
@@ -57,8 +57,6 @@ impl Driver {
     pub async fn run(mut self) {
         let mut engine = Engine::Unknown;
         let mut reported = Instant::now();
-        // One process, one agent, one proxy: its counters begin with it.
-        let started = now();
         let mut named = BTreeSet::new();
         let mut unwritten: Option<Unwritten> = None;
         loop {
@@ -68,7 +66,7 @@ impl Driver {
             let due = reported + self.brain.report_interval();
             if self.brain.take_changed() || Instant::now() >= due {
                 reported = Instant::now();
-                self.report(&engine, started, unwritten.as_ref());
+                self.report(&engine, unwritten.as_ref());
             }
             let wake = self.brain.poll_timeout().map(|(at, _why)| at);
             let retry = unwritten.as_ref().map(|unwritten| unwritten.again);
@@ -91,10 +89,10 @@ impl Driver {
                     Notice::Seen(seen) => self.brain.handle_seen(seen, now()),
                     Notice::Engine(is) => {
                         engine = is;
-                        self.report(&engine, started, unwritten.as_ref());
+                        self.report(&engine, unwritten.as_ref());
                     }
                 },
-                unfinished = news(&mut self.unfinished) => self.brain.handle_unfinished(unfinished, now()),
+                legacy = news(&mut self.legacy) => self.brain.handle_legacy(legacy, now()),
                 usage = self.usage.next() => self.brain.handle_usage(usage),
                 () = sleep_until(due) => {}
                 () = sleep_to(wake) => self.brain.handle_timeout(now()),
@@ -141,15 +139,17 @@ impl Driver {
         }
     }
 
-    fn report(&self, engine: &Engine, started: Timestamp, unwritten: Option<&Unwritten>) {
+    fn report(&self, engine: &Engine, unwritten: Option<&Unwritten>) {
         let now = now();
         if !self.brain.is_oriented(now) {
             return;
         }
         // Counted before the tables are named: what is in flight was let in by these tables or earlier ones.
         let (replicas, acknowledged) = self.brain.observed();
-        let mut traffic = Traffic { started, ..self.dataplane.traffic(now) };
-        traffic.add_unfinished(self.brain.unfinished());
+        let mut traffic = self.dataplane.traffic(now);
+        if let Some(legacy) = self.brain.legacy() {
+            traffic.inherit(&legacy.traffic);
+        }
         let facts = self.facts(engine, unwritten);
         self.reports.send_replace(Some(Arc::new(Observed { at: now, replicas, acknowledged, traffic, facts })));
     }
@@ -166,11 +166,11 @@ impl Driver {
 }
 
 /// What is new of it; for ever silent where there is nobody to say anything.
-async fn news(unfinished: &mut Option<watch::Receiver<Unfinished>>) -> Unfinished {
-    if let Some(unfinished) = unfinished
-        && unfinished.changed().await.is_ok()
+async fn news(legacy: &mut Option<watch::Receiver<Legacy>>) -> Legacy {
+    if let Some(legacy) = legacy
+        && legacy.changed().await.is_ok()
     {
-        return unfinished.borrow_and_update().clone();
+        return legacy.borrow_and_update().clone();
     }
     std::future::pending().await
 }

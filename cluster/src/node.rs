@@ -25,7 +25,7 @@ use crate::route::Tables;
 use crate::secret::{Sealed, SecretName};
 use crate::spec::Check;
 use crate::time::Timestamp;
-use crate::traffic::Unfinished;
+use crate::traffic::Legacy;
 use replica::{Doing, Replica, Stage, Want};
 use run::Runs;
 
@@ -172,7 +172,7 @@ pub struct Reconciler {
     oriented: bool,
     runs: Runs,
     /// Of the proxy that ran here before ours and has handed over to it.
-    unfinished: Unfinished,
+    legacy: Option<Legacy>,
     changed: bool,
 }
 
@@ -195,7 +195,7 @@ impl Reconciler {
             oriented_by: now + ORIENTATION_MAX,
             oriented: false,
             runs: Runs::default(),
-            unfinished: Unfinished::default(),
+            legacy: None,
             changed: false,
         };
         if let Some(goal) = ledger {
@@ -271,10 +271,10 @@ impl Reconciler {
         }
     }
 
-    /// What the proxy that has handed over to ours still has; nothing once it has ended.
-    pub fn handle_unfinished(&mut self, unfinished: Unfinished, now: Timestamp) {
-        self.changed |= unfinished.is_choosing != self.unfinished.is_choosing;
-        self.unfinished = unfinished;
+    /// What the proxy that has handed over to ours leaves.
+    pub fn handle_legacy(&mut self, legacy: Legacy, now: Timestamp) {
+        self.changed |= legacy.is_choosing != self.predecessor_chooses();
+        self.legacy = Some(legacy);
         self.work(now);
     }
 
@@ -318,13 +318,18 @@ impl Reconciler {
             (*id, ReplicaReport { runs: self.runs.of(*id), ..replica.report() })
         };
         let replicas = self.replicas.iter().map(report).collect();
-        let acknowledged = if self.unfinished.is_choosing { Default::default() } else { self.applied };
+        let acknowledged = if self.predecessor_chooses() { Default::default() } else { self.applied };
         (replicas, acknowledged)
     }
 
-    /// What goes on here besides what our own proxy has.
-    pub fn unfinished(&self) -> &Unfinished {
-        &self.unfinished
+    /// What belongs to this node besides what our own proxy has and counts.
+    pub fn legacy(&self) -> Option<&Legacy> {
+        self.legacy.as_ref()
+    }
+
+    /// Whether the proxy that ran here before ours may still give a request to replicas, by tables of its own.
+    fn predecessor_chooses(&self) -> bool {
+        self.legacy.as_ref().is_some_and(|legacy| legacy.is_choosing)
     }
 
     /// How often to report although nothing has changed: more often while a replica drains, since the leader waits
@@ -367,7 +372,7 @@ impl Reconciler {
 
     /// How long that may last: containers that run are not kept waiting for modules, unless a predecessor leads to both.
     fn route_by(&self) -> Timestamp {
-        let alone = !self.unfinished.is_choosing && self.replicas.values().any(Replica::is_container);
+        let alone = !self.predecessor_chooses() && self.replicas.values().any(Replica::is_container);
         self.begun + if alone { ORIENTATION_MAX } else { MODULES_MAX }
     }
 
@@ -518,7 +523,7 @@ impl Reconciler {
         // Given up or drained while this node was away, and in use here until the tables are those of now.
         let may_serve = matches!(replica.stage, Stage::Running(_) | Stage::Unreadable(_));
         let leaves = want == Want::Stop && replica.duty() != Duty::Run && may_serve;
-        let is_chosen = self.applied.0 < self.goal.tables.number || self.unfinished.is_choosing;
+        let is_chosen = self.applied.0 < self.goal.tables.number || self.predecessor_chooses();
         if leaves && is_chosen {
             return false;
         }
@@ -655,12 +660,12 @@ mod tests {
     fn tables_are_acknowledged_when_a_predecessor_chooses_by_its_own_no_more() {
         let now = Timestamp(1_000);
         let mut node = Reconciler::new(Some(goal(1)), now);
-        node.handle_unfinished(Unfinished { is_choosing: true, ..Unfinished::default() }, now);
+        node.handle_legacy(Legacy { is_choosing: true, ..Legacy::default() }, now);
         let (id, number) = next_tables(&mut node).unwrap();
         node.handle_finished(id, Finished::Applied { number, generation: Generation(1) }, now);
         assert_eq!(node.observed().1, Default::default());
         node.take_changed();
-        node.handle_unfinished(Unfinished::default(), now);
+        node.handle_legacy(Legacy::default(), now);
         assert!(node.take_changed(), "it is worth a report");
         assert_eq!(node.observed().1, (number, Generation(1)));
     }
@@ -703,7 +708,7 @@ mod tests {
             ledger.replicas.insert(ReplicaId(1), job(&[]));
             ledger.replicas.extend(beside.map(|container| (ReplicaId(2), container)));
             let mut node = Reconciler::new(Some(ledger), start);
-            node.handle_unfinished(Unfinished { is_choosing: predecessor, ..Unfinished::default() }, start);
+            node.handle_legacy(Legacy { is_choosing: predecessor, ..Legacy::default() }, start);
             let fetch = node.poll_action().expect("the module is fetched");
             assert!(matches!(fetch.task, Task::Fetch { .. }), "{:?}", fetch.task);
             node.handle_timeout(start + ORIENTATION_MAX - Duration::from_millis(1));

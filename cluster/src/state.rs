@@ -253,7 +253,7 @@ pub struct Window {
     /// Connections that ended before their response, or their WebSocket, did.
     pub cut: u64,
     pub p99_us: Option<u64>,
-    /// There may have been more: a proxy was restarted meanwhile, and what it had not reported is not counted.
+    /// There may have been more: a proxy was restarted or killed meanwhile, and what it had not reported is not counted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub at_least: bool,
 }

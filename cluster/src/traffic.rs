@@ -1,6 +1,6 @@
-//! What the proxy counted. Counters only grow while a process lives, so a window is the difference of two
-//! snapshots, and a receipt made from two snapshots is exact. Where a process ended in between, what it had reported last
-//! counts, and the window says that it is the least.
+//! What the proxy counted. Counters only grow while a process lives, and go on in the one it hands over to, so a window is
+//! the difference of two snapshots, and a receipt made from two snapshots is exact. Where a process ended in between
+//! without handing over, what it had reported last counts, and the window says that it is the least.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,9 +14,13 @@ use crate::time::Timestamp;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Traffic {
     pub at: Timestamp,
-    /// When the process that counts was started, by its own clock: another one counts from zero.
+    /// When the process that counts was started, by its own clock, or the first of those that have handed over to it in
+    /// turn: another one counts from zero.
     #[serde(default)]
     pub started: Timestamp,
+    /// How often something that belongs to these counters was lost, since a process of theirs was killed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gaps: u64,
     pub services: BTreeMap<ServiceName, ServiceTraffic>,
     /// What is going on now at each replica that serves or drains; absent means nothing.
     pub in_flight: BTreeMap<ReplicaId, InFlight>,
@@ -56,13 +60,15 @@ pub struct InFlight {
     pub upgraded: u32,
 }
 
-/// What a proxy that hands over to another on its node has not finished. The other one reports it: nobody else hears of
-/// it any more.
+/// What a proxy that hands over to another on its node has counted and not finished. The other one reports it with its
+/// own: nobody else hears of it any more.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Unfinished {
+pub struct Legacy {
     /// It may still give a request to any replica of the last tables it had.
     pub is_choosing: bool,
-    pub in_flight: BTreeMap<ReplicaId, InFlight>,
+    /// It has drained, and counts no more.
+    pub is_final: bool,
+    pub traffic: Traffic,
 }
 
 /// What every proxy had counted of one service at one moment, to take the difference from later.
@@ -74,6 +80,8 @@ pub struct Tally(pub BTreeMap<NodeId, ProxyCount>);
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ProxyCount {
     pub started: Timestamp,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gaps: u64,
     pub counted: Counters,
 }
 
@@ -81,7 +89,7 @@ pub struct ProxyCount {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counted {
     pub counters: Counters,
-    /// A proxy was restarted or is not heard: what it counted after its last report is missing.
+    /// A proxy has ended without handing over, or is not heard: what it counted after its last report is missing.
     pub at_least: bool,
 }
 
@@ -181,18 +189,15 @@ impl Counters {
         self.latency_total_us = self.latency_total_us.saturating_add(other.latency_total_us);
     }
 
-    /// What was counted since an earlier snapshot of the same process. A smaller number than before means the
-    /// process has restarted in between: then everything it has now is new.
+    /// What was counted since an earlier snapshot of the same counters. Where something was lost in between they may have
+    /// become smaller, and this is the least.
     pub fn since(&self, earlier: &Counters) -> Counters {
-        if self.requests < earlier.requests {
-            return self.clone();
-        }
         let mut statuses = self.statuses;
         for (mine, theirs) in statuses.iter_mut().zip(earlier.statuses) {
             *mine = mine.saturating_sub(theirs);
         }
         Counters {
-            requests: self.requests - earlier.requests,
+            requests: self.requests.saturating_sub(earlier.requests),
             statuses,
             cut: self.cut.saturating_sub(earlier.cut),
             latency: self.latency.minus(&earlier.latency),
@@ -212,9 +217,22 @@ impl Tally {
 }
 
 impl Traffic {
-    /// Whoever asks what goes on at a replica means this as well.
-    pub fn add_unfinished(&mut self, unfinished: &Unfinished) {
-        add_flights(&mut self.in_flight, &unfinished.in_flight);
+    /// Goes on where the proxy that has handed over to this one was, or is while it drains.
+    pub fn inherit(&mut self, before: &Traffic) {
+        self.started = before.started;
+        self.gaps = self.gaps.saturating_add(before.gaps);
+        for (name, before) in &before.services {
+            let service = self.services.entry(name.clone()).or_default();
+            service.unserved.add(&before.unserved);
+            for (revision, before) in &before.revisions {
+                service.revisions.entry(*revision).or_default().add(before);
+            }
+        }
+        for (replica, before) in &before.in_flight {
+            let flight = self.in_flight.entry(*replica).or_default();
+            flight.requests = flight.requests.saturating_add(before.requests);
+            flight.upgraded = flight.upgraded.saturating_add(before.upgraded);
+        }
     }
 
     /// What was counted of this service, all of it together.
@@ -229,23 +247,21 @@ impl Traffic {
     }
 }
 
-impl Unfinished {
-    pub fn is_nothing(&self) -> bool {
-        !self.is_choosing && self.in_flight.is_empty()
+impl Legacy {
+    /// And what was left to the proxy that leaves this.
+    pub fn inherit(&mut self, before: &Legacy) {
+        self.is_choosing |= before.is_choosing;
+        self.is_final &= before.is_final;
+        self.traffic.inherit(&before.traffic);
     }
 
-    /// And what another one has not finished.
-    pub fn add(&mut self, other: &Unfinished) {
-        self.is_choosing |= other.is_choosing;
-        add_flights(&mut self.in_flight, &other.in_flight);
-    }
-}
-
-fn add_flights(all: &mut BTreeMap<ReplicaId, InFlight>, more: &BTreeMap<ReplicaId, InFlight>) {
-    for (replica, more) in more {
-        let all = all.entry(*replica).or_default();
-        all.requests = all.requests.saturating_add(more.requests);
-        all.upgraded = all.upgraded.saturating_add(more.upgraded);
+    /// Whoever leaves it has ended: nothing of it goes on, and what was counted and not said is lost.
+    pub fn end(&mut self) {
+        self.is_choosing = false;
+        self.traffic.in_flight.clear();
+        if !std::mem::replace(&mut self.is_final, true) {
+            self.traffic.gaps = self.traffic.gaps.saturating_add(1);
+        }
     }
 }
 
@@ -303,20 +319,49 @@ mod tests {
     }
 
     #[test]
-    fn what_a_predecessor_has_not_finished_goes_on_at_its_replicas() {
-        let flights = |of: &[(u64, u32, u32)]| -> BTreeMap<ReplicaId, InFlight> {
-            let one = |&(replica, requests, upgraded)| (ReplicaId(replica), InFlight { requests, upgraded });
-            of.iter().map(one).collect()
+    fn what_a_predecessor_leaves_goes_on_in_its_successor() {
+        let web = ServiceName::new("app".parse().unwrap(), "web".parse().unwrap());
+        // When it was started; requests by revision; what is in flight by replica.
+        let traffic = |started, counted: &[(u64, u64)], flights: &[(u64, u32, u32)]| {
+            let counters = |requests| Counters { requests, ..Counters::default() };
+            let revisions = counted.iter().map(|&(revision, requests)| (Revision(revision), counters(requests)));
+            let service = ServiceTraffic { revisions: revisions.collect(), unserved: counters(1) };
+            let flight = |&(replica, requests, upgraded)| (ReplicaId(replica), InFlight { requests, upgraded });
+            Traffic {
+                started: Timestamp(started),
+                services: BTreeMap::from([(web.clone(), service)]),
+                in_flight: flights.iter().map(flight).collect(),
+                ..Traffic::default()
+            }
         };
-        let mut left = Unfinished { is_choosing: false, in_flight: flights(&[(1, 1, 0)]) };
-        left.add(&Unfinished { is_choosing: true, in_flight: flights(&[(1, 0, 2), (2, 3, 0)]) });
-        assert!(left.is_choosing && !left.is_nothing());
-        let mut traffic = Traffic { in_flight: flights(&[(2, 4, 1)]), ..Traffic::default() };
-        traffic.add_unfinished(&left);
-        assert_eq!(traffic.in_flight, flights(&[(1, 1, 2), (2, 7, 1)]));
+        let first =
+            Legacy { is_choosing: true, is_final: false, traffic: traffic(1, &[(1, 10)], &[(1, 0, 2), (2, 3, 0)]) };
+        let mut second = Legacy { is_choosing: false, is_final: true, traffic: traffic(2, &[(2, 5)], &[(1, 1, 0)]) };
+        second.inherit(&first);
+        assert!(second.is_choosing && !second.is_final);
+        let mut third = traffic(3, &[(2, 7)], &[(2, 4, 1)]);
+        third.inherit(&second.traffic);
+        let mut all = traffic(1, &[(1, 10), (2, 12)], &[(1, 1, 2), (2, 7, 1)]);
+        all.services.get_mut(&web).unwrap().unserved.requests = 3;
+        assert_eq!(third, all);
         // It is said from process to process.
-        let said = serde_json::to_string(&left).unwrap();
-        assert_eq!(serde_json::from_str::<Unfinished>(&said).unwrap(), left);
+        let said = serde_json::to_string(&second).unwrap();
+        assert_eq!(serde_json::from_str::<Legacy>(&said).unwrap(), second);
+    }
+
+    #[test]
+    fn a_predecessor_that_ends_without_a_last_word_leaves_a_gap() {
+        let busy = BTreeMap::from([(ReplicaId(1), InFlight { requests: 1, upgraded: 0 })]);
+        for (is_final, gaps) in [(true, 0), (false, 1)] {
+            let traffic = Traffic { in_flight: busy.clone(), ..Traffic::default() };
+            let mut left = Legacy { is_choosing: true, is_final, traffic };
+            // The second time nothing ends.
+            for _ in 0..2 {
+                left.end();
+                let traffic = Traffic { gaps, ..Traffic::default() };
+                assert_eq!(left, Legacy { is_choosing: false, is_final: true, traffic });
+            }
+        }
     }
 
     #[test]
@@ -327,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_the_difference_and_a_restart_begins_anew() {
+    fn a_window_is_the_difference_and_never_less_than_nothing() {
         let counters = |requests| Counters {
             requests,
             statuses: [0, requests, 0, 0, 0],
@@ -335,6 +380,6 @@ mod tests {
             ..Counters::default()
         };
         assert_eq!(counters(10).since(&counters(4)), counters(6));
-        assert_eq!(counters(3).since(&counters(10)), counters(3));
+        assert_eq!(counters(3).since(&counters(10)), Counters::default());
     }
 }

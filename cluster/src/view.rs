@@ -85,11 +85,12 @@ impl View<'_> {
 
     fn tally_of(&self, count: impl Fn(&Traffic) -> Counters) -> Tally {
         let proxies = self.inventory.all().map(|(node, seen)| (node, &seen.traffic));
-        Tally(proxies.map(|(node, t)| (node, ProxyCount { started: t.started, counted: count(t) })).collect())
+        let counted = |t: &Traffic| ProxyCount { started: t.started, gaps: t.gaps, counted: count(t) };
+        Tally(proxies.map(|(node, traffic)| (node, counted(traffic))).collect())
     }
 
     /// What was counted of a service since this tally of it, which was taken at that time. Each proxy that has lived since
-    /// then counts for itself; it is exact as long as none of them has ended.
+    /// then counts for itself; it is exact as long as none of them has ended without handing over.
     pub fn counted_since(&self, service: &ServiceName, tally: &Tally, at: Timestamp) -> Counted {
         self.difference(tally, at, |traffic| traffic.total(service))
     }
@@ -114,7 +115,7 @@ impl View<'_> {
                 match base {
                     Some(base) if traffic.started == base.started => {
                         counted.counters.add(&count(traffic).since(&base.counted));
-                        counted.at_least |= traffic.started != seen.traffic.started;
+                        counted.at_least |= traffic.started != seen.traffic.started || traffic.gaps != base.gaps;
                     }
                     // Over before the tally.
                     Some(base) if traffic.started < base.started => {}
@@ -176,11 +177,15 @@ mod tests {
 
         /// A node's proxy, started so many seconds after [`T`], has answered so many requests by now.
         fn hear(&mut self, node: NodeId, started: u64, requests: u64) -> &mut Counting {
+            self.hear_with(node, started, requests, 0)
+        }
+
+        fn hear_with(&mut self, node: NodeId, started: u64, requests: u64, gaps: u64) -> &mut Counting {
             let counters = Counters { requests, ..Counters::default() };
             let service = ServiceTraffic { revisions: BTreeMap::from([(Revision(1), counters)]), ..Default::default() };
             let started = T + Duration::from_secs(started);
             let services = BTreeMap::from([(web(), service)]);
-            let traffic = Traffic { at: self.now, started, services, in_flight: BTreeMap::new() };
+            let traffic = Traffic { at: self.now, started, gaps, services, in_flight: BTreeMap::new() };
             self.inventory.record(node, Observed { at: self.now, traffic, ..Observed::default() }, self.now);
             self
         }
@@ -238,6 +243,16 @@ mod tests {
         // Of n2 nothing was heard yet.
         let mut counting = Counting::new();
         assert_eq!(counting.wait(6).hear(N1, 0, 130).since(&before), (30, "at least"));
+    }
+
+    #[test]
+    fn a_proxy_that_is_killed_while_it_hands_over_leaves_the_least() {
+        let mut counting = Counting::new();
+        let before = counting.hear_with(N1, 0, 100, 1).wait(5).tally();
+        assert_eq!(counting.hear_with(N1, 0, 150, 1).since(&before), (50, "exactly"));
+        assert_eq!(counting.hear_with(N1, 0, 170, 2).since(&before), (70, "at least"));
+        // A successor that had reported what it has counted, and has taken it along.
+        assert_eq!(counting.hear_with(N1, 0, 90, 2).since(&before), (0, "at least"));
     }
 
     #[test]

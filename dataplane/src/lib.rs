@@ -5,7 +5,6 @@ pub mod body;
 mod l7;
 mod services;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -13,12 +12,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use orca_cluster::id::ReplicaId;
 use orca_cluster::route::Tables;
 use orca_cluster::time::Timestamp;
-use orca_cluster::traffic::{Traffic, Unfinished};
+use orca_cluster::traffic::{Legacy, Traffic};
 use tokio::sync::{mpsc, oneshot};
 
 pub use body::{Body, BodyError};
@@ -165,6 +164,7 @@ pub enum StartError {
 pub struct DataPlane(Arc<Shared>);
 
 struct Shared {
+    started: Timestamp,
     workers: Vec<Worker>,
     addresses: Vec<SocketAddr>,
     /// What is handed to the process that comes after us; empty once we are through with them.
@@ -249,6 +249,7 @@ impl DataPlane {
             workers.push(Worker { orders, book });
         }
         Ok(DataPlane(Arc::new(Shared {
+            started: now(),
             workers,
             addresses,
             listeners: Mutex::new(listeners),
@@ -286,7 +287,7 @@ impl DataPlane {
 
     /// Everything counted since the start.
     pub fn traffic(&self, now: Timestamp) -> Traffic {
-        let mut traffic = Traffic { at: now, ..Traffic::default() };
+        let mut traffic = Traffic { at: now, started: self.0.started, ..Traffic::default() };
         for worker in &self.0.workers {
             worker.book.add_to(&mut traffic);
         }
@@ -294,15 +295,14 @@ impl DataPlane {
         traffic
     }
 
-    /// What it has not finished, which whoever takes over from it has to know while it [ends](DataPlane::shutdown).
-    pub fn unfinished(&self) -> Unfinished {
-        // The order matters: what is chosen in between is in flight when that is read.
+    /// What it has counted and not finished, which whoever takes over from it has to know until it has
+    /// [ended](DataPlane::shutdown).
+    pub fn legacy(&self, now: Timestamp) -> Legacy {
+        // The order matters: what is chosen in between is in flight when that is read, and a worker that has ended has
+        // counted all it had.
         let is_choosing = self.0.workers.iter().any(|worker| worker.book.is_choosing());
-        let mut in_flight = BTreeMap::new();
-        for worker in &self.0.workers {
-            worker.book.add_flights(&mut in_flight);
-        }
-        Unfinished { is_choosing, in_flight }
+        let is_final = self.0.workers.iter().all(|worker| worker.orders.is_closed());
+        Legacy { is_choosing, is_final, traffic: self.traffic(now) }
     }
 
     /// Requests that wait for a replica now.
@@ -369,6 +369,11 @@ fn deal(
         }
     }
     Ok(dealt)
+}
+
+/// The wall clock. One set before 1970 reads as 1970.
+fn now() -> Timestamp {
+    Timestamp::default() + SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 fn spawn(index: usize, parts: worker::Parts) -> io::Result<mpsc::UnboundedSender<Order>> {

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::deploy::assert_exact;
 use crate::support::{
     Load, Node, PATIENCE, Rates, Running, Setup, container, container_ids, docker, probe, request, requires_docker,
     signal, started_at, wait_for, wait_until,
@@ -172,6 +173,56 @@ fn a_replica_is_not_stopped_under_a_request_that_the_predecessor_has_given_it() 
     assert_eq!(answer.status, 200, "{}", answer.body);
     wait_for("the end of the predecessor", PATIENCE, || predecessor.try_wait().unwrap());
     assert_eq!(node.text("web", "/version").trim(), "2");
+}
+
+/// Begins an update of `web` to version 2 and returns in its middle: the new answers already, and a replica of the old
+/// drains for as long as somebody asks it for `/slow`.
+fn update_to_its_middle(node: &Node, load: &Load) -> Running {
+    wait_until("slow requests", PATIENCE, || node.metric("orca_requests_in_flight", "web") > 0);
+    let deploying = node.start_deploy(&container("web", "2", ""), &[]);
+    wait_until("the new version", PATIENCE, || load.so_far().bodies().contains_key("2"));
+    assert!(!node.status("web")["rollout"].is_null(), "the old one has requests");
+    deploying
+}
+
+#[test]
+fn a_rollout_with_a_handover_in_its_middle_is_counted_to_the_request() {
+    requires_docker!();
+    let mut node = Node::start();
+    node.deploy(&container("web", "1", "")).succeeded();
+    let load = Load::start(node.target("web"), Rates::default());
+    let slow = Load::start(node.target("web").path("/slow?3000"), Rates { keep_alive: 4, close: 0, ..Rates::plain() });
+    load.go_on(100);
+    let deploying = update_to_its_middle(&node, &load);
+    let took = node.hand_over();
+    deploying.end().succeeded();
+    load.go_on(200);
+    let mut tally = load.stop();
+    tally.records.extend(slow.stop().records);
+    eprintln!("the predecessor ended {took:?} after its successor was started\n{tally}");
+    assert_eq!(tally.failed(), 0, "{tally}");
+    assert_exact(&node, "web", &tally);
+    let receipt = node.last_receipt("web");
+    for window in ["before", "during", "after"] {
+        assert!(receipt[window].get("at_least").is_none(), "no proxy has lost anything: {receipt}");
+    }
+}
+
+#[test]
+fn a_rollout_whose_predecessor_is_killed_says_that_there_may_have_been_more() {
+    requires_docker!();
+    let mut node = Node::start();
+    node.deploy(&container("web", "1", "")).succeeded();
+    let load = Load::start(node.target("web"), Rates::plain());
+    let slow = Load::start(node.target("web").path("/slow?10000"), Rates { keep_alive: 4, close: 0, ..Rates::plain() });
+    let deploying = update_to_its_middle(&node, &load);
+    let mut predecessor = node.succeed();
+    predecessor.kill().unwrap();
+    predecessor.wait().unwrap();
+    deploying.end().succeeded();
+    drop((load.stop(), slow.stop()));
+    let receipt = node.last_receipt("web");
+    assert_eq!(receipt["during"]["at_least"], true, "what it counted last is lost: {receipt}");
 }
 
 #[test]

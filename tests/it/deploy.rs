@@ -42,7 +42,7 @@ fn assert_settled(node: &Node, service: &str, replicas: u64, version: &str) {
 
 /// What the proxy counted is what was sent, and what the receipts of this one rollout say is that too.
 #[track_caller]
-fn assert_exact(node: &Node, service: &str, tally: &Tally) {
+pub fn assert_exact(node: &Node, service: &str, tally: &Tally) {
     let sent = tally.sent() as u64;
     // Reports of the proxy's counters are on their way for a moment.
     let counted = || node.metric("orca_requests_total", service);

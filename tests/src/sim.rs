@@ -516,7 +516,7 @@ impl World {
         }
         let (replicas, acknowledged) = brain.observed();
         let (services, in_flight) = (node.runtime.counted(), node.runtime.in_flight());
-        let traffic = Traffic { at: now, started: node.started, services, in_flight };
+        let traffic = Traffic { at: now, started: node.started, gaps: 0, services, in_flight };
         let facts = Facts {
             memory: Memory(8 << 30),
             cpu: Cpu(8_000),

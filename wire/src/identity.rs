@@ -318,7 +318,10 @@ impl fmt::Debug for Identity {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
     use std::time::Duration;
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -362,6 +365,44 @@ mod tests {
         request[last] ^= 1;
         assert!(authority.issue_node(&request, NodeId(1), None, NOW).is_err());
         assert!(authority.issue_node(b"", NodeId(1), None, NOW).is_err());
+    }
+
+    /// Bytes where others are expected: anything, or the expected ones with some changed, and cut.
+    fn damaged(sound: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
+        let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+        let changed = (changes, any::<prop::sample::Index>(), any::<bool>()).prop_map(|(changes, end, is_cut)| {
+            let mut bytes = sound.to_vec();
+            for (at, byte) in changes {
+                *at.get_mut(&mut bytes) = byte;
+            }
+            bytes.truncate(if is_cut { end.index(sound.len()) } else { sound.len() });
+            bytes
+        });
+        prop_oneof![1 => prop::collection::vec(any::<u8>(), 0..200), 4 => changed]
+    }
+
+    static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::create(ClusterId(7), NOW));
+    static REQUEST: LazyLock<Vec<u8>> = LazyLock::new(|| KeyRequest::generate().request());
+    static ISSUED: LazyLock<Issued> =
+        LazyLock::new(|| AUTHORITY.issue_node(&REQUEST, NodeId(1), Some(1), NOW).unwrap());
+
+    proptest! {
+        // Signing takes its time.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn only_a_key_that_is_proven_is_certified(request in damaged(&REQUEST)) {
+            if let Ok(issued) = AUTHORITY.issue_node(&request, NodeId(1), Some(1), NOW) {
+                prop_assert_eq!(authority::fingerprint(&issued.certificate.0), authority::fingerprint(&ISSUED.certificate.0));
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic_as_a_certificate(certificate in damaged(&ISSUED.certificate.0)) {
+            let _ = named(&certificate);
+            let _ = authority::fingerprint(&certificate);
+            let _ = Authority::open(&certificate, &AUTHORITY.key());
+        }
     }
 
     #[test]

@@ -130,11 +130,16 @@ impl Pulse {
     /// Whether the response that is awaited is late. While the client has not sent all, it is not.
     pub fn is_late(&self) -> bool {
         let time_max = self.waiting_max.load(Ordering::Relaxed);
-        if time_max == 0 || self.uploading.load(Ordering::Relaxed) {
+        if time_max == 0 || self.is_uploading() {
             return false;
         }
         let since = self.waiting_since.load(Ordering::Relaxed).max(self.moved.load(Ordering::Relaxed));
         self.now().saturating_sub(since) >= time_max
+    }
+
+    /// Whether some of a request that was taken up is still to come.
+    fn is_uploading(&self) -> bool {
+        self.uploading.load(Ordering::Relaxed)
     }
 
     /// Whether something lies here that the client does not take.
@@ -150,7 +155,7 @@ impl Pulse {
         let now = self.now();
         let quiet = now.saturating_sub(self.moved.load(Ordering::Relaxed));
         if self.busy.load(Ordering::Relaxed) {
-            let stuck = self.uploading.load(Ordering::Relaxed) || self.blocked.load(Ordering::Relaxed);
+            let stuck = self.is_uploading() || self.is_blocked();
             return (stuck && quiet >= patience.body).then_some(Overdue::Body);
         }
         match self.head.load(Ordering::Relaxed) {
@@ -182,9 +187,8 @@ impl Client {
         self.pulse.busy.store(self.requests.get() > 0, Ordering::Relaxed);
     }
 
-    /// Whether a page about a violation would be taken for what it is: not for more of a response that is under way, nor
-    /// for the response to a request that was whole before the violation came.
-    fn may_be_told(&self) -> bool {
+    /// Whether all responses to requests that were taken up have gone out whole.
+    fn is_through(&self) -> bool {
         self.requests.get() == 0 && !self.pulse.is_blocked()
     }
 }
@@ -362,7 +366,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
     client.is_ended_by_us.set(matches!(end, End::Cut | End::Overdue(_)));
 
     // Before the connection is taken apart, which ends what is under way.
-    let may_be_told = client.may_be_told();
+    let is_through = client.is_through();
     let Some(parts) = connection.into_parts() else {
         // Upgraded: someone else has the socket.
         return;
@@ -372,9 +376,12 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
         (End::Cut, _) | (End::Overdue(Overdue::Idle | Overdue::Body), _) => return,
         (End::Overdue(Overdue::Head), _) if gate.framing.is_in_head() => Some(page::timed_out()),
         (End::Overdue(Overdue::Head), _) => return,
-        // What was said before the violation may be half answered; then the break has to speak for itself.
-        (End::Finished, Some(violation)) if may_be_told => Some(page::violation(violation)),
-        (End::Finished, Some(_)) => return,
+        // A page would be taken for more of a response that is under way, or for the response to a request that was whole
+        // before the violation came: the break has to speak for itself.
+        (End::Finished, Some(_)) if !is_through => return,
+        // The request whose body it is in has had its response.
+        (End::Finished, Some(_)) if pulse.is_uploading() => None,
+        (End::Finished, Some(violation)) => Some(page::violation(violation)),
         (End::Finished, None) if gate.framing.is_in_body() => None,
         (End::Finished, None) => return,
     };

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
-use orca_cluster::traffic::{Counters, HISTOGRAM_BUCKETS, Histogram, InFlight, Traffic, bucket_of};
+use orca_cluster::traffic::{Counters, HISTOGRAM_BUCKETS, Histogram, Traffic, bucket_of};
 
 /// Counters of the requests that ended at one revision of a service, in one worker.
 #[derive(Debug, Default)]
@@ -203,24 +203,13 @@ impl Book {
                 service.revisions.entry(*revision).or_default().add(&cell.read());
             }
         }
-        pages.add_flights(&mut traffic.in_flight);
-    }
-
-    /// What goes on at each replica.
-    pub fn add_flights(&self, in_flight: &mut BTreeMap<ReplicaId, InFlight>) {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner).add_flights(in_flight);
-    }
-}
-
-impl Pages {
-    fn add_flights(&self, in_flight: &mut BTreeMap<ReplicaId, InFlight>) {
-        for (replica, flight) in &self.flights {
+        for (replica, flight) in &pages.flights {
             // The order matters: a request moves from the first to the second, so reading the second last may count
             // it twice and never not at all.
             let requests = flight.requests.load(Ordering::Acquire);
             let upgraded = flight.upgraded.load(Ordering::Acquire);
             if requests > 0 || upgraded > 0 {
-                let all = in_flight.entry(*replica).or_default();
+                let all = traffic.in_flight.entry(*replica).or_default();
                 all.requests += requests;
                 all.upgraded += upgraded;
             }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use http::{Request, StatusCode};
@@ -18,6 +18,7 @@ use super::count::{self, Boarded, Ended};
 use super::table::{Backend, Replica, Service};
 use super::upstream::Incoming;
 use crate::body::{Body, BodyError};
+use crate::now;
 
 #[derive(Debug)]
 pub struct Exchange {
@@ -48,9 +49,7 @@ impl Exchange {
         client.begin();
         let line = client.worker.log.is_some().then(|| {
             Box::new(Line {
-                at: SystemTime::now()
-                    .duration_since(SystemTime::UNIX_EPOCH)
-                    .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+                at: now().0,
                 id: String::new(),
                 client: client.peer,
                 method: request.method().to_string(),

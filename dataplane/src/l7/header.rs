@@ -139,6 +139,7 @@ fn has_token(value: &HeaderValue, token: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::collections::BTreeSet;
 
     fn headers(fields: &[(&str, &str)]) -> HeaderMap {
@@ -188,5 +189,40 @@ mod tests {
             headers(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "x")]);
         assert!(strip_request(&mut h2c).upgrade.is_none());
         assert!(h2c.is_empty());
+    }
+
+    /// Names of fields, and what is none.
+    fn token() -> impl Strategy<Value = String> {
+        let names = ["host", "content-length", "x-a", "X-B", "close", "keep-alive", "upgrade", "te", "x-real-ip"];
+        prop_oneof![proptest::sample::select(names.to_vec()).prop_map(str::to_owned), "[ -~\t]{0,6}"]
+    }
+
+    proptest! {
+        #[test]
+        fn what_connection_lists_ends_here_however_it_is_written(
+            fields in proptest::collection::vec(token(), 0..8),
+            lists in proptest::collection::vec(proptest::collection::vec((token(), "[ \t]{0,2}"), 0..5), 0..3),
+        ) {
+            let mut all = HeaderMap::new();
+            // `close` is an option of `Connection` and names no field.
+            for name in fields.iter().filter(|field| *field != "close").filter_map(|field| field.parse::<HeaderName>().ok()) {
+                all.append(name, HeaderValue::from_static("trailers, websocket"));
+            }
+            for list in &lists {
+                let list: Vec<String> = list.iter().map(|(token, space)| format!("{space}{token}{space}")).collect();
+                all.append(header::CONNECTION, list.join(",").parse().expect("visible ASCII, spaces and tabs"));
+            }
+            let before = all.clone();
+            strip_request(&mut all);
+            let listed: Vec<String> = before.get_all(header::CONNECTION).iter()
+                .flat_map(|list| list.to_str().expect("ASCII").split(','))
+                .map(|token| token.trim().to_ascii_lowercase())
+                .collect();
+            for name in before.keys() {
+                let is_needed = *name == header::HOST || *name == header::CONTENT_LENGTH;
+                let ends_here = NOT_PASSED.contains(name) || listed.iter().any(|token| token == name.as_str());
+                prop_assert_eq!(all.contains_key(name), is_needed || !ends_here, "{} in {:?}", name, before);
+            }
+        }
     }
 }

@@ -407,6 +407,17 @@ mod tests {
         }
 
         #[test]
+        fn how_chunks_are_cut_changes_no_verdict(
+            parts in proptest::collection::vec(proptest::sample::select(vec![
+                "3\r\nabc", "3\r\nabc\r\n", "A;x=y\r\n", "0\r\n", "0;\r\n", "x-sum: 1\r\n", "\r\n", "\r", "\n", " ", ";", "f", "-",
+            ]), 0..12),
+            size in 1_usize..8,
+        ) {
+            let bytes = parts.concat().into_bytes();
+            prop_assert_eq!(unchunk(&bytes, size), unchunk(&bytes, bytes.len().max(1)));
+        }
+
+        #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), size in 1_usize..100) {
             let _ = take_head(&mut BytesMut::from(&bytes[..]), false);
             let _ = take_head(&mut BytesMut::from(&[b"HTTP/1.1 200 OK\r\n", &bytes[..]].concat()[..]), false);

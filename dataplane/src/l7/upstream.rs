@@ -173,26 +173,29 @@ fn poll_read(
 /// The rest of a request whose response has begun. Its response is read by whoever sends it to the client; the rest goes on
 /// also while the client takes nothing, or both would wait for each other. Used by the client's task alone.
 #[derive(Debug, Clone)]
-pub struct Rest(Rc<RefCell<(Upload, OwnedWriteHalf)>>);
+pub struct Rest(Rc<RefCell<(Upload, Option<OwnedWriteHalf>)>>);
 
 impl Rest {
     fn new(upload: Upload, to: OwnedWriteHalf) -> Rest {
-        Rest(Rc::new(RefCell::new((upload, to))))
+        Rest(Rc::new(RefCell::new((upload, Some(to)))))
     }
 
-    /// Sends what there is. Whatever keeps it from being sent: the response is what counts now, and says itself if it
-    /// breaks off.
+    /// Sends what there is.
     pub fn poll(&self, context: &mut Context<'_>) {
         let (upload, to) = &mut *self.0.borrow_mut();
-        if !upload.is_done() {
-            let _ = upload.poll(to, context);
+        let Some(open) = to.as_mut().filter(|_| !upload.is_done()) else { return };
+        match upload.poll(open, context) {
+            // The replica is told, or it would wait for the rest, and the client for the replica.
+            Poll::Ready(Err(upload::Broken::Reading(_))) => *to = None,
+            // The response is what counts now, and says itself if it breaks off.
+            Poll::Ready(Ok(()) | Err(upload::Broken::Writing(_))) | Poll::Pending => {}
         }
     }
 
     /// The writing half, if all was sent and nobody else holds the rest.
     fn sent(self) -> Option<OwnedWriteHalf> {
         let (upload, to) = Rc::try_unwrap(self.0).ok()?.into_inner();
-        upload.is_done().then_some(to)
+        to.filter(|_| upload.is_done())
     }
 }
 

@@ -420,6 +420,8 @@ pub async fn run(parts: Parts, mut orders: mpsc::UnboundedReceiver<Order>) {
     for replica in worker.replicas.borrow().iter() {
         replica.pool.borrow_mut().clear();
     }
+    // Before whoever waits for it hears of it: its counters are what they will be.
+    orders.close();
     drop(done);
 }
 

@@ -235,14 +235,16 @@ async fn shutting_down_finishes_what_is_under_way() {
     let counted = plane.clone();
     let ending = tokio::spawn(plane.shutdown(DEADLINE));
     assert!(idle.rest().await.is_empty(), "an idle connection is closed");
-    assert!(counted.unfinished().is_choosing, "if its replica breaks off, the busy one may be given to another");
+    assert!(legacy(&counted).is_choosing, "if its replica breaks off, the busy one may be given to another");
     assert!(TcpStream::connect(at).await.is_err(), "nobody accepts any more");
     go.send(true).unwrap();
     let reply = busy.reply().await.unwrap();
     assert_eq!((reply.text(), reply.header("connection")), ("late", Some("close")));
     ending.await.unwrap();
-    assert_eq!(traffic(&counted).services[&service()].total().cut, 0);
-    assert!(counted.unfinished().is_nothing());
+    let left = legacy(&counted);
+    assert!(left.is_final && !left.is_choosing && left.traffic.in_flight.is_empty(), "{left:?}");
+    let total = left.traffic.services[&service()].total();
+    assert_eq!((total.requests, total.cut), (1, 0));
 }
 
 #[tokio::test]
@@ -263,15 +265,18 @@ async fn a_proxy_that_ends_says_what_it_still_has_and_when_it_chooses_no_more() 
     let _idle = Client::connect(&plane).await;
     let mut busy = Client::connect(&plane).await;
     busy.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    until("it is in flight", || plane.unfinished().in_flight.contains_key(&ReplicaId(1))).await;
-    assert!(plane.unfinished().is_choosing, "it accepts");
+    until("it is in flight", || traffic(&plane).in_flight.contains_key(&ReplicaId(1))).await;
+    assert!(legacy(&plane).is_choosing, "it accepts");
     let ending = tokio::spawn(plane.clone().shutdown(DEADLINE));
-    until("nothing is chosen any more", || !plane.unfinished().is_choosing).await;
-    assert_eq!(plane.unfinished().in_flight[&ReplicaId(1)].requests, 1);
+    until("nothing is chosen any more", || !legacy(&plane).is_choosing).await;
+    let left = legacy(&plane);
+    assert_eq!((left.is_final, left.traffic.in_flight[&ReplicaId(1)].requests), (false, 1));
     go.send(true).unwrap();
     assert_eq!(busy.reply().await.unwrap().text(), "halfhalf");
     ending.await.unwrap();
-    assert!(plane.unfinished().is_nothing());
+    let left = legacy(&plane);
+    assert!(left.is_final && left.traffic.in_flight.is_empty(), "{left:?}");
+    assert_eq!(left.traffic.services[&service()].total().requests, 1);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::world::*;
 
@@ -141,4 +141,87 @@ async fn a_violation_behind_a_whole_request_is_not_that_requests_answer() {
     until("it is in flight", || !traffic(&plane).in_flight.is_empty()).await;
     client.send("\n").await;
     assert_eq!(String::from_utf8_lossy(&client.rest().await), "");
+}
+
+/// What a replica does with a request whose body turns out malformed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Replica {
+    /// It waits for the body's end.
+    Waits,
+    /// It has begun a response, and ends it when there is no more of the body.
+    IsInside,
+    /// It has given a whole response, and has not looked at the body.
+    HasAnswered,
+}
+
+/// Everything that the replica got and that the client got.
+async fn malformed_chunk(replica: Replica, rest: &'static str) -> (String, String) {
+    let (seen, mut sees) = tokio::sync::mpsc::unbounded_channel();
+    let address = raw(move |mut stream| {
+        let seen = seen.clone();
+        async move {
+            let mut got = read_head(&mut stream).await.unwrap().into_bytes();
+            match replica {
+                Replica::Waits => {}
+                Replica::IsInside => {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf").await.unwrap()
+                }
+                Replica::HasAnswered => {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole").await.unwrap();
+                }
+            }
+            // A reset is an end, too.
+            let _ = stream.read_to_end(&mut got).await;
+            let _ = stream.write_all(b"half").await;
+            seen.send(String::from_utf8(got).unwrap()).unwrap();
+        }
+    })
+    .await;
+    let plane = proxy(&[(1, address)]).await;
+    let mut client = Client::connect(&plane).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
+    let mut got = Vec::new();
+    let begun: &[u8] = match replica {
+        Replica::Waits => b"",
+        Replica::IsInside => b"half",
+        Replica::HasAnswered => b"whole",
+    };
+    if replica == Replica::Waits {
+        until("it is in flight", || !traffic(&plane).in_flight.is_empty()).await;
+    }
+    while !got.ends_with(begun) {
+        got.extend(client.exactly(1).await.unwrap());
+    }
+    // It may be closed already.
+    let _ = client.stream.write_all(rest.as_bytes()).await;
+    got.extend(client.rest().await);
+    let seen = tokio::time::timeout(DEADLINE, sees.recv()).await.unwrap().unwrap();
+    (seen, String::from_utf8(got).unwrap())
+}
+
+#[tokio::test]
+async fn a_request_with_a_malformed_chunk_has_one_response_at_most() {
+    for replica in [Replica::Waits, Replica::IsInside, Replica::HasAnswered] {
+        for rest in ["0x\r\n\r\n", "0x\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"] {
+            let (seen, got) = malformed_chunk(replica, rest).await;
+            let all = format!("{replica:?}, {rest:?}: the replica got {seen:?}, the client {got:?}");
+            assert_eq!(got.matches("HTTP/1.1 ").count(), 1, "{all}");
+            let (status, end) = match replica {
+                Replica::Waits => ("HTTP/1.1 400 ", ""),
+                Replica::IsInside => ("HTTP/1.1 200 ", "halfhalf"),
+                Replica::HasAnswered => ("HTTP/1.1 200 ", "whole"),
+            };
+            assert!(got.starts_with(status) && got.ends_with(end), "{all}");
+            assert!(!seen.contains("smuggled") && !seen.ends_with("0\r\n\r\n"), "{all}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_malformed_chunk_that_comes_with_the_head_is_answered_once() {
+    let plane = proxy(&[(1, nobody().await)]).await;
+    let mut client = Client::connect(&plane).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x\r\n\r\n").await;
+    let got = String::from_utf8(client.rest().await).unwrap();
+    assert!(got.starts_with("HTTP/1.1 400 ") && got.matches("HTTP/1.1 ").count() == 1, "{got}");
 }

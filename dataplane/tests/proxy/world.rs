@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use orca_cluster::id::{Label, NodeId, ReplicaId, Revision, ServiceName};
 use orca_cluster::route::{Absence, Backend, RouteKey, Tables, Upstream};
 use orca_cluster::time::Timestamp;
-use orca_cluster::traffic::Traffic;
+use orca_cluster::traffic::{Legacy, Traffic};
 use orca_dataplane::{AccessLog, Config, DataPlane, Limits, NoModules};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -75,6 +75,10 @@ pub async fn proxy(backends: &[(u64, SocketAddr)]) -> DataPlane {
 
 pub fn traffic(plane: &DataPlane) -> Traffic {
     plane.traffic(Timestamp(0))
+}
+
+pub fn legacy(plane: &DataPlane) -> Legacy {
+    plane.legacy(Timestamp(0))
 }
 
 /// Waits for what must come to be.

@@ -10,9 +10,10 @@
 //!    │ opens the store                     │
 //!    │── goes on ─────────────────────────▶│
 //!    │◀────────────────────────── may go on│
+//!    │◀────────────────────────── legacy, …│ again and again
 //!    │ loads modules, applies its tables   │
 //!    │── serves ──────────────────────────▶│ accepts no more, drains
-//!    │◀──────────── what is not finished, …│
+//!    │◀─────────────────────── last legacy │
 //!    │                                     │ exits
 //! ```
 //!
@@ -20,8 +21,9 @@
 //! accepts nothing before both know that it goes on: until then it may find that it cannot, or the old one that it has
 //! waited for too long, and what either of them had accepted would be lost.
 //!
-//! While the old one drains, nobody but the new one speaks for this node. What the old one still has is told to it, and it
-//! reports that as its own, or a replica would be stopped under the requests that the old one has given it.
+//! From then on nobody but the new one speaks for this node. What the old one has and what it counts is told to it, and it
+//! reports that as its own: or a replica would be stopped under the requests that the old one has given it, and a receipt
+//! would lack the requests that have ended there.
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
@@ -33,17 +35,18 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use orca_cluster::traffic::Unfinished;
+use orca_cluster::traffic::Legacy;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
-use tokio::time::timeout;
-use tracing::debug;
+use tokio::time::{interval, timeout};
+use tracing::{debug, warn};
 
 const SOCKET: &str = "handover";
-const ASKS: &[u8; 16] = b"orca handover 2\n";
+const ASKS: &[u8; 16] = b"orca handover 3\n";
 const GOES_ON: &[u8; 1] = b"g";
 const MAY_GO_ON: &[u8; 1] = b"m";
 const SERVES: &[u8; 1] = b"s";
@@ -51,10 +54,12 @@ const SERVES: &[u8; 1] = b"s";
 const SOCKETS_MAX: usize = 128;
 /// How long the old one may take to close its store, and the new one to know whether it goes on.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two words about what is left; as often as a node reports while a replica drains.
+const TELL_INTERVAL: Duration = Duration::from_millis(100);
 /// For the new one to take what it is told. It has nothing else to do for it than to read.
 const TELL_MAX: Duration = Duration::from_secs(10);
-/// What is not finished, written out: some fifty bytes for each replica of a node.
-const UNFINISHED_BYTES_MAX: usize = 1 << 20;
+/// A legacy, written out: some two thousand bytes for each revision that was ever served, and as much as a report may be.
+const LEGACY_BYTES_MAX: usize = 16 << 20;
 
 /// Where a successor knocks.
 #[derive(Debug)]
@@ -66,7 +71,7 @@ pub struct Door {
 #[derive(Debug)]
 pub struct Successor(UnixStream);
 
-/// A successor that serves.
+/// A successor that goes on: it may accept connections at any moment.
 #[derive(Debug)]
 pub struct Heir(tokio::net::UnixStream);
 
@@ -80,6 +85,10 @@ pub struct Inheritance {
 /// Who goes on serving until it is told that it need not.
 #[derive(Debug)]
 pub struct Predecessor(UnixStream);
+
+/// The same, when it knows that its successor goes on.
+#[derive(Debug)]
+pub struct Ancestor(OwnedWriteHalf);
 
 impl Door {
     /// For the owner of the data directory only; a socket left by a process that was killed is replaced.
@@ -108,14 +117,14 @@ impl Door {
             });
             match asked.await {
                 Ok((stream, true)) => return Ok(Successor(stream)),
-                Ok((_, false)) | Err(_) => tracing::warn!("somebody knocked and did not ask for a handover"),
+                Ok((_, false)) | Err(_) => warn!("somebody knocked and did not ask for a handover"),
             }
         }
     }
 }
 
 impl Successor {
-    /// Gives the sockets and waits until they are served.
+    /// Gives the sockets and waits until it is known that the successor goes on.
     pub async fn give(self, listeners: Vec<TcpListener>) -> io::Result<Heir> {
         let given = blocking(move || {
             let Successor(stream) = self;
@@ -128,11 +137,7 @@ impl Successor {
             let count = [u8::try_from(given.len()).unwrap_or(u8::MAX)];
             rustix::net::sendmsg(&stream, &[IoSlice::new(&count)], &mut ancillary, SendFlags::empty())?;
             expect(&stream, GOES_ON)?;
-            // From here on it may accept connections at any moment, so there is no going back while it lives; if it does
-            // not, this ends.
-            stream.set_read_timeout(None)?;
             (&stream).write_all(MAY_GO_ON)?;
-            expect(&stream, SERVES)?;
             Ok(stream)
         });
         Ok(Heir(into_async(given.await?)?))
@@ -140,14 +145,36 @@ impl Successor {
 }
 
 impl Heir {
-    pub async fn tell(&mut self, unfinished: &Unfinished) -> io::Result<()> {
-        let text = serde_json::to_vec(unfinished)?;
-        let length = u32::try_from(text.len()).map_err(io::Error::other)?;
-        let told = async {
-            self.0.write_all(&length.to_be_bytes()).await?;
-            self.0.write_all(&text).await
-        };
-        timeout(TELL_MAX, told).await.map_err(io::Error::from)?
+    /// Tells what is left so far until the heir serves. There is no going back while it lives, so it may take its time; if
+    /// it does not live, this is an error.
+    pub async fn serves(&mut self, left: impl Fn() -> Legacy) -> io::Result<()> {
+        let mut ticks = interval(TELL_INTERVAL);
+        let mut said = [0];
+        loop {
+            tokio::select! {
+                read = self.0.read_exact(&mut said) => return read.and_then(|_| is_word(said, SERVES)),
+                _ = ticks.tick() => self.tell(&left()).await?,
+            }
+        }
+    }
+
+    /// Tells what is left until nothing is added to it any more.
+    pub async fn follow(mut self, left: impl Fn() -> Legacy) -> io::Result<()> {
+        let mut ticks = interval(TELL_INTERVAL);
+        loop {
+            ticks.tick().await;
+            let left = left();
+            timeout(TELL_MAX, self.tell(&left)).await??;
+            if left.is_final {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn tell(&mut self, left: &Legacy) -> io::Result<()> {
+        let text = serde_json::to_vec(left)?;
+        self.0.write_u32(u32::try_from(text.len()).map_err(io::Error::other)?).await?;
+        self.0.write_all(&text).await
     }
 }
 
@@ -194,53 +221,62 @@ impl Inheritance {
 
 impl Predecessor {
     /// From when on there is no way back: an error if the predecessor has ended, or has given up waiting and is to be
-    /// left in peace.
-    pub async fn goes_on(self) -> io::Result<Predecessor> {
-        blocking(move || {
+    /// left in peace. What it leaves is kept up with until it has drained, or has ended.
+    pub async fn goes_on(self) -> io::Result<(Ancestor, watch::Receiver<Legacy>)> {
+        let stream = blocking(move || {
             let Predecessor(stream) = self;
             (&stream).write_all(GOES_ON)?;
             expect(&stream, MAY_GO_ON)?;
-            Ok(Predecessor(stream))
-        })
-        .await
+            Ok(stream)
+        });
+        let (mut words, voice) = into_async(stream.await?)?.into_split();
+        // Before there is anybody to report without it: counters that became smaller would be taken for lost ones.
+        let (left, legacy) = watch::channel(timeout(PATIENCE, hear(&mut words)).await??);
+        tokio::spawn(keep_up(words, left));
+        Ok((Ancestor(voice), legacy))
     }
+}
 
-    /// Tells it that it is not needed any more, and keeps up with what it has not finished until that is nothing, or it
-    /// has ended.
-    pub async fn follow(self, unfinished: watch::Sender<Unfinished>) {
-        if let Err(error) = self.heard(&unfinished).await {
-            // What it had has ended with it.
-            debug!(%error, "the predecessor says nothing any more");
-        }
-        unfinished.send_replace(Unfinished::default());
-    }
-
-    async fn heard(self, unfinished: &watch::Sender<Unfinished>) -> io::Result<()> {
-        let mut stream = into_async(self.0)?;
-        stream.write_all(SERVES).await?;
-        loop {
-            let length = match stream.read_u32().await {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-                length => usize::try_from(length?).map_err(io::Error::other)?,
-            };
-            if length > UNFINISHED_BYTES_MAX {
-                return Err(io::Error::other(format!("{length} bytes at once are too many")));
-            }
-            let mut text = vec![0; length];
-            stream.read_exact(&mut text).await?;
-            let said: Unfinished = serde_json::from_slice(&text)?;
-            unfinished.send_if_modified(|before| {
-                let is_news = *before != said;
-                *before = said;
-                is_news
-            });
+impl Ancestor {
+    /// Tells it that it is not needed any more, and is to drain.
+    pub async fn let_go(mut self) {
+        if let Err(error) = self.0.write_all(SERVES).await {
+            debug!(%error, "the predecessor has ended already");
         }
     }
+}
+
+/// Until the predecessor has ended.
+async fn keep_up(mut words: OwnedReadHalf, left: watch::Sender<Legacy>) {
+    let error = loop {
+        match hear(&mut words).await {
+            Ok(said) => drop(left.send_replace(said)),
+            Err(error) => break error,
+        }
+    };
+    if !left.borrow().is_final {
+        warn!(%error, "the predecessor has ended before it had drained: receipts of now will say \"at least\"");
+    }
+    left.send_modify(Legacy::end);
+}
+
+async fn hear(words: &mut OwnedReadHalf) -> io::Result<Legacy> {
+    let length = usize::try_from(words.read_u32().await?).map_err(io::Error::other)?;
+    if length > LEGACY_BYTES_MAX {
+        return Err(io::Error::other(format!("{length} bytes at once are too many")));
+    }
+    let mut text = vec![0; length];
+    words.read_exact(&mut text).await?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 fn expect(mut stream: &UnixStream, word: &[u8; 1]) -> io::Result<()> {
     let mut said = [0];
     stream.read_exact(&mut said)?;
+    is_word(said, word)
+}
+
+fn is_word(said: [u8; 1], word: &[u8; 1]) -> io::Result<()> {
     if said == *word { Ok(()) } else { Err(io::Error::other("the other server said something else than was expected")) }
 }
 
@@ -261,17 +297,24 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use orca_cluster::id::ReplicaId;
-    use orca_cluster::traffic::InFlight;
+    use orca_cluster::time::Timestamp;
+    use orca_cluster::traffic::{InFlight, Traffic};
 
     use super::*;
 
     const LONGEST: Duration = Duration::from_secs(20);
 
+    /// What is left when so many requests are in flight.
+    fn left(requests: u32) -> Legacy {
+        let busy = InFlight { requests, upgraded: 0 };
+        let in_flight = [(ReplicaId(7), busy)].into_iter().filter(|(_, busy)| busy.requests > 0).collect();
+        let traffic = Traffic { started: Timestamp(3), in_flight, ..Traffic::default() };
+        Legacy { is_choosing: requests > 0, is_final: requests == 0, traffic }
+    }
+
     #[tokio::test]
-    async fn the_same_sockets_listen_on_in_the_successor_which_hears_what_is_not_finished() {
+    async fn the_same_sockets_listen_on_in_the_successor_which_hears_what_is_left() {
         let data = tempfile::tempdir().unwrap();
         assert!(ask(data.path()).await.unwrap().is_none());
         let door = Door::open(data.path()).unwrap();
@@ -285,21 +328,51 @@ mod tests {
         let early = std::net::TcpStream::connect(address).unwrap();
         let (listeners, predecessor) = ask(data.path()).await.unwrap().unwrap().take_apart();
         assert_eq!(listeners[0].local_addr().unwrap(), address);
-        let predecessor = predecessor.goes_on().await.unwrap();
-        assert!(!old.is_finished());
-        let (sender, mut unfinished) = watch::channel(Unfinished { is_choosing: true, ..Unfinished::default() });
-        let following = tokio::spawn(predecessor.follow(sender));
-        let mut heir = old.await.unwrap().unwrap();
+        let busy = watch::Sender::new(3);
+        let told = busy.clone();
+        let old = tokio::spawn(async move {
+            let mut heir = old.await.unwrap()?;
+            heir.serves(|| left(*told.borrow())).await?;
+            told.send_replace(1);
+            heir.follow(|| left(*told.borrow())).await
+        });
+        let (ancestor, mut legacy) = predecessor.goes_on().await.unwrap();
+        assert_eq!(*legacy.borrow(), left(3), "known before anything is accepted");
         let (accepted, _) = listeners[0].accept().unwrap();
         assert_eq!(accepted.peer_addr().unwrap(), early.local_addr().unwrap());
+        busy.send_replace(2);
+        hears(&mut legacy, |said| *said == left(2)).await;
+        assert!(!old.is_finished());
 
-        let busy = InFlight { requests: 1, upgraded: 2 };
-        let left = Unfinished { is_choosing: false, in_flight: BTreeMap::from([(ReplicaId(7), busy)]) };
-        heir.tell(&left).await.unwrap();
-        timeout(LONGEST, unfinished.wait_for(|said| *said == left)).await.unwrap().unwrap();
-        drop(heir);
-        timeout(LONGEST, following).await.unwrap().unwrap();
-        assert!(unfinished.borrow().is_nothing(), "it has ended");
+        ancestor.let_go().await;
+        hears(&mut legacy, |said| *said == left(1)).await;
+        busy.send_replace(0);
+        hears(&mut legacy, |said| said.is_final).await;
+        old.await.unwrap().unwrap();
+        let ended = async { while legacy.changed().await.is_ok() {} };
+        timeout(LONGEST, ended).await.unwrap();
+        assert_eq!(*legacy.borrow(), left(0), "with nothing lost");
+    }
+
+    #[tokio::test]
+    async fn a_predecessor_that_is_killed_leaves_what_it_last_said_and_a_gap() {
+        let data = tempfile::tempdir().unwrap();
+        let door = Door::open(data.path()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let old = tokio::spawn(async move {
+            let mut heir = door.asked().await?.give(vec![listener]).await?;
+            heir.serves(|| left(3)).await
+        });
+        let (_, predecessor) = ask(data.path()).await.unwrap().unwrap().take_apart();
+        let (_ancestor, mut legacy) = predecessor.goes_on().await.unwrap();
+        old.abort();
+        hears(&mut legacy, |said| said.is_final).await;
+        let traffic = Traffic { started: Timestamp(3), gaps: 1, ..Traffic::default() };
+        assert_eq!(*legacy.borrow(), Legacy { is_choosing: false, is_final: true, traffic });
+    }
+
+    async fn hears(legacy: &mut watch::Receiver<Legacy>, what: impl FnMut(&Legacy) -> bool) {
+        timeout(LONGEST, legacy.wait_for(what)).await.unwrap().unwrap();
     }
 
     #[tokio::test]
@@ -313,6 +386,21 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         successor.give(vec![listener]).await.unwrap_err();
         assert!(data.path().join(SOCKET).exists());
+    }
+
+    #[tokio::test]
+    async fn a_successor_that_goes_on_and_dies_is_an_error_too() {
+        let data = tempfile::tempdir().unwrap();
+        let door = Door::open(data.path()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let old = tokio::spawn(async move {
+            let mut heir = door.asked().await?.give(vec![listener]).await?;
+            heir.serves(|| left(3)).await
+        });
+        let (_, predecessor) = ask(data.path()).await.unwrap().unwrap().take_apart();
+        let (ancestor, _legacy) = predecessor.goes_on().await.unwrap();
+        drop(ancestor);
+        timeout(LONGEST, old).await.unwrap().unwrap().unwrap_err();
     }
 
     #[tokio::test]

@@ -19,13 +19,13 @@ use std::time::Duration;
 use orca_agent::docker::socket_from_environment;
 use orca_agent::{Agent, wasm};
 use orca_cluster::id::Label;
-use orca_cluster::traffic::Unfinished;
+use orca_cluster::traffic::Legacy;
 use orca_control::{Control, Founded, Front, UnsealSource};
 use orca_dataplane::{AccessLog, DataPlane, FILES_PER_WORKER, Limits};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{interval, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{Level, info, warn};
 
@@ -37,6 +37,7 @@ use super::handover::{self, Door, Heir, Inheritance, Successor};
 use crate::cli::ServerArgs;
 use crate::exit::{Exit, Failure};
 use crate::log;
+use crate::moment::now;
 use crate::output::Output;
 
 /// Files that may be open besides the proxy's connections: the store, the engine, the CLI.
@@ -53,8 +54,6 @@ const HANDOVER_GRACE: Duration = Duration::from_secs(60);
 const CONTROL_STOP_MAX: Duration = Duration::from_secs(15);
 /// For all of it: whoever asked it to stop is not left waiting for what never ends.
 const STOP_MAX: Duration = Duration::from_secs(30);
-/// Between two words to a successor about what is not finished yet; as often as a node reports while a replica drains.
-const TELL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a successor waits to know whether its control plane opens. Past it, it serves without.
 const DECISION_MAX: Duration = Duration::from_secs(10);
 /// Where the proxy listens unless it is told otherwise.
@@ -76,8 +75,8 @@ pub struct Server {
     standing: watch::Receiver<Standing>,
     /// Ends the control plane.
     ending: CancellationToken,
-    /// What the server that handed over to this one has not finished.
-    unfinished: Option<watch::Receiver<Unfinished>>,
+    /// What the server that handed over to this one leaves.
+    legacy: Option<watch::Receiver<Legacy>>,
     /// Nobody else works in the data directory meanwhile.
     lock: File,
     /// Modules run here; it must outlive the agent.
@@ -187,9 +186,6 @@ impl Server {
         let agent_directory = data.join("agent");
         let modules = Agent::modules(&agent_directory, modules_runtime.handle()).map_err(|error| failed(&error))?;
         let (listeners, predecessor) = inheritance.map(Inheritance::take_apart).unzip();
-        // Before it has said anything it may have anything.
-        let before = Unfinished { is_choosing: true, ..Unfinished::default() };
-        let (heard, unfinished) = predecessor.is_some().then(|| watch::channel(before)).unzip();
         let dataplane = start_proxy(args, listeners, &modules)?;
 
         let goal = Agent::recall(&agent_directory);
@@ -217,11 +213,11 @@ impl Server {
             identity,
             directory: agent_directory,
             goal,
-            unfinished: unfinished.clone(),
+            legacy: None,
         };
         let mut control = tokio::spawn(keeper.keep(opened));
         let begun = async {
-            let predecessor = match predecessor {
+            let (ancestor, legacy) = match predecessor {
                 // Before there is an agent, with whose first tables connections are accepted: a successor that cannot go on
                 // had better find out while all of them are still the other's.
                 Some(predecessor) => {
@@ -230,9 +226,11 @@ impl Server {
                     Some(predecessor.goes_on().await.map_err(|error| failed(&error))?)
                 }
                 None => None,
-            };
+            }
+            .unzip();
+            let config = orca_agent::Config { legacy: legacy.clone(), ..config };
             let mut agent = Agent::start(config, modules, dataplane.clone()).await.map_err(|error| failed(&error))?;
-            if let (Some(predecessor), Some(heard)) = (predecessor, heard) {
+            if let Some(ancestor) = ancestor {
                 tokio::select! {
                     () = dataplane.serving() => {}
                     ended = &mut control => {
@@ -241,13 +239,13 @@ impl Server {
                     }
                     ended = agent.ended() => return Err(failed(&ended)),
                 }
-                tokio::spawn(predecessor.follow(heard));
+                ancestor.let_go().await;
                 info!("taken over from the server that ran before");
             }
-            Ok::<_, Failure>(agent)
+            Ok::<_, Failure>((agent, legacy))
         };
-        let agent = match begun.await {
-            Ok(agent) => agent,
+        let (agent, legacy) = match begun.await {
+            Ok(begun) => begun,
             Err(failure) => {
                 // Whatever was accepted is answered first.
                 dataplane.shutdown(STOP_GRACE).await;
@@ -265,7 +263,7 @@ impl Server {
             control,
             standing: stands,
             ending,
-            unfinished,
+            legacy,
             lock,
             _modules: modules_runtime,
         })
@@ -295,11 +293,13 @@ impl Server {
     /// somebody ends this process.
     async fn hand_over(self, door: Door, mut successor: Successor) {
         info!("handing over to a successor");
-        let Server { dataplane, agent, control, ending, unfinished, lock: held, data, _modules, .. } = self;
+        let Server { dataplane, agent, control, ending, legacy: before, lock: held, data, _modules, .. } = self;
         let mut signals = Signals::new();
         drop(agent);
         end_control(&ending, control).await;
         let mut held = Some(held);
+        let mut estate = Estate { dataplane: dataplane.clone(), before, lost: 0 };
+        let mut telling = None;
         let handed_over = async {
             let heir = loop {
                 // The successor's now.
@@ -308,7 +308,15 @@ impl Server {
                     Ok(listeners) => successor.give(listeners).await,
                     Err(error) => Err(error),
                 };
-                match given {
+                let serves = match given {
+                    Ok(mut heir) => {
+                        let serves = heir.serves(|| estate.left()).await;
+                        estate.lost += u64::from(serves.is_err());
+                        serves.map(|()| heir)
+                    }
+                    Err(error) => Err(error),
+                };
+                match serves {
                     Ok(heir) => break Some(heir),
                     Err(error) => warn!(
                         %error,
@@ -327,16 +335,19 @@ impl Server {
                 }
             };
             // By itself, so that it goes on when somebody ends this process meanwhile.
-            let telling = heir.map(|heir| tokio::spawn(tell(heir, dataplane.clone(), unfinished)));
+            telling = heir.map(|heir| tokio::spawn(tell(heir, estate)));
             dataplane.clone().shutdown(HANDOVER_GRACE).await;
-            if let Some(telling) = telling {
-                // What is told may be another's: of the server that handed over to this one.
-                let _ = telling.await;
-            }
+            told(&mut telling).await;
         };
         tokio::select! {
             () = handed_over => {}
-            () = signals.told() => end_within(STOP_MAX, dataplane.shutdown(STOP_GRACE)).await,
+            () = signals.told() => {
+                let ending = async {
+                    dataplane.shutdown(STOP_GRACE).await;
+                    told(&mut telling).await;
+                };
+                end_within(STOP_MAX, ending).await;
+            }
         }
     }
 
@@ -357,23 +368,37 @@ impl Server {
     }
 }
 
-/// Tells a successor what is not finished here, and what was not when this server took over from another, until that is
-/// nothing.
-async fn tell(mut heir: Heir, dataplane: DataPlane, before: Option<watch::Receiver<Unfinished>>) {
-    let mut ticks = interval(TELL_INTERVAL);
-    loop {
-        ticks.tick().await;
-        let mut unfinished = dataplane.unfinished();
-        if let Some(before) = &before {
-            unfinished.add(&before.borrow());
+/// What this server leaves to a successor.
+struct Estate {
+    dataplane: DataPlane,
+    /// What was left to this server.
+    before: Option<watch::Receiver<Legacy>>,
+    /// Successors that went on and died: what they counted, and may have reported, is lost.
+    lost: u64,
+}
+
+impl Estate {
+    fn left(&self) -> Legacy {
+        let mut legacy = self.dataplane.legacy(now());
+        legacy.traffic.gaps += self.lost;
+        if let Some(before) = &self.before {
+            legacy.inherit(&before.borrow());
         }
-        if unfinished.is_nothing() {
-            return;
-        }
-        if let Err(error) = heir.tell(&unfinished).await {
-            warn!(%error, "the successor does not hear what is not finished here");
-            return;
-        }
+        legacy
+    }
+}
+
+async fn tell(heir: Heir, estate: Estate) {
+    if let Err(error) = heir.follow(|| estate.left()).await {
+        warn!(%error, "the successor does not hear what is not finished here");
+    }
+}
+
+/// Until the last has been told. It may be another's: of the server that handed over to this one.
+async fn told(telling: &mut Option<JoinHandle<()>>) {
+    if let Some(telling) = telling {
+        // A panic in it was reported.
+        let _ = telling.await;
     }
 }
 

@@ -121,6 +121,8 @@ impl fmt::Debug for SealingKey {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -144,6 +146,22 @@ mod tests {
             assert!(key.open(context.as_bytes(), &cut).is_err());
         }
         assert!(seal(&SealingPublicKey(Opaque(vec![1; 31])), b"", b"").is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn what_was_not_sealed_does_not_open(
+            bytes in prop::collection::vec(any::<u8>(), 0..120), at in any::<prop::sample::Index>(), bits in 1u8..,
+        ) {
+            let key = SealingKey::generate();
+            prop_assert!(key.open(b"c", &Sealed(Opaque(bytes))).is_err());
+            let mut changed = seal(key.public(), b"c", b"hunter2").unwrap();
+            let bytes = &mut changed.0.0;
+            *at.get_mut(bytes) ^= bits;
+            prop_assert!(key.open(b"c", &changed).is_err());
+        }
     }
 
     #[test]

@@ -132,6 +132,8 @@ fn random<const N: usize>() -> [u8; N] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -154,5 +156,31 @@ mod tests {
             assert!(text[..end].parse::<Token>().is_err(), "cut at {end}");
         }
         assert!(format!("{}AAAA", text.as_str()).parse::<Token>().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_token_in_one_way_or_none(
+            parts in prop::collection::vec(prop_oneof!["[A-Za-z0-9_-]{43}", "[a-km-np-z2-9]{0,12}", "\\PC{0,50}"], 0..5),
+        ) {
+            let text = format!("{PREFIX}.{}", parts.join("."));
+            if let Ok(token) = text.parse::<Token>() {
+                let said = token.reveal();
+                prop_assert_eq!(said.as_str(), text.trim());
+            }
+        }
+
+        #[test]
+        fn a_token_with_a_character_changed_is_not_the_same(at in any::<prop::sample::Index>(), to in "[ -~]") {
+            let token = Token::create(Fingerprint([7; 32]));
+            let mut text = token.reveal().to_string();
+            let at = at.index(text.len());
+            prop_assume!(text[at..=at] != to);
+            text.replace_range(at..=at, &to);
+            if let Ok(other) = text.parse::<Token>() {
+                let is_same = (&other.id, other.authority) == (&token.id, token.authority);
+                prop_assert!(!is_same || !other.secret.matches(&token.secret.hash()), "{}", text);
+            }
+        }
     }
 }
