@@ -327,8 +327,9 @@ impl<'a> Pass<'a> {
         let fresh_ready = self.fresh.iter().filter(|s| s.is_ready()).count();
         match strategy {
             Strategy::Recreate => {
-                // Not before what comes next could start.
-                if wanted == 0 || self.missing_dependency().is_none() && self.has_room_without_stale(rollout, room) {
+                // Not before what comes next could start, if it is not there already, as after a rolling update that failed.
+                let is_there = self.fresh.len() >= wanted;
+                if is_there || self.missing_dependency().is_none() && self.has_room_without_stale(rollout, room) {
                     self.retire_all_stale();
                 }
                 self.place_up_to(wanted, wanted, room);
