@@ -1,8 +1,9 @@
 //! Wasm services: components that answer requests, inside this process, without a socket in between.
 //!
-//! A component is compiled once and kept on disk as machine code. Each request gets an instance of its own, made
-//! from a pool in microseconds and thrown away after; so a module cannot leak from one request into the next, and
-//! one that loops, traps or eats memory spoils its own request and no other. Three things hold that up:
+//! A component is compiled once and kept on disk as machine code. Each request gets an instance of its own, made from a
+//! pool in microseconds (of a quick module before the request comes: [`spare`]) and thrown away after; so a module cannot
+//! leak from one request into the next, and one that loops, traps or eats memory spoils its own request and no other.
+//! Three things hold that up:
 //!
 //! - **Time.** A ticker raises the engine's epoch every 2 ms. A running instance that notices lets others have a
 //!   turn, and ends when its time is up. Waits end at the same deadline. Guest code runs on a runtime of its own
@@ -21,6 +22,7 @@ mod outbound;
 mod pace;
 mod replica;
 mod replicas;
+mod spare;
 
 use std::io;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use orca_cluster::limit::MODULE_BYTES_MAX;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::{InstancePre, Linker};
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 use wasmtime_wasi::p2::bindings::CommandPre;
@@ -24,6 +24,8 @@ use super::guest::{CORE_INSTANCES_MAX, Guest, TABLE_ENTRIES_MAX};
 pub(super) const TICK: Duration = Duration::from_millis(2);
 /// Instances on one node at once, of all services: each reserves 4 GiB of addresses (not of memory).
 const INSTANCES_MAX: u32 = 1_000;
+/// Those of them that may wait for a request.
+const SPARES_MAX: usize = 250;
 /// Memory of an ended instance that is cleared and kept for the next of its kind, instead of given back.
 const KEPT_BYTES: usize = 128 << 10;
 /// Idle instances' worth of such memory.
@@ -83,6 +85,7 @@ pub(super) struct Shared {
     compiling: Semaphore,
     ticker: Thread,
     running: AtomicUsize,
+    spares: Arc<Semaphore>,
 }
 
 /// A component, compiled and linked. Cheap to clone.
@@ -122,6 +125,7 @@ impl Engine {
             compiling: Semaphore::new(1),
             ticker: ticker.thread().clone(),
             running: AtomicUsize::new(0),
+            spares: Arc::new(Semaphore::new(SPARES_MAX)),
         });
         give.send(Arc::downgrade(&shared)).expect("the ticker waits for this");
         Ok(Engine(shared))
@@ -221,6 +225,11 @@ impl Engine {
 
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.0.engine
+    }
+
+    /// For an instance that waits for a request, if there may be one more.
+    pub(super) fn place_for_spare(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.spares).try_acquire_owned().ok()
     }
 
     /// Counts a running instance, so that the ticker sleeps while there is none.

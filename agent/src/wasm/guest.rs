@@ -87,14 +87,19 @@ impl Guest {
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.usage);
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
-        // Each tick a running instance looks at the clock and lets the others have a turn; not at the first, which may come
-        // at once, and most have just begun and are nearly through.
-        store.set_epoch_deadline(2);
+        Guest::begin(&mut store);
         store.epoch_deadline_callback(|store: StoreContextMut<'_, Guest>| match store.data().deadline.has_passed() {
             true => Err(OutOfTime.into()),
             false => Ok(UpdateDeadline::Yield(1)),
         });
         store
+    }
+
+    /// It runs from now on.
+    pub(super) fn begin(store: &mut Store<Guest>) {
+        // Each tick a running instance looks at the clock and lets the others have a turn; not at the first, which may come
+        // at once, and most have just begun and are nearly through.
+        store.set_epoch_deadline(2);
     }
 
     pub(super) fn memory_denied(&self) -> bool {
@@ -126,8 +131,13 @@ pub(super) struct Deadline {
 impl Deadline {
     pub(super) fn after(span: Duration) -> Deadline {
         let deadline = Deadline { start: Instant::now(), at: Arc::default(), moved: Arc::default() };
-        deadline.set(span);
+        deadline.begin(span);
         deadline
+    }
+
+    /// Sets it to `span` from now: the request begins.
+    pub(super) fn begin(&self, span: Duration) {
+        self.set(span);
     }
 
     /// Sets it to `span` from now: the response begins.

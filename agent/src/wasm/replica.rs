@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use wasmtime::Store;
 use wasmtime_wasi_http::WasiHttpView as _;
+use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use zeroize::Zeroizing;
@@ -29,14 +30,16 @@ use super::failure::{CallError, Circumstances};
 use super::guest::{Allotment, Deadline, Guest};
 use super::outbound::Policy;
 use super::pace::Pace;
+use super::spare::{Ready, Spare};
 use crate::module_log::{Source, Writer};
 
 /// How long a request waits for one of its replica's instances before it is told that all are busy.
 const ADMISSION_WAIT_MAX: Duration = Duration::from_millis(250);
 /// A deadline inside a running instance names the function it was in. Waits are cut only after that had its chance.
 const DEADLINE_GRACE: Duration = Duration::from_millis(30);
+
 /// What a replica is started with. Has no `Debug`: the values of `env` may be secrets. Ours are wiped when the replica
-/// ends; an instance's copy lives as long as its request.
+/// ends; an instance's copy lives until its request has ended.
 #[expect(missing_debug_implementations, reason = "holds secrets")]
 pub struct Start {
     pub replica: ReplicaId,
@@ -53,17 +56,18 @@ pub struct Start {
 pub struct Module(pub(super) Arc<Replica>);
 
 pub(super) struct Replica {
-    engine: Engine,
-    component: Component,
+    pub(super) engine: Engine,
+    pub(super) component: Component,
     replica: ReplicaId,
     service: ServiceName,
     env: Vec<(String, Zeroizing<String>)>,
-    limits: ModuleLimits,
+    pub(super) limits: ModuleLimits,
     log: Writer,
     outbound: Arc<Policy>,
     pub(super) instances: Arc<Semaphore>,
     stopping: CancellationToken,
     pub(super) pace: Arc<Pace>,
+    pub(super) spare: Spare,
 }
 
 impl Engine {
@@ -90,6 +94,7 @@ impl Engine {
             instances,
             stopping,
             pace: Arc::default(),
+            spare: Spare::default(),
         }))
     }
 }
@@ -120,8 +125,12 @@ impl Module {
             Turn::Unfinished => Some(runtime.spawn(serving).abort_handle()),
             Turn::Panicked => None,
             Turn::Last(remains) => {
-                // Clearing up takes as long as many a request: our caller sends the response first.
-                tokio::spawn(async move { drop(remains) });
+                // Our caller sends the response first. This takes as long as many a request.
+                let replica = Arc::clone(replica);
+                tokio::spawn(async move {
+                    drop(remains);
+                    replica.make_spare();
+                });
                 None
             }
         });
@@ -154,6 +163,7 @@ impl Module {
     pub fn stop(&self) {
         self.0.instances.close();
         self.0.stopping.cancel();
+        self.0.spare.clear();
     }
 
     pub fn replica(&self) -> ReplicaId {
@@ -162,14 +172,14 @@ impl Module {
 }
 
 /// How an instance's first turn went.
-enum Turn<T> {
+pub(super) enum Turn<T> {
     Unfinished,
     Last(T),
     Panicked,
 }
 
 /// Takes an instance's first turn on this thread, as if on the runtime.
-fn take_turn<T>(instance: Pin<&mut impl Future<Output = T>>, runtime: &tokio::runtime::Handle) -> Turn<T> {
+pub(super) fn take_turn<T>(instance: Pin<&mut impl Future<Output = T>>, runtime: &tokio::runtime::Handle) -> Turn<T> {
     // What it waits for belongs to the runtime, which asks for it anew as soon as the instance has moved there.
     let _entered = runtime.enter();
     let mut context = Context::from_waker(Waker::noop());
@@ -225,12 +235,17 @@ impl Replica {
         permit: OwnedSemaphorePermit,
     ) -> Remains {
         let running = self.engine.running();
-        let deadline = Deadline::after(self.limits.timeout);
-        let mut store = self.store(deadline.clone());
+        let (mut store, instance, deadline) = match self.spare.take(self.limits.timeout) {
+            Some(Ready { store, instance, deadline, .. }) => (store, Some(instance), deadline),
+            None => {
+                let deadline = Deadline::after(self.limits.timeout);
+                (self.store(deadline.clone()), None, deadline)
+            }
+        };
         // Dropped after the end is set: who waits for the beginning and learns that there is none looks there.
         let mut begin = Some(begin);
         let result = {
-            let guest = self.handle(&mut store, request, &mut begin, deadline.clone());
+            let guest = self.handle(&mut store, instance, request, &mut begin, deadline.clone());
             self.within(guest, &deadline).await
         };
         if let Err(error) = result {
@@ -246,6 +261,7 @@ impl Replica {
     async fn handle(
         &self,
         store: &mut Store<Guest>,
+        instance: Option<Proxy>,
         request: Request<Body>,
         begin: &mut Option<Begin>,
         deadline: Deadline,
@@ -264,7 +280,10 @@ impl Replica {
             }
         })?;
         let guest = async {
-            let instance = pre.instantiate_async(&mut *store).await?;
+            let instance = match instance {
+                Some(instance) => instance,
+                None => pre.instantiate_async(&mut *store).await?,
+            };
             instance.wasi_http_incoming_handler().call_handle(store, request, response).await
         };
         // The response is passed on when the guest's turn is over, a tick later at most. Most are through by then, and
@@ -349,7 +368,11 @@ impl Replica {
         }
     }
 
-    fn store(&self, deadline: Deadline) -> Store<Guest> {
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
+    }
+
+    pub(super) fn store(&self, deadline: Deadline) -> Store<Guest> {
         let Replica { env, limits, log, outbound, pace, .. } = self;
         Guest::store(self.engine.wasmtime(), Allotment { env, memory: limits.memory, log, outbound, pace, deadline })
     }

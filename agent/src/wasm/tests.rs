@@ -260,6 +260,13 @@ async fn a_looping_request_ends_at_its_deadline_and_blocks_nobody() {
     }
 }
 
+/// Until what is left of its instances is cleared away.
+async fn at_rest(module: &Module) {
+    while module.0.instances.available_permits() < 16 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// On one thread, as in a worker of the proxy: what it runs itself keeps it from all else.
 #[tokio::test(flavor = "current_thread")]
 async fn a_quick_module_runs_where_it_is_called_until_a_request_is_not_quick() {
@@ -274,9 +281,17 @@ async fn a_quick_module_runs_where_it_is_called_until_a_request_is_not_quick() {
     let mut context = Context::from_waker(Waker::noop());
     assert!(matches!(call.as_mut().poll(&mut context), Poll::Ready(Ok(_))));
     assert_eq!(module.0.instances.available_permits(), 15, "what is left of it waits until the response is on its way");
-    while module.0.instances.available_permits() < 16 {
-        tokio::task::yield_now().await;
-    }
+    at_rest(&module).await;
+
+    // It has made the next one as well, whose time begins when its request does.
+    let before = Instant::now();
+    let ready = module.0.spare.take(Duration::from_secs(6)).expect("it is there");
+    assert!(ready.deadline.at() >= before + Duration::from_secs(6));
+    assert!(!module.0.spare.is_there(), "and serves once");
+    drop(ready);
+    module.0.make_spare();
+    assert_eq!(answer(&module, "/version").await, (StatusCode::OK, "1".to_owned()));
+    at_rest(&module).await;
 
     prove();
     let looping = tokio::spawn({
