@@ -8,8 +8,9 @@ pub const DELAY_MAX: Duration = Duration::from_secs(300);
 /// Ready for so long, a replica's earlier failures are forgotten.
 pub const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-/// A container that nothing probes is ready when it has been up for so long: most that cannot run end at once.
-pub const STEADY_AFTER: Duration = Duration::from_secs(1);
+/// A container that nothing probes is ready when it has been up for so long: most that cannot run end before, also where
+/// a busy machine takes a second or two to get them going. Docker Swarm watches what it updates for as long.
+pub const STEADY_AFTER: Duration = Duration::from_secs(5);
 
 /// How long to wait after this many failures in a row, counting this one.
 pub fn restart_delay(failures: u32) -> Duration {
