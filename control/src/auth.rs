@@ -278,6 +278,9 @@ pub struct Refusal {
     pub announcement: Announcement,
 }
 
+/// What they are told who are shut out.
+pub const SHUT_OUT: &str = "too many tries with tokens that are not valid; wait a minute";
+
 /// Counts those who are refused, and announces some of them.
 #[derive(Debug)]
 pub struct Refusals {

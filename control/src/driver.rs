@@ -2,7 +2,7 @@
 //! time; what comes in between two decisions is taken in together.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use orca_cluster::command::Entry;
@@ -11,7 +11,6 @@ use orca_cluster::goal::Goal;
 use orca_cluster::id::{ClusterId, Generation, GoalNumber, NodeId, ServiceName};
 use orca_cluster::inventory::Inventory;
 use orca_cluster::leader::{Leader, Order};
-use orca_cluster::replica::Observed;
 use orca_cluster::secret::{Sealed, SecretName};
 use orca_cluster::state::{State, Window};
 use orca_cluster::time::Timestamp;
@@ -19,12 +18,13 @@ use orca_cluster::view::View;
 use orca_cluster::waiting::Waiting;
 use orca_wire::cause::chain;
 use orca_wire::identity::{goal_context, seal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::clock::now;
+use crate::inbox::{Held, Inbox};
 use crate::raft::{Committed, ProposeError, Raft, Term};
 use crate::session::Sessions;
 use crate::vault::{Place, Vault};
@@ -74,46 +74,6 @@ impl Overview {
 
     pub fn view(&self, now: Timestamp) -> View<'_> {
         View { state: &self.state, inventory: &self.inventory, sent: &self.sent, recent: &self.recent, now }
-    }
-}
-
-/// What sessions have for the brain. Holds the newest report of each node and no older one, so it cannot overflow.
-#[derive(Debug, Default)]
-pub struct Inbox {
-    held: Mutex<Held>,
-    filled: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Held {
-    reports: BTreeMap<NodeId, Observed>,
-    connected: BTreeSet<NodeId>,
-}
-
-impl Inbox {
-    pub fn report(&self, node: NodeId, observed: Observed) {
-        self.with(|held| held.reports.insert(node, observed));
-        self.filled.notify_one();
-    }
-
-    /// A node has a new session: what it was sent before may not have arrived.
-    pub fn connected(&self, node: NodeId) {
-        self.with(|held| held.connected.insert(node));
-        self.filled.notify_one();
-    }
-
-    /// A node's last session is over: what it said last says nothing about later.
-    pub fn gone(&self, node: NodeId) {
-        self.with(|held| held.reports.remove(&node));
-    }
-
-    fn take(&self) -> Held {
-        self.with(std::mem::take)
-    }
-
-    fn with<T>(&self, act: impl FnOnce(&mut Held) -> T) -> T {
-        // Whole values go in and out, so a panic elsewhere has left it whole.
-        act(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -195,7 +155,7 @@ impl Driver {
                     }
                     brain.handle_state(states.borrow_and_update().clone(), now());
                 }
-                () = self.inbox.filled.notified() => self.take_in(&mut brain),
+                () = self.inbox.filled() => self.take_in(&mut brain),
                 Some(ended) = proposals.join_next() => {
                     ended.expect("a proposal neither panics nor is cancelled");
                     // The brain must see what was applied before it hears that it was.

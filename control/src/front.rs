@@ -1,7 +1,6 @@
 //! The ports of a control node. They are open from the start of the process to its end, whether or not a control plane
 //! is up behind them: while none is, whoever asks is told so and why, and not left to wait for an answer.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -13,10 +12,10 @@ use orca_wire::{Endpoint, Listener, Plane};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
+use crate::StartError;
 use crate::auth::{self, Refusals};
 use crate::clock::now;
 use crate::config::{Config, Layout};
-use crate::{StartError, http};
 
 /// Cheap to clone; the ports are free when the last clone is gone.
 #[derive(Debug, Clone)]
@@ -64,14 +63,6 @@ impl Front {
         let identity = watch::Sender::new(identity);
         let shared = Shared { endpoint, listener, http, door, identity, quic_address, http_address };
         Ok(Front { shared: Arc::new(shared) })
-    }
-
-    /// Answers HTTP for a control plane that is not there, until it is dropped. QUIC is answered at the handshake.
-    pub async fn answer_without_control(&self) -> Infallible {
-        // Nobody ever ends it in good order.
-        let (_never, ending) = watch::channel(None);
-        http::serve(http::router_without_control(self.clone()), self.http(), ending).await;
-        std::future::pending().await
     }
 
     /// No control plane is up, for this reason.
@@ -195,7 +186,7 @@ fn admit_user(
         (Peer::Anonymous, Some((token, secret))) => {
             let found = auth::identify_by_secret(state, token, secret, dialer.address, now);
             if found.is_err() && refusals.is_shut_out(dialer.address.ip(), now) {
-                return Err(Rejection::Denied(http::SHUT_OUT.to_owned()));
+                return Err(Rejection::Denied(auth::SHUT_OUT.to_owned()));
             }
             found
         }

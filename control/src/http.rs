@@ -29,7 +29,6 @@ use crate::api::Core;
 use crate::front::Front;
 
 pub use document::document;
-pub use problem::SHUT_OUT;
 
 /// Largest body, but for modules ([`MODULE_BYTES_MAX`](orca_cluster::limit::MODULE_BYTES_MAX)).
 const BODY_BYTES_MAX: usize = 4 << 20;
@@ -60,6 +59,16 @@ pub fn router(core: Arc<Core>) -> Router {
 pub fn router_without_control(front: Front) -> Router {
     let router = Router::new().fallback(problem::no_control);
     router.layer(axum::middleware::from_fn(problem::only_local)).with_state(front)
+}
+
+impl Front {
+    /// Answers HTTP for a control plane that is not there, until it is dropped. QUIC is answered at the handshake.
+    pub async fn answer_without_control(&self) -> Infallible {
+        // Nobody ever ends it in good order.
+        let (_never, ending) = watch::channel(None);
+        serve(router_without_control(self.clone()), self.http(), ending).await;
+        std::future::pending().await
+    }
 }
 
 /// Serves until the control plane ends, and then until what was asked is answered.

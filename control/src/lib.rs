@@ -21,6 +21,7 @@ pub mod blob;
 pub mod found;
 
 pub mod driver;
+pub mod inbox;
 pub mod peer;
 pub mod session;
 
@@ -60,10 +61,11 @@ use auth::{Refusal, Refusals};
 use blob::{BlobError, Blobs};
 use clock::now;
 pub use config::{Config, Layout, UnsealSource};
-use driver::{Driver, Inbox, Overview};
+use driver::{Driver, Overview};
 use found::FoundError;
 pub use found::Founded;
 pub use front::Front;
+use inbox::Inbox;
 use peer::Peers;
 use raft::{Fatal, Raft, RaftConfig, RaftId};
 use session::{AgentPlane, Sessions};

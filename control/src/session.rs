@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use crate::blob::Blobs;
-use crate::driver::Inbox;
+use crate::inbox::Inbox;
 
 /// Bytes of a module read from disk at a time.
 const CHUNK_LENGTH: usize = 64 * 1024;

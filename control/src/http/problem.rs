@@ -24,8 +24,6 @@ use crate::auth::{self, Caller, Unauthenticated};
 use crate::clock::now;
 use crate::front::Front;
 
-pub const SHUT_OUT: &str = "too many tries with tokens that are not valid; wait a minute";
-
 /// An answer that is no success.
 #[derive(Debug)]
 pub struct Problem {
@@ -144,7 +142,7 @@ impl FromRequestParts<Arc<Core>> for Authenticated {
             .and_then(|token| auth::identify_by_secret(&core.raft.state(), &token.id, &token.secret, source, now));
         found.map(Authenticated).map_err(|nobody| {
             if core.refusals.is_shut_out(source.ip(), now) {
-                let message = SHUT_OUT.to_owned();
+                let message = auth::SHUT_OUT.to_owned();
                 let refused = Refused { reason: Reason::Unauthorised, message, hint: None, unfit: Vec::new() };
                 return Problem::new(StatusCode::TOO_MANY_REQUESTS, refused);
             }

@@ -10,16 +10,13 @@ use anyhow::{Context as _, Result};
 
 use super::{Finding, source};
 
-/// Crates that still have some.
-const EXEMPT: [&str; 1] = ["control"];
-
 /// The modules that each module names, and where it first does.
 type Uses<'a> = BTreeMap<&'a str, BTreeMap<&'a str, (&'a str, usize)>>;
 
 pub fn check(root: &Path, files: &[PathBuf]) -> Result<Vec<Finding>> {
     let mut crates: BTreeMap<&str, Vec<(&str, String)>> = BTreeMap::new();
     for file in files.iter().filter_map(|file| file.to_str()).filter(|file| file.ends_with(".rs")) {
-        if let Some((name, _)) = split(file).filter(|(name, _)| !EXEMPT.contains(name)) {
+        if let Some((name, _)) = split(file) {
             let text = fs::read_to_string(root.join(file)).with_context(|| format!("cannot read {file}"))?;
             crates.entry(name).or_default().push((file, text));
         }
