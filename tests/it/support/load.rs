@@ -106,6 +106,8 @@ pub enum Outcome {
 #[derive(Debug, Clone)]
 pub struct Record {
     pub kind: Kind,
+    /// When its connection was opened; one that is kept has carried others before.
+    pub connected: Instant,
     pub begun: Instant,
     pub ended: Instant,
     pub outcome: Outcome,
@@ -133,7 +135,8 @@ struct Clients {
     target: Target,
     rates: Rates,
     tally: Arc<Mutex<Tally>>,
-    idle: Arc<Mutex<VecDeque<Connection>>>,
+    /// With the time at which each was opened.
+    idle: Arc<Mutex<VecDeque<(Instant, Connection)>>>,
     number: Arc<AtomicU64>,
     stopped: watch::Receiver<bool>,
 }
@@ -217,7 +220,9 @@ impl Clients {
 
     async fn one(&self, kind: Kind) {
         let begun = Instant::now();
-        let (outcome, body) = match timeout(ANSWER_MAX, self.request(kind)).await {
+        let kept = if kind == Kind::KeepAlive { self.idle.lock().unwrap().pop_front() } else { None };
+        let connected = kept.as_ref().map_or(begun, |(connected, _)| *connected);
+        let (outcome, body) = match timeout(ANSWER_MAX, self.request(kind, kept)).await {
             Ok(Ok(response)) => {
                 let text = String::from_utf8_lossy(&response.body);
                 let line = (response.status == 200).then(|| text.lines().next().unwrap_or_default().to_owned());
@@ -226,7 +231,7 @@ impl Clients {
             Ok(Err(outcome)) => (outcome, None),
             Err(_) => (Outcome::Silent, None),
         };
-        self.record(Record { kind, begun, ended: Instant::now(), outcome, body });
+        self.record(Record { kind, connected, begun, ended: Instant::now(), outcome, body });
     }
 
     fn record(&self, record: Record) {
@@ -245,11 +250,10 @@ impl Clients {
         connected.await.map_err(|error| Outcome::Refused { why: error.to_string() })
     }
 
-    async fn request(&self, kind: Kind) -> Result<Response, Outcome> {
-        let kept = if kind == Kind::KeepAlive { self.idle.lock().unwrap().pop_front() } else { None };
-        let mut connection = match kept {
-            Some(connection) => connection,
-            None => BufReader::new(self.connect().await?),
+    async fn request(&self, kind: Kind, kept: Option<(Instant, Connection)>) -> Result<Response, Outcome> {
+        let (connected, mut connection) = match kept {
+            Some(kept) => kept,
+            None => (Instant::now(), BufReader::new(self.connect().await?)),
         };
         let Target { host, path, .. } = &self.target;
         let wish = if kind == Kind::Close { "close" } else { "keep-alive" };
@@ -257,7 +261,7 @@ impl Clients {
         let response =
             exchange(&mut connection, head.as_bytes()).await.map_err(|why| Outcome::Cut { opened: false, why })?;
         if kind == Kind::KeepAlive && response.keeps {
-            self.idle.lock().unwrap().push_back(connection);
+            self.idle.lock().unwrap().push_back((connected, connection));
         }
         Ok(response)
     }
@@ -272,7 +276,7 @@ impl Clients {
             let outcome = self.web_socket(life).await;
             let refused = matches!(outcome, Outcome::Refused { .. });
             let kind = Kind::WebSocket;
-            self.record(Record { kind, begun, ended: Instant::now(), outcome, body: None });
+            self.record(Record { kind, connected: begun, begun, ended: Instant::now(), outcome, body: None });
             if refused {
                 // As a browser does: not in a tight loop.
                 sleep(Duration::from_millis(50)).await;
