@@ -1,5 +1,6 @@
 //! Starting an agent: what it needs, in the order in which it is needed.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,6 +45,8 @@ pub struct Config {
     pub control: Vec<SocketAddr>,
     /// Who the node is; whoever renews its certificate puts the new one here.
     pub identity: watch::Receiver<Identity>,
+    /// What its operator says of the node, for `placement.labels`.
+    pub labels: BTreeMap<String, String>,
     /// What the node was last told to do, as [recalled](Agent::recall).
     pub goal: Option<Goal>,
     /// What the proxy that hands over to this one leaves, from before this one accepts anything.
@@ -114,6 +117,7 @@ impl Agent {
             docker_socket,
             control,
             mut identity,
+            labels,
             goal,
             mut legacy,
         } = config;
@@ -166,6 +170,7 @@ impl Agent {
             reports,
             data: directory,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            labels,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_certified(endpoint, identity));

@@ -1,6 +1,6 @@
 //! Runs [`Reconciler`]: the only loop of a node. It holds no opinion about any of what passes through.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +50,7 @@ pub struct Driver {
     pub reports: watch::Sender<Option<Arc<Observed>>>,
     pub data: std::path::PathBuf,
     pub version: String,
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Driver {
@@ -159,6 +160,7 @@ impl Driver {
             containers: engine.clone(),
             proxy: self.dataplane.addresses(),
             version: self.version.clone(),
+            labels: self.labels.clone(),
             fault: unwritten.map(|unwritten| unwritten.fault.clone()),
             ..facts::host(&self.data)
         }

@@ -38,7 +38,6 @@ fn main() {
             name: format!("n{node}"),
             address: format!("10.0.0.{node}:6880"),
             sealing_key: SealingPublicKey(Opaque(Vec::new())),
-            labels: BTreeMap::new(),
         }));
         let facts = Facts {
             cpu: Cpu(64_000),

@@ -143,7 +143,6 @@ pub struct NewNode {
     pub name: String,
     pub address: String,
     pub sealing_key: SealingPublicKey,
-    pub labels: BTreeMap<String, String>,
 }
 
 /// An event without what `apply` fills in.
@@ -340,9 +339,9 @@ impl Change<'_> {
 
     fn admit(&mut self, node: NewNode) -> Result<Option<Detail>, Refusal> {
         let id = NodeId(self.index);
-        let NewNode { name, address, sealing_key, labels } = node;
+        let NewNode { name, address, sealing_key } = node;
         self.say(Kind::NodeAdmitted, None, format!("node {name} admitted as {id}"));
-        let node = Node { name, address, sealing_key, labels, admitted: self.at, dead: false };
+        let node = Node { name, address, sealing_key, admitted: self.at, dead: false };
         self.state.nodes.insert(id, node);
         Ok(Some(Detail::Node(id)))
     }

@@ -435,7 +435,7 @@ mod tests {
         fn new(services: &str) -> World {
             let mut world = World { state: State::default(), index: 0, now: Timestamp(1_000_000) };
             let sealing_key = SealingPublicKey(Opaque(vec![]));
-            let node = NewNode { name: "one".into(), address: "one:1".into(), sealing_key, labels: BTreeMap::new() };
+            let node = NewNode { name: "one".into(), address: "one:1".into(), sealing_key };
             world.apply(Command::Admit(node));
             let id = DataKeyId { scope: Scope::Global, version: 1 };
             let key = Ciphertext { nonce: Opaque(vec![]), bytes: Opaque(vec![]) };

@@ -323,7 +323,7 @@ mod tests {
         fn new(limits: Limits) -> World {
             let mut world = World { state: State::default(), index: 0, limits };
             let sealing_key = SealingPublicKey(Opaque(vec![]));
-            let node = NewNode { name: "one".into(), address: "one:1".into(), sealing_key, labels: BTreeMap::new() };
+            let node = NewNode { name: "one".into(), address: "one:1".into(), sealing_key };
             world.apply(Command::Admit(node)).unwrap();
             for scope in [Scope::Global, Scope::Project(label("shop")), Scope::Project(label("blog"))] {
                 world.apply(Command::NewDataKey { key: data_key(scope), rotates: false }).unwrap();

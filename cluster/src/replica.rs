@@ -35,6 +35,9 @@ pub struct Facts {
     pub containers: Engine,
     pub proxy: Vec<SocketAddr>,
     pub version: String,
+    /// What its operator says of it, for `placement.labels`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Why the node cannot write down what it is told, and so begins nothing new.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,

@@ -58,7 +58,6 @@ pub struct Node {
     pub address: String,
     /// What secrets in its goals are sealed to.
     pub sealing_key: SealingPublicKey,
-    pub labels: BTreeMap<String, String>,
     pub admitted: Timestamp,
     /// Its replicas are given up; it comes back as soon as it is heard again.
     pub dead: bool,

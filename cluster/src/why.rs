@@ -561,7 +561,9 @@ fn no_room_for(view: View<'_>, refused: &BTreeMap<NodeId, NoRoom>) -> Diagnosis 
         NoRoom::Label { key, wanted, .. } => Diagnosis::new(
             Code::NoSuchLabel,
             format!("no node has the label {key} = `{wanted}` that it wants"),
-            "correct `labels` in [service.placement], or give a node that label",
+            format!(
+                "correct `labels` in [service.placement], or start a node with `orca server --label {key}={wanted}`"
+            ),
         ),
         NoRoom::Memory { wanted, .. } => {
             Diagnosis::new(Code::NoRoom, format!("no node has {wanted} of memory to set aside for it"), room)

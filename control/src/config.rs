@@ -1,6 +1,5 @@
 //! What a control node must be told. Everything else it knows from its data directory.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +20,6 @@ pub struct Config {
     pub unseal: UnsealSource,
     /// `host:port` at which others reach [`listen_quic`](Config::listen_quic); absent means that address itself.
     pub advertise: Option<String>,
-    pub labels: BTreeMap<String, String>,
 }
 
 /// Where the key comes from that opens the vault.

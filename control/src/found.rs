@@ -155,7 +155,6 @@ pub async fn found(config: &Config, layout: &Layout, advertise: String, now: Tim
             name: config.node_name.clone(),
             address: advertise.clone(),
             sealing_key: sealing.public().clone(),
-            labels: config.labels.clone(),
         },
     };
     let member = Member { id: RaftId(FOUNDER), name: config.node_name.clone(), address: advertise };

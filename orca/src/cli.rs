@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use orca_cluster::id::{Generation, Label, ReplicaId, Revision, ServiceName};
 use orca_cluster::secret::TokenId;
+use orca_cluster::spec::check::node_label;
 use orca_cluster::state::Role;
 
 use crate::exit::Exit;
@@ -143,13 +144,17 @@ pub struct ServerArgs {
     /// Where everything is kept [default: /var/lib/orca as root, else ~/.local/share/orca]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// This node's name [default: the host's]
+    /// This node's name, given to it when the cluster is founded [default: the host's]
     #[arg(long)]
     pub name: Option<String>,
+    /// What [service.placement] `labels` can ask for, such as zone=eu-1; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = node_label)]
+    pub labels: Vec<(String, String)>,
     /// Where the proxy listens [default: port 80 if that is allowed, else 8080]
     #[arg(long, value_name = "ADDR:PORT")]
     pub http: Option<SocketAddr>,
-    /// Where the API and the other nodes are served, over UDP (QUIC) and TCP
+    /// Where the CLI and other nodes are served (QUIC, over UDP); the HTTP API gets the TCP port of the same number, on
+    /// loopback only, as it has no TLS yet
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6880")]
     pub listen: SocketAddr,
     /// The address others reach this node at [default: that of --listen]

@@ -1,7 +1,7 @@
 //! The command line and the HTTP API against a real server, as a person and a script see them.
 
 use std::collections::BTreeSet;
-use std::net::TcpStream;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -417,6 +417,51 @@ fn the_http_api_does_what_the_command_line_does() {
     assert_eq!(node.api_as(&viewer, "GET", "/metrics", "").status, 200);
     assert_eq!(node.api("DELETE", &service, "").status, 200);
     wait_until("it to go", PATIENCE, || node.api("GET", &service, "").status == 404);
+}
+
+#[test]
+fn a_server_on_the_network_keeps_plain_http_at_home_and_tells_its_labels() {
+    let node = Node::prepare(Setup::default());
+    let data = node.data_dir();
+    let (data, proxy) = (data.to_str().unwrap(), node.proxy().to_string());
+    let mut server = node.start_orca(&[
+        "server",
+        "--data-dir",
+        data,
+        "--http",
+        &proxy,
+        "--listen",
+        "0.0.0.0:0",
+        "--label",
+        "zone=eu-1",
+    ]);
+    let http = wait_for("the address of the API", PATIENCE, || {
+        assert!(server.is_running(), "it ended: {}", server.stderr());
+        let log = server.stderr();
+        let started =
+            log.lines().find(|line| line.contains("control node started") && line.contains("quic=0.0.0.0:"))?;
+        started.split_whitespace().find_map(|word| word.strip_prefix("http="))?.parse::<SocketAddr>().ok()
+    });
+    assert_eq!(http.0.ip(), IpAddr::from([127, 0, 0, 1]));
+    assert_eq!(request(http.0, "GET", "/api/v1/health", &[], b"").unwrap().status, 200);
+
+    let here = "[service.placement]\nlabels = { zone = \"eu-1\" }\n";
+    node.deploy(&probe("here", here)).succeeded();
+    let nodes = node.orca(&["nodes"]).succeeded();
+    assert!(nodes.stdout.contains("zone=eu-1"), "{nodes}");
+    let elsewhere = probe("elsewhere", &here.replace("eu-1", "us-1"));
+    let waits = node.deploy_with(&format!("{}{elsewhere}", probe("here", here)), &["--detach"]).succeeded();
+    eprintln!("{waits}");
+    let name = node.name("elsewhere");
+    let told = ["no node has the label zone = `us-1`", "`orca server --label zone=us-1`"];
+    wait_until("its cause", PATIENCE, || {
+        let why = node.orca(&["why", &name]);
+        told.iter().all(|told| why.stdout.contains(told))
+    });
+    let refused = node.orca(&["server", "--data-dir", data, "--label", "zone"]).exited(2);
+    refused.says(&["`zone` is no label", "KEY=VALUE"]);
+    signal(server.id(), "TERM");
+    server.end().succeeded();
 }
 
 #[test]

@@ -156,7 +156,6 @@ impl World {
                 name: name.clone(),
                 address: format!("10.0.0.{number}:6880"),
                 sealing_key: SealingPublicKey(Opaque(Vec::new())),
-                labels: BTreeMap::new(),
             };
             world.commit(Command::Admit(node), Actor::Orca);
             let id = NodeId(world.log.len() as u64);

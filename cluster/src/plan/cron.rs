@@ -195,7 +195,6 @@ mod tests {
                     name: name.to_owned(),
                     address: String::new(),
                     sealing_key: SealingPublicKey(Opaque(Vec::new())),
-                    labels: BTreeMap::new(),
                 }));
             }
             world.put(CRON);

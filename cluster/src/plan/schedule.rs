@@ -91,7 +91,7 @@ impl<'a> Room<'a> {
             return Some(NoRoom::VolumeElsewhere { on: self.view.state.node_name(home) });
         }
         for (key, wanted) in &spec.placement.labels {
-            let has = node.labels.get(key);
+            let has = seen.facts.labels.get(key);
             if has != Some(wanted) {
                 return Some(NoRoom::Label { key: key.clone(), wanted: wanted.clone(), has: has.cloned() });
             }

@@ -784,6 +784,16 @@ pub fn is_env_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
+/// A label of a node, `KEY=VALUE`, in the form that `placement.labels` can ask for.
+pub fn node_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if is_label(key) && is_label(value) => Ok((key.to_owned(), value.to_owned())),
+        _ => {
+            Err(format!("`{text}` is no label; write KEY=VALUE, each of 1 to 253 letters, digits, `.`, `_`, `/`, `-`"))
+        }
+    }
+}
+
 fn is_label(text: &str) -> bool {
     (1..=super::HOST_LENGTH_MAX).contains(&text.len())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '/' | '-'))

@@ -55,7 +55,6 @@ impl World {
             name: "n1".to_owned(),
             address: "10.0.0.1:6880".to_owned(),
             sealing_key: SealingPublicKey(Opaque(vec![0; 32])),
-            labels: BTreeMap::new(),
             admitted: NOW,
             dead: false,
         };
@@ -961,7 +960,7 @@ fn no_node_will_do() {
         expect![[r#"
         no-such-label: no node has the label zone = `eu` that it wants
           n1: label zone is `us`, not `eu`
-          fix: correct `labels` in [service.placement], or give a node that label
+          fix: correct `labels` in [service.placement], or start a node with `orca server --label zone=eu`
     "#]],
     );
     check(

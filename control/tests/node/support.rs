@@ -42,7 +42,6 @@ pub fn config(root: &Path) -> Config {
         cluster_name: Label::new("test").unwrap(),
         unseal: UnsealSource::File(root.join("unseal.key")),
         advertise: None,
-        labels: BTreeMap::new(),
     }
 }
 

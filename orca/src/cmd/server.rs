@@ -169,12 +169,11 @@ impl Server {
         let config = orca_control::Config {
             data_dir: data.clone(),
             listen_quic: args.listen,
-            listen_http: args.listen,
+            listen_http: api_address(args.listen),
             node_name: name.clone(),
             cluster_name: Label::new(&name.to_lowercase()).unwrap_or_else(|_| Label::new("orca").expect("a label")),
             unseal,
             advertise: args.advertise.clone(),
-            labels: Default::default(),
         };
         let inheritance = match args.take_over {
             true => handover::ask(&data).await.map_err(|error| failed(&error))?,
@@ -212,6 +211,7 @@ impl Server {
             control: vec![control_address],
             identity,
             directory: agent_directory,
+            labels: args.labels.iter().cloned().collect(),
             goal,
             legacy: None,
         };
@@ -482,8 +482,12 @@ fn start_proxy(
             DataPlane::start_with(config(address.unwrap_or(any(PORT_PUBLIC))), listeners, modules.replicas.clone())
         }
         (None, Some(address)) => DataPlane::start(config(address), modules.replicas.clone()),
-        (None, None) => DataPlane::start(config(any(PORT_PUBLIC)), modules.replicas.clone())
-            .or_else(|_| DataPlane::start(config(any(PORT_UNPRIVILEGED)), modules.replicas.clone())),
+        (None, None) => match DataPlane::start(config(any(PORT_PUBLIC)), modules.replicas.clone()) {
+            Err(orca_dataplane::StartError::Denied(_)) => {
+                DataPlane::start(config(any(PORT_UNPRIVILEGED)), modules.replicas.clone())
+            }
+            started => started,
+        },
     };
     started.map_err(|error| {
         Failure::from_error(Exit::General, &error).fix("choose where the proxy listens with --http ADDR:PORT")
@@ -500,6 +504,16 @@ fn connections_of(files: u64, workers: usize) -> usize {
     let reserved = FILES_RESERVED + FILES_PER_WORKER * workers as u64;
     let connections = files.saturating_sub(reserved) / 5 * 4 / FILES_PER_CONNECTION;
     usize::try_from(connections.max(CONNECTIONS_MIN)).unwrap_or(usize::MAX)
+}
+
+/// Where the HTTP API goes with QUIC at `listen`: it has no TLS yet, so never on the network.
+fn api_address(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        ip if ip.to_canonical().is_loopback() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(ip, listen.port())
 }
 
 /// An address of this machine under which a socket bound to `ip` is reached.

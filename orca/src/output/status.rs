@@ -210,10 +210,12 @@ pub fn nodes(screen: &Screen, nodes: &[NodeStatus]) -> Vec<Text> {
                 Engine::Unreachable { .. } => Text::of(Ink::Yellow, "no Docker"),
                 Engine::Unknown => Text::new(),
             });
+            let labels: Vec<String> = facts.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            row.push(Text::of(Ink::Dim, labels.join(" ")));
         }
         row
     });
-    table(2, &[Left, Left, Left, Right, Right, Right, Right, Left], rows.collect())
+    table(2, &[Left, Left, Left, Right, Right, Right, Right, Left, Left], rows.collect())
 }
 
 fn heard(screen: &Screen, node: &NodeStatus) -> String {
