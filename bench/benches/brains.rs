@@ -107,6 +107,7 @@ fn put() -> Command {
         prune: false,
         replace: false,
         if_generation: None,
+        settings: None,
     })
 }
 

@@ -19,7 +19,7 @@ use crate::id::{Generation, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::limit::{Excess, Limits};
 use crate::plan::Step;
 use crate::secret::{DataKeyId, SealedDataKey, SealedRoot, SealedValue, SealingPublicKey, SecretName, TokenId};
-use crate::spec::{Host, Route, Settings};
+use crate::spec::{Host, Route, Settings, change};
 use crate::state::{Cluster, DataKey, Node, Removal, State, Token};
 use crate::time::Timestamp;
 use put::{PutOutcome, PutServices};
@@ -346,12 +346,13 @@ impl Change<'_> {
         Ok(Some(Detail::Node(id)))
     }
 
-    fn set_settings(&mut self, settings: Settings) -> Result<Option<Detail>, Refusal> {
+    pub(super) fn set_settings(&mut self, settings: Settings) -> Result<Option<Detail>, Refusal> {
         if self.state.settings == settings {
             return Ok(None);
         }
+        let differences = change::settings(&self.state.settings, &settings);
         self.state.settings = settings;
-        self.say(Kind::SettingsChanged, None, "cluster settings changed".to_owned());
+        self.say(Kind::SettingsChanged, None, format!("cluster settings changed: {}", differences.join(", ")));
         Ok(Some(Detail::None))
     }
 

@@ -244,6 +244,7 @@ async fn answer(core: &Arc<Core>, caller: &Caller, request: Request, stream: Str
         Request::Deploy(deploy) => deploy::deploy(core, caller, deploy).await,
         Request::MissingModules { digests } => deploy::missing_modules(core, caller, digests),
         Request::PutModule { digest, size } => return receive_module(core, caller, &digest, size, stream).await,
+        Request::PlanSettings(settings) => service::plan_settings(core, caller, settings).await,
         Request::SetSettings(settings) => service::set_settings(core, caller, settings).await,
         Request::Status { service } => status::status(core, caller, service).await,
         Request::Watch { services } => {

@@ -40,6 +40,41 @@ fn bad_files_are_refused_with_every_mistake_and_nothing_is_sent() {
 }
 
 #[test]
+fn settings_are_planned_and_deployed_with_the_services_beside_them() {
+    let node = Node::start();
+    let both = node.directory().join("both");
+    std::fs::create_dir(&both).unwrap();
+    let service = |more: &str| {
+        let text = format!("project = \"{}\"\n{}", node.project(), probe("web", more));
+        std::fs::write(both.join("service.toml"), text).unwrap();
+    };
+    std::fs::write(both.join("cluster.toml"), "[policy]\nallow_host = [\"/srv\"]\n").unwrap();
+    let path = both.to_str().unwrap();
+    let row = "~ cluster.toml";
+
+    service("[service.env]\nA = \"${secrets.NOWHERE}\"\n");
+    node.orca(&["deploy", "-f", path]).exited(2).says(&["needs secret NOWHERE"]);
+    service("");
+    for look in [&["plan", "-f", path][..], &["deploy", "--dry-run", "-f", path]] {
+        let planned = node.orca(look).succeeded();
+        assert!(planned.stdout.contains(row) && planned.stdout.contains("allow_host /srv added"), "{planned}");
+    }
+    let index = node.json(&["plan", "-f", path])["index"].to_string();
+    node.orca(&["deploy", "-f", path, "--if-index", &index]).succeeded().says(&[row]);
+    let again = node.orca(&["deploy", "-f", path]).succeeded();
+    assert!(again.stdout.contains("Nothing to change"), "{again}");
+
+    let alone = node.directory().join("cluster.toml");
+    std::fs::write(&alone, "[policy]\nallow_host = []\n").unwrap();
+    let alone = alone.to_str().unwrap();
+    node.orca(&["plan", "--exit-code", "-f", alone]).exited(3);
+    let set = node.orca(&["deploy", "-f", alone]).succeeded();
+    assert!(set.stdout.contains("Settings of the cluster changed (index "), "{set}");
+    let told = node.json_lines(&["deploy", "-f", alone]);
+    assert_eq!(told.last().unwrap()["outcome"], "unchanged", "{told:?}");
+}
+
+#[test]
 fn every_way_to_fail_has_its_exit_code() {
     let mut node = Node::start();
     let web = node.name("web");

@@ -9,9 +9,9 @@ use super::{Change, Command, Detail, Refusal, host};
 use crate::event::Kind;
 use crate::id::{Generation, Label, Revision, ServiceName};
 use crate::limit::Limits;
-use crate::spec::change::change;
+use crate::spec::change::{self, change};
 use crate::spec::check::{Fault, Kind as Mistake, Place};
-use crate::spec::{Project, Service};
+use crate::spec::{Project, Service, Settings};
 use crate::state::{Deployed, Direction, Removal, RevisionRecord, State};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,12 +24,18 @@ pub struct PutServices {
     pub replace: bool,
     /// Refuse if the state is not at this generation any more.
     pub if_generation: Option<Generation>,
+    /// The cluster's settings from now on, for these services already; entries of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<Settings>,
 }
 
-/// What it does to each service.
+/// What it does to each service, and to the cluster's settings.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct PutOutcome {
     pub services: BTreeMap<ServiceName, ServiceOutcome>,
+    /// What becomes different in the settings.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,7 +69,8 @@ pub enum ServiceOutcome {
 
 impl PutOutcome {
     pub fn changes_anything(&self) -> bool {
-        self.services.values().any(|outcome| !matches!(outcome, ServiceOutcome::Unchanged { .. }))
+        !self.settings.is_empty()
+            || self.services.values().any(|outcome| !matches!(outcome, ServiceOutcome::Unchanged { .. }))
     }
 }
 
@@ -88,7 +95,8 @@ pub fn preview(state: &State, put: &PutServices, reach: Reach) -> Result<PutOutc
         1 => return Err(unfit.remove(0)),
         _ => return Err(Refusal::Several(unfit)),
     }
-    let mut outcome = PutOutcome::default();
+    let settings = put.settings.as_ref().map(|settings| change::settings(&state.settings, settings));
+    let mut outcome = PutOutcome { settings: settings.unwrap_or_default(), ..PutOutcome::default() };
     for (label, spec) in &put.services {
         let name = ServiceName::new(put.project.clone(), label.clone());
         outcome.services.insert(name.clone(), preview_service(state, put, &name, spec)?);
@@ -292,7 +300,10 @@ impl Change<'_> {
         if !outcome.changes_anything() {
             return Ok(None);
         }
-        let PutServices { project, mut services, .. } = put;
+        let PutServices { project, mut services, settings, prune: _, replace: _, if_generation: _ } = put;
+        if let Some(settings) = settings {
+            self.set_settings(settings)?;
+        }
         for (name, what) in &outcome.services {
             match what {
                 ServiceOutcome::Unchanged { .. } => {}
@@ -359,8 +370,9 @@ impl Change<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::command::Entry;
+    use crate::command::{Applied, Entry};
     use crate::event::Actor;
+    use crate::spec::Allowance;
     use crate::spec::toml::{SourceFile, project};
     use crate::time::Timestamp;
 
@@ -368,7 +380,7 @@ pub(crate) mod tests {
     pub(crate) fn put(name: &str, text: &str) -> PutServices {
         let file = SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };
         let Project { name, services } = project(&file, &name.parse().unwrap()).unwrap();
-        PutServices { project: name, services, prune: false, replace: true, if_generation: None }
+        PutServices { project: name, services, prune: false, replace: true, if_generation: None, settings: None }
     }
 
     #[test]
@@ -388,5 +400,35 @@ pub(crate) mod tests {
         let again = preview(&state, &hello, Reach::Cluster).unwrap().services.into_values().next();
         let unproven = ServiceOutcome::Unchanged { revision: Revision(1), rolling_out: true, proven: false };
         assert_eq!(again, Some(unproven));
+    }
+
+    #[test]
+    fn settings_come_with_the_services_that_need_them_or_not_at_all() {
+        let settings = Settings { allow_host: [Allowance::from("/srv".to_owned())].into(), ..Settings::default() };
+        let with = |text: &str| PutServices { settings: Some(settings.clone()), ..put("shop", text) };
+        let mut state = State::default();
+        let mut apply = |index, put: PutServices| {
+            let command = Command::PutServices(put);
+            let applied = state.apply(index, Entry { at: Timestamp(1), actor: Actor::Orca, source: None, command });
+            (applied, state.clone())
+        };
+        let lacks = "[[service]]\nname = \"api\"\nimage = \"a\"\nenv = { A = \"${secrets.A}\" }\n";
+        let (refused, after) = apply(1, with(lacks));
+        assert!(matches!(refused, Applied::Refused(Refusal::SecretsMissing { .. })), "{refused:?}");
+        assert_eq!(after.settings, Settings::default());
+
+        let web = "[[service]]\nname = \"web\"\nmodule = \"./web.wasm\"\n";
+        let (done, after) = apply(2, with(web));
+        let Applied::Done { detail: Detail::Put(outcome), .. } = done else { panic!("{done:?}") };
+        assert_eq!((outcome.settings, outcome.services.len()), (vec!["allow_host /srv added".to_owned()], 1));
+        assert_eq!(after.settings, settings);
+        let told: Vec<&str> = after.events.iter().map(|event| event.text.as_str()).collect();
+        assert_eq!(told, ["cluster settings changed: allow_host /srv added", "created as v1"]);
+
+        let (again, _) = apply(3, with(web));
+        assert!(matches!(again, Applied::Unchanged { .. }), "{again:?}");
+        // A file that says nothing of settings leaves them.
+        let (_, after) = apply(4, put("shop", "[[service]]\nname = \"web\"\nmodule = \"./other.wasm\"\n"));
+        assert_eq!(after.settings, settings);
     }
 }

@@ -229,6 +229,7 @@ mod tests {
                 prune,
                 replace,
                 if_generation,
+                settings: None,
             }));
         }
 

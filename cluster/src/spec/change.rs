@@ -8,8 +8,8 @@ use std::fmt::Display;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AutoPromote, Check, Deploy, HostAccess, Module, ModuleLimits, Placement, Probe, Registry, SecretsAs, Service,
-    Source, Strategy, Volume, VolumeSource,
+    AutoPromote, Check, Deploy, HostAccess, Label, Module, ModuleLimits, Placement, Probe, Registry, SecretsAs,
+    Service, Settings, Source, Strategy, Volume, VolumeSource,
 };
 use crate::resource::Resources;
 
@@ -36,6 +36,19 @@ pub enum Effect {
 pub struct Difference {
     pub effect: Effect,
     pub what: String,
+}
+
+/// What is different between two settings of the cluster, each as a person would say it.
+pub fn settings(old: &Settings, new: &Settings) -> Vec<String> {
+    let Settings { name, domain, log_level, allow_host } = new;
+    let mut change = Change::default();
+    let or_none = |text: Option<&str>| text.unwrap_or("none").to_owned();
+    let of_label = |name: &Option<Label>| or_none(name.as_ref().map(Label::as_str));
+    change.compare(Effect::Remember, "name", &old.name, name, of_label);
+    change.compare(Effect::Remember, "domain", &old.domain, domain, |domain| or_none(domain.as_deref()));
+    change.compare(Effect::Remember, "log level", &old.log_level, log_level, |level| or_none(level.as_deref()));
+    change.compare_sets(Effect::Remember, "allow_host", &old.allow_host, allow_host);
+    change.describe()
 }
 
 /// All differences between two specifications of one service.

@@ -7,7 +7,7 @@ use orca_cluster::command::put::{PutOutcome, PutServices, Reach, ServiceOutcome,
 use orca_cluster::command::{Command, Detail};
 use orca_cluster::id::{Label, ServiceName};
 use orca_cluster::limit::Limits;
-use orca_cluster::spec::{Allowance, HostDemand, Service, Settings, Source};
+use orca_cluster::spec::{Allowance, HostDemand, Service, Settings, Source, change, check};
 use orca_cluster::state::{Deployed, State};
 use orca_wire::cause::chain;
 use orca_wire::message::client::{Deploy, Reason, Refused, Response};
@@ -25,8 +25,9 @@ const LOOKS_MAX: u32 = 20;
 
 pub async fn plan(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     core.authorise(caller, Verb::Plan, Object::Project(&deploy.project.name))?;
-    let put = put(deploy)?;
+    let mut put = put(deploy)?;
     let state = core.read().await?;
+    put.settings = new_settings(core, caller, &state, put.settings)?;
     let outcome = preview_within(&state, &put, reach(caller), &Limits::OURS).map_err(refused)?;
     check_host(core, caller, &state, &put, &outcome)?;
     Ok(Response::Planned { generation: state.generation, outcome })
@@ -40,14 +41,15 @@ pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     let (outcome, changed) = loop {
         looks += 1;
         let state = core.read().await?;
-        let outcome = preview(&state, &put, reach(caller)).map_err(refused)?;
+        let mut bound = put.clone();
+        bound.settings = new_settings(core, caller, &state, bound.settings)?;
+        let outcome = preview(&state, &bound, reach(caller)).map_err(refused)?;
         if !outcome.changes_anything() {
             return Ok(Response::Deployed { generation: state.generation, outcome });
         }
-        let mut bound = put.clone();
         let named = put.services.values().any(|service| !service.routes.is_empty());
         let is_limited = reach(caller) == Reach::Project && named;
-        if check_host(core, caller, &state, &put, &outcome)? || is_limited {
+        if check_host(core, caller, &state, &bound, &outcome)? || is_limited {
             // Allowed for what this state would make of it, and for nothing else.
             bound.if_generation = Some(state.generation);
         }
@@ -84,12 +86,12 @@ fn unchanged(outcome: PutOutcome) -> PutOutcome {
         };
         Some((name, outcome))
     });
-    PutOutcome { services: services.collect() }
+    PutOutcome { services: services.collect(), settings: Vec::new() }
 }
 
 /// The command that a deploy stands for. Its services were checked one by one when they were decoded.
 fn put(deploy: Deploy) -> Result<PutServices, Refused> {
-    let Deploy { project, only, prune, replace, if_generation } = deploy;
+    let Deploy { project, only, prune, replace, if_generation, settings } = deploy;
     if prune && !only.is_empty() {
         let message = "services to deploy are named, so nothing else may be removed with --prune".to_owned();
         return Err(invalid(message, Some("leave out one of the two")));
@@ -100,7 +102,31 @@ fn put(deploy: Deploy) -> Result<PutServices, Refused> {
     }
     let mut services = project.services;
     services.retain(|name, _| only.is_empty() || only.contains(name));
-    Ok(PutServices { project: project.name, services, prune, replace, if_generation })
+    Ok(PutServices { project: project.name, services, prune, replace, if_generation, settings })
+}
+
+/// The settings, if they are others than this state has; then it takes who may change them. Who has them among their
+/// files and leaves them as they are needs no permission.
+pub fn new_settings(
+    core: &Core,
+    caller: &Caller,
+    state: &State,
+    settings: Option<Settings>,
+) -> Result<Option<Settings>, Refused> {
+    let Some(settings) = settings.filter(|settings| *settings != state.settings) else { return Ok(None) };
+    core.authorise(caller, Verb::ChangeSettings, Object::Cluster).map_err(|refused| {
+        let differences = change::settings(&state.settings, &settings).join(", ");
+        let message = format!("cluster.toml is not what is set ({differences}), and {}", refused.message);
+        Refused {
+            message,
+            hint: Some("leave cluster.toml out, or let an administrator deploy it".to_owned()),
+            ..refused
+        }
+    })?;
+    if let Some(fault) = check::settings(&settings).first() {
+        return Err(invalid(fault.to_string(), fault.hint.as_deref()));
+    }
+    Ok(Some(settings))
 }
 
 /// Whether what changes may reach into the host as it wants to; true if anything in it does, changed or not.
@@ -119,7 +145,8 @@ fn check_host(
             demands_any |= !service.host_demands().is_empty();
             continue;
         }
-        demands_any |= check_service(core, caller, &state.settings, &name, service)?;
+        let settings = put.settings.as_ref().unwrap_or(&state.settings);
+        demands_any |= check_service(core, caller, settings, &name, service)?;
     }
     Ok(demands_any)
 }

@@ -1,12 +1,24 @@
 //! Changes to one service that is there, and to the cluster's settings.
 
+use orca_cluster::command::put::PutOutcome;
 use orca_cluster::command::service::check_scale;
 use orca_cluster::command::{Command, host};
 use orca_cluster::id::{Revision, ServiceName};
-use orca_cluster::spec::{Settings, check};
+use orca_cluster::spec::{Settings, change, check};
+use orca_wire::message::client::Response;
 
 use super::{Answer, Core, deploy, invalid, refused};
 use crate::auth::{Caller, Object, Verb};
+
+/// What [`set_settings`] would do.
+pub async fn plan_settings(core: &Core, caller: &Caller, settings: Settings) -> Answer {
+    core.authorise(caller, Verb::Plan, Object::Cluster)?;
+    let state = core.read().await?;
+    let settings = deploy::new_settings(core, caller, &state, Some(settings))?;
+    let differences = settings.map(|settings| change::settings(&state.settings, &settings));
+    let outcome = PutOutcome { settings: differences.unwrap_or_default(), ..PutOutcome::default() };
+    Ok(Response::Planned { generation: state.generation, outcome })
+}
 
 pub async fn set_settings(core: &Core, caller: &Caller, settings: Settings) -> Answer {
     core.authorise(caller, Verb::ChangeSettings, Object::Cluster)?;

@@ -267,7 +267,7 @@ pub async fn deploy_project(
         let message = format!("the body is project {}, and the path says {label}", project.name);
         return Err(invalid(message, Some("let both say the same")).into());
     }
-    let deploy = Deploy { project: project.clone(), only: Vec::new(), prune, replace, if_generation };
+    let deploy = Deploy { project: project.clone(), only: Vec::new(), prune, replace, if_generation, settings: None };
     let answer = content(match dry_run {
         true => deploy::plan(&core, &caller, deploy).await,
         false => deploy::deploy(&core, &caller, deploy).await,
@@ -278,9 +278,16 @@ pub async fn deploy_project(
     }
 }
 
+#[derive(Deserialize)]
+pub struct Setting {
+    #[serde(default)]
+    dry_run: bool,
+}
+
 pub async fn set_settings(
     State(core): State<Arc<Core>>,
     Authenticated(caller): Authenticated,
+    Asked(Setting { dry_run }): Asked<Setting>,
     headers: HeaderMap,
     Whole(body): Whole,
 ) -> Answer {
@@ -288,7 +295,10 @@ pub async fn set_settings(
         true => json(&body)?,
         false => toml::settings(&file("cluster.toml", &body)?).map_err(Problem::of_file)?,
     };
-    content(service::set_settings(&core, &caller, settings).await)
+    content(match dry_run {
+        true => service::plan_settings(&core, &caller, settings).await,
+        false => service::set_settings(&core, &caller, settings).await,
+    })
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -151,7 +151,8 @@ pub fn routes() -> Vec<Route> {
         Route::put("/api/v1/modules/{digest}", "Upload a module.", handler::put_module)
             .takes("its bytes; the digest is their hex SHA-256", &[("application/wasm", "any")]),
         Route::put("/api/v1/settings", "Replace the cluster's settings.", handler::set_settings)
-            .takes("a cluster.toml, or settings", &[(TOML, "string"), (JSON, "Settings")]),
+            .takes("a cluster.toml, or settings", &[(TOML, "string"), (JSON, "Settings")])
+            .query(&[("dry_run", "only say what it would do")]),
         Route::get("/api/v1/nodes", "The nodes.", handler::nodes).answers("Nodes"),
         Route::get("/api/v1/events", "What happened, oldest first.", handler::read_events)
             .query(&[

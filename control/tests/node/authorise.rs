@@ -7,7 +7,7 @@ use orca_cluster::spec::Settings;
 use orca_cluster::state::Role;
 use orca_wire::Access;
 use orca_wire::identity::Token;
-use orca_wire::message::client::{CreateToken, Exec, Reason, Request, Response, SetSecret};
+use orca_wire::message::client::{CreateToken, Deploy, Exec, Reason, Request, Response, SetSecret};
 
 use crate::support::{Asker, Node, http, web, written};
 
@@ -59,6 +59,7 @@ fn requests() -> Vec<(Role, Request, (&'static str, &'static str, &'static str))
         ),
         (Role::Deployer, Request::ListSecrets { project: None }, ("GET", "/api/v1/secrets", "")),
         (Role::Deployer, Request::RotateSecrets { project: None }, ("POST", "/api/v1/data-keys", "")),
+        (Role::Viewer, Request::PlanSettings(Settings::default()), ("PUT", "/api/v1/settings?dry_run=true", "")),
         (Role::Admin, Request::SetSettings(Settings::default()), ("PUT", "/api/v1/settings", "")),
         (
             Role::Admin,
@@ -153,6 +154,24 @@ async fn nobody_reaches_into_the_host_but_an_admin_where_it_is_allowed() {
         let answer = admin.deploy(host).await;
         assert_eq!(matches!(answer, Response::Deployed { .. }), may, "{allowed}: {answer:?}");
     }
+    // With the settings as they are beside its files, a deployer deploys as without them; changes are not its to make.
+    let beside = |allowed: &str| {
+        let settings = Settings { allow_host: [allowed.to_owned().into()].into(), ..Settings::default() };
+        Deploy { settings: Some(settings), ..written(&web("web:1").replace("\"web\"", "\"plain\"")) }
+    };
+    let answer = deployer.ask(Request::Deploy(beside("/srv"))).await;
+    assert!(matches!(answer, Response::Deployed { .. }), "{answer:?}");
+    for request in [Request::Plan(beside("/")), Request::Plan(beside("/home")), Request::Deploy(beside("/home"))] {
+        let told = refused(deployer.ask(request).await);
+        assert!(told.message.starts_with("cluster.toml is not what is set (allow_host /"), "{told:?}");
+    }
+    // What the files allow counts for what is in them, when it is planned and when it is deployed.
+    let home = |settings| Deploy { settings, ..written(&host.replace("/srv", "/home").replace("\"web\"", "\"home\"")) };
+    refused(admin.ask(Request::Plan(home(None))).await);
+    let planned = admin.ask(Request::Plan(home(beside("/home").settings))).await;
+    assert!(matches!(&planned, Response::Planned { outcome, .. } if outcome.settings.len() == 2), "{planned:?}");
+    let answer = admin.ask(Request::Deploy(home(beside("/home").settings))).await;
+    assert!(matches!(answer, Response::Deployed { .. }), "{answer:?}");
     // What is there already, and does not change, may be among what a deployer deploys.
     let answer = deployer.deploy(host).await;
     assert!(matches!(answer, Response::Deployed { .. }), "{answer:?}");

@@ -150,7 +150,7 @@ impl Asker {
 pub fn written(text: &str) -> Deploy {
     let file = SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };
     let project = project(&file, &Label::new("shop").unwrap()).unwrap();
-    Deploy { project, only: Vec::new(), prune: false, replace: false, if_generation: None }
+    Deploy { project, only: Vec::new(), prune: false, replace: false, if_generation: None, settings: None }
 }
 
 pub fn web(image: &str) -> String {

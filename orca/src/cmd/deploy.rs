@@ -7,8 +7,8 @@ use std::time::Duration;
 use orca_cluster::command::put::{PutOutcome, ServiceOutcome};
 use orca_cluster::id::{Generation, Label, ServiceName};
 use orca_cluster::replica::Engine;
-use orca_cluster::spec::Project;
-use orca_cluster::status::verdict::Awaited;
+use orca_cluster::spec::{Project, Settings};
+use orca_cluster::status::verdict::{Awaited, Verdict};
 use orca_cluster::status::{NodeCondition, NodeStatus};
 use orca_wire::message::client::{Deploy, Request, Response};
 use serde::Serialize;
@@ -46,11 +46,15 @@ impl Options {
     }
 }
 
+type Services = BTreeMap<ServiceName, ServiceOutcome>;
+
 #[derive(Debug, Serialize)]
 struct Planned<'a> {
     index: Generation,
     changes: bool,
-    services: &'a BTreeMap<ServiceName, ServiceOutcome>,
+    services: &'a Services,
+    /// What becomes different in the cluster's settings.
+    settings: &'a [String],
 }
 
 pub async fn run(args: DeployArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
@@ -66,8 +70,8 @@ pub async fn plan(args: PlanArgs, global: &Global, output: &Output) -> Result<Ex
     let options = Options::of(services, &files);
     let written = files::read(&files.files, output.side_screen(crate::moment::now()).colour)?;
     let session = session(global).await?;
-    let deploys = deploys(&written.projects, &options)?;
-    let (index, outcome) = ask(&session, &deploys).await.map_err(|failure| written.place(failure))?;
+    let asked = Asked::of(&written, &options)?;
+    let (index, outcome) = asked.plan(&session).await.map_err(|failure| written.place(failure))?;
     show(output, index, &outcome, &written.projects);
     if exit_code && outcome.changes_anything() { Ok(Exit::Changes.into()) } else { done() }
 }
@@ -76,14 +80,11 @@ pub async fn plan(args: PlanArgs, global: &Global, output: &Output) -> Result<Ex
 pub async fn deploy(
     session: &Session,
     output: &Output,
-    mut written: Written,
+    written: Written,
     options: &Options,
 ) -> Result<ExitCode, Failure> {
-    if !options.dry_run {
-        settings(session, output, &mut written).await?;
-    }
-    let deploys = deploys(&written.projects, options)?;
-    let (index, outcome) = ask(session, &deploys).await.map_err(|failure| written.place(failure))?;
+    let asked = Asked::of(&written, options)?;
+    let (index, outcome) = asked.plan(session).await.map_err(|failure| written.place(failure))?;
     if options.dry_run {
         show(output, index, &outcome, &written.projects);
         return done();
@@ -119,20 +120,13 @@ pub async fn deploy(
         output.confirm(&format!("Remove {}?", count(removed as u64, "service")))?;
     }
     upload(session, output, &written).await?;
-    let (mut waiting, mut reached) = (Vec::new(), index);
-    for deploy in deploys {
-        let answer = session.ask(&Request::Deploy(deploy)).await.map_err(|failure| written.place(failure))?;
-        let (generation, outcome) = match answer {
-            Response::Deployed { generation, outcome } => (generation, outcome),
-            // Somebody else has done the same since the plan.
-            Response::Unchanged { generation } => (generation, PutOutcome::default()),
-            other => return Err(unexpected(&other)),
-        };
-        reached = reached.max(generation);
-        waiting.extend(outcome.services.iter().filter_map(|(name, what)| Some((name.clone(), awaited(what)?))));
-    }
+    let (reached, services) = asked.deploy(session).await.map_err(|failure| written.place(failure))?;
+    let waiting: Vec<_> = services.iter().filter_map(|(name, what)| Some((name.clone(), awaited(what)?))).collect();
     if waiting.is_empty() {
-        nothing(output, reached);
+        match outcome.settings.is_empty() {
+            true => nothing(output, reached),
+            false => set(output, reached),
+        }
         return done();
     }
     if options.detach {
@@ -142,21 +136,9 @@ pub async fn deploy(
     settle::settle(session, output, waiting, needs(&written.projects), reached, options.patience).await
 }
 
-/// Sets what `cluster.toml` says, if there is one. Before anything is planned: it may be what allows it.
-async fn settings(session: &Session, output: &Output, written: &mut Written) -> Result<(), Failure> {
-    if let Some(settings) = written.settings.take()
-        && let Response::Done { .. } = session.ask(&Request::SetSettings(settings)).await?
-    {
-        output.notice(&Text::plain("Settings of the cluster changed."));
-    }
-    Ok(())
-}
-
 /// What keeps the files from being deployed, with what of them does not fit the cluster.
-pub async fn obstacle(session: &Session, output: &Output, written: &mut Written) -> Result<Option<Failure>, Failure> {
-    settings(session, output, written).await?;
-    let deploys = deploys(&written.projects, &Options::default())?;
-    Ok(ask(session, &deploys).await.err())
+pub async fn obstacle(session: &Session, written: &Written) -> Result<Option<Failure>, Failure> {
+    Ok(Asked::of(written, &Options::default())?.plan(session).await.err())
 }
 
 /// Whether new replicas are to come of it.
@@ -235,6 +217,14 @@ pub fn nothing(output: &Output, index: Generation) {
     }
 }
 
+fn set(output: &Output, index: Generation) {
+    if output.json {
+        settle::ended_at_once(output, settle::Outcome::Settled(Verdict::Done));
+    } else {
+        output.print(&format!("Settings of the cluster changed (index {index})\n"));
+    }
+}
+
 fn awaited(what: &ServiceOutcome) -> Option<Awaited> {
     match what {
         ServiceOutcome::Created { revision, .. } | ServiceOutcome::Changed { revision, .. } => {
@@ -248,61 +238,103 @@ fn awaited(what: &ServiceOutcome) -> Option<Awaited> {
     }
 }
 
-/// What to send for each project; those of which no service is asked for are left out.
-fn deploys(projects: &[Project], options: &Options) -> Result<Vec<Deploy>, Failure> {
-    let known: Vec<ServiceName> = projects
-        .iter()
-        .flat_map(|project| project.services.keys().map(|service| project.service_name(service)))
-        .collect();
-    let mut only: BTreeMap<Label, Vec<Label>> = BTreeMap::new();
-    for arg in &options.services {
-        let (name, _) = pick(arg, known.iter(), "name another file or directory with -f")?;
-        if !known.contains(&name) {
-            return Err(Failure::new(Exit::NotFound, format!("there is no service {name} in these files"))
-                .fix("name another file or directory with -f"));
-        }
-        only.entry(name.project).or_default().push(name.service);
-    }
-    let wanted = |project: &&Project| options.services.is_empty() || only.contains_key(&project.name);
-    let wanted: Vec<&Project> = projects.iter().filter(wanted).collect();
-    if options.if_index.is_some() && wanted.len() > 1 {
-        return Err(Failure::input("--if-index is for one project: the first would move the index for the others")
-            .fix("deploy them one by one, with -f"));
-    }
-    let deploy = |project: &Project| Deploy {
-        project: project.clone(),
-        only: only.get(&project.name).cloned().unwrap_or_default(),
-        prune: options.prune,
-        replace: options.replace,
-        if_generation: options.if_index,
-    };
-    Ok(wanted.into_iter().map(deploy).collect())
+/// What the cluster is asked to become.
+enum Asked {
+    /// With the settings in each: they count for every service that is deployed with them.
+    Projects(Vec<Deploy>),
+    /// A `cluster.toml` and nothing else.
+    Settings(Settings),
 }
 
-/// What all of them together would do.
-async fn ask(session: &Session, deploys: &[Deploy]) -> Result<(Generation, PutOutcome), Failure> {
-    let (mut index, mut all) = (Generation::default(), PutOutcome::default());
-    let mut unfit: Option<Failure> = None;
-    for deploy in deploys {
-        match session.ask(&Request::Plan(deploy.clone())).await {
-            Ok(Response::Planned { generation, outcome }) => {
-                index = index.max(generation);
-                all.services.extend(outcome.services);
+impl Asked {
+    /// Projects of which no service is asked for are left out.
+    fn of(written: &Written, options: &Options) -> Result<Asked, Failure> {
+        let Written { projects, settings, .. } = written;
+        if let (true, Some(settings)) = (projects.is_empty(), settings) {
+            return Ok(Asked::Settings(settings.clone()));
+        }
+        let known: Vec<ServiceName> = projects
+            .iter()
+            .flat_map(|project| project.services.keys().map(|service| project.service_name(service)))
+            .collect();
+        let mut only: BTreeMap<Label, Vec<Label>> = BTreeMap::new();
+        for arg in &options.services {
+            let (name, _) = pick(arg, known.iter(), "name another file or directory with -f")?;
+            if !known.contains(&name) {
+                return Err(Failure::new(Exit::NotFound, format!("there is no service {name} in these files"))
+                    .fix("name another file or directory with -f"));
             }
-            Ok(Response::Unchanged { generation }) => index = index.max(generation),
-            Ok(other) => return Err(unexpected(&other)),
-            Err(failure) if failure.unfit.is_empty() => return Err(failure),
-            // The other projects are asked for too, so that everything is told at once.
-            Err(failure) => {
-                if let Some(first) = &mut unfit {
-                    first.unfit.extend(failure.unfit.iter().cloned());
-                } else {
-                    unfit = Some(failure);
+            only.entry(name.project).or_default().push(name.service);
+        }
+        let wanted = |project: &&Project| options.services.is_empty() || only.contains_key(&project.name);
+        let wanted: Vec<&Project> = projects.iter().filter(wanted).collect();
+        if options.if_index.is_some() && wanted.len() > 1 {
+            return Err(Failure::input("--if-index is for one project: the first would move the index for the others")
+                .fix("deploy them one by one, with -f"));
+        }
+        let deploy = |project: &Project| Deploy {
+            project: project.clone(),
+            only: only.get(&project.name).cloned().unwrap_or_default(),
+            prune: options.prune,
+            replace: options.replace,
+            if_generation: options.if_index,
+            settings: settings.clone(),
+        };
+        Ok(Asked::Projects(wanted.into_iter().map(deploy).collect()))
+    }
+
+    /// What all of it together would do.
+    async fn plan(&self, session: &Session) -> Result<(Generation, PutOutcome), Failure> {
+        let (mut index, mut all) = (Generation::default(), PutOutcome::default());
+        let mut unfit: Option<Failure> = None;
+        let requests = match self {
+            Asked::Projects(deploys) => deploys.iter().cloned().map(Request::Plan).collect(),
+            Asked::Settings(settings) => vec![Request::PlanSettings(settings.clone())],
+        };
+        for request in requests {
+            match session.ask(&request).await {
+                Ok(Response::Planned { generation, outcome }) => {
+                    index = index.max(generation);
+                    all.services.extend(outcome.services);
+                    all.settings = outcome.settings;
+                }
+                Ok(Response::Unchanged { generation }) => index = index.max(generation),
+                Ok(other) => return Err(unexpected(&other)),
+                Err(failure) if failure.unfit.is_empty() => return Err(failure),
+                // The other projects are asked for too, so that everything is told at once.
+                Err(failure) => {
+                    if let Some(first) = &mut unfit {
+                        first.unfit.extend(failure.unfit.iter().cloned());
+                    } else {
+                        unfit = Some(failure);
+                    }
                 }
             }
         }
+        unfit.map_or(Ok((index, all)), Err)
     }
-    unfit.map_or(Ok((index, all)), Err)
+
+    /// Has it done, and tells what became of each service.
+    async fn deploy(self, session: &Session) -> Result<(Generation, Services), Failure> {
+        let (mut reached, mut services) = (Generation::default(), Services::new());
+        let requests = match self {
+            Asked::Projects(deploys) => deploys.into_iter().map(Request::Deploy).collect(),
+            Asked::Settings(settings) => vec![Request::SetSettings(settings)],
+        };
+        for request in requests {
+            match session.ask(&request).await? {
+                Response::Deployed { generation, outcome } => {
+                    reached = reached.max(generation);
+                    services.extend(outcome.services);
+                }
+                Response::Done { generation } => reached = generation,
+                // Somebody else has done the same since the plan.
+                Response::Unchanged { generation } => reached = reached.max(generation),
+                other => return Err(unexpected(&other)),
+            }
+        }
+        Ok((reached, services))
+    }
 }
 
 /// Brings the modules that the cluster lacks.
@@ -330,7 +362,8 @@ async fn upload(session: &Session, output: &Output, written: &Written) -> Result
 
 fn show(output: &Output, index: Generation, outcome: &PutOutcome, projects: &[Project]) {
     if output.json {
-        output.object("plan", &Planned { index, changes: outcome.changes_anything(), services: &outcome.services });
+        let PutOutcome { services, settings } = outcome;
+        output.object("plan", &Planned { index, changes: outcome.changes_anything(), services, settings });
     } else {
         output.lines(&lines(index, outcome, projects));
     }
@@ -342,5 +375,5 @@ fn lines(index: Generation, outcome: &PutOutcome, projects: &[Project]) -> Vec<T
         project.services.get(&name.service)
     };
     let changes = outcome.services.iter().map(|(name, what)| (name, (what, spec(name)))).collect();
-    screen::plan(index, &changes)
+    screen::plan(index, &changes, &outcome.settings)
 }

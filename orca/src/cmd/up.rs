@@ -136,7 +136,7 @@ async fn bring_up(
 /// Sets a random value for each secret that is not set, if nothing else keeps the project from being deployed: what is
 /// refused has changed nothing.
 async fn generate_secrets(session: &Session, output: &Output, written: &mut Written) -> Result<(), Failure> {
-    let Some(obstacle) = deploy::obstacle(session, output, written).await? else { return Ok(()) };
+    let Some(obstacle) = deploy::obstacle(session, written).await? else { return Ok(()) };
     let mut names = BTreeSet::new();
     let mut else_fits = !obstacle.unfit.is_empty();
     for refusal in &obstacle.unfit {

@@ -12,12 +12,13 @@ use super::{count, short_source};
 /// What will happen to each service, and what its file says about it (nothing if it is being removed).
 pub type Changes<'a> = BTreeMap<&'a ServiceName, (&'a ServiceOutcome, Option<&'a Service>)>;
 
-pub fn plan(generation: Generation, changes: &Changes<'_>) -> Vec<Text> {
+/// And what becomes different in the cluster's settings.
+pub fn plan(generation: Generation, changes: &Changes<'_>, settings: &[String]) -> Vec<Text> {
     let of = |wanted: fn(&ServiceOutcome) -> bool| changes.values().filter(|(what, _)| wanted(what)).count() as u64;
     let created = of(|what| matches!(what, ServiceOutcome::Created { .. }));
     let removed = of(|what| matches!(what, ServiceOutcome::Removed));
     let changed = of(|what| matches!(what, ServiceOutcome::Changed { .. }));
-    if created + removed + changed == 0 {
+    if created + removed + changed == 0 && settings.is_empty() {
         return vec![Text::plain(format!("Nothing to change (index {generation})"))];
     }
     let replaced: Vec<&Service> =
@@ -30,8 +31,13 @@ pub fn plan(generation: Generation, changes: &Changes<'_>) -> Vec<Text> {
     }
     head.push_str(&format!(", {created} created, {removed} removed"));
     let mut lines = vec![Text::of(Ink::Bold, "Plan").and(Ink::Plain, format!(" (index {generation}): {head}"))];
-    let rows = changes.iter().filter_map(|(name, (what, spec))| row(name, what, *spec));
-    lines.extend(table(2, &[Side::Left, Side::Left, Side::Left], rows.collect()));
+    let of_cluster = (!settings.is_empty()).then(|| {
+        let name = Text::of(Ink::Yellow, "~ cluster.toml");
+        vec![name, Text::plain(settings.join(", ")), Text::of(Ink::Dim, "the whole cluster's settings")]
+    });
+    let of_services = changes.iter().filter_map(|(name, (what, spec))| row(name, what, *spec));
+    let rows = of_cluster.into_iter().chain(of_services).collect();
+    lines.extend(table(2, &[Side::Left, Side::Left, Side::Left], rows));
     lines
 }
 
@@ -133,7 +139,7 @@ mod tests {
               + shop/db   postgres:17                                  1 replica
               - shop/old  not in the files any more                    drain and stop; volumes are kept
         "#]]
-        .assert_eq(&show(&plan(Generation(4182), &changes)));
+        .assert_eq(&show(&plan(Generation(4182), &changes, &[])));
         let stopped = ServiceOutcome::Changed {
             from: Revision(4),
             revision: Revision(5),
@@ -146,11 +152,17 @@ mod tests {
             Plan (index 4182): 1 service, 0 created, 0 removed
               ~ shop/api  replicas 1 -> 2  stopped; `orca start` runs it
         "#]]
-        .assert_eq(&show(&plan(Generation(4182), &changes)));
+        .assert_eq(&show(&plan(Generation(4182), &changes, &[])));
+        let widened = ["allow_host /srv added".to_owned()];
+        expect![[r#"
+            Plan (index 4182): 0 services, 0 created, 0 removed
+              ~ cluster.toml  allow_host /srv added  the whole cluster's settings
+        "#]]
+        .assert_eq(&show(&plan(Generation(4182), &Changes::new(), &widened)));
         let nothing: Changes<'_> = BTreeMap::from([(&cron, (&same, None))]);
         expect![[r#"
             Nothing to change (index 4182)
         "#]]
-        .assert_eq(&show(&plan(Generation(4182), &nothing)));
+        .assert_eq(&show(&plan(Generation(4182), &nothing, &[])));
     }
 }

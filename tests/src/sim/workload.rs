@@ -142,7 +142,14 @@ fn data_key_id() -> DataKeyId {
 pub fn put_one(name: &ServiceName, spec: Service) -> Command {
     let services = BTreeMap::from([(name.service.clone(), spec)]);
     let (prune, replace) = (false, false);
-    Command::PutServices(PutServices { project: name.project.clone(), services, prune, replace, if_generation: None })
+    Command::PutServices(PutServices {
+        project: name.project.clone(),
+        services,
+        prune,
+        replace,
+        if_generation: None,
+        settings: None,
+    })
 }
 
 /// What a person would have written, parsed as they would have it parsed.
@@ -162,5 +169,12 @@ pub fn project(text: &str) -> Project {
 
 pub fn put(project: Project, prune: bool, replace: bool) -> Command {
     let services: BTreeMap<_, _> = project.services;
-    Command::PutServices(PutServices { project: project.name, services, prune, replace, if_generation: None })
+    Command::PutServices(PutServices {
+        project: project.name,
+        services,
+        prune,
+        replace,
+        if_generation: None,
+        settings: None,
+    })
 }

@@ -34,6 +34,8 @@ pub enum Request {
         digest: String,
         size: u64,
     },
+    /// What setting these would change.
+    PlanSettings(Settings),
     SetSettings(Settings),
     Status {
         service: Option<ServiceName>,
@@ -112,6 +114,7 @@ impl Request {
             | Request::Deploy(_)
             | Request::MissingModules { .. }
             | Request::PutModule { .. }
+            | Request::PlanSettings(_)
             | Request::SetSettings(_)
             | Request::Status { .. }
             | Request::Why { .. }
@@ -147,6 +150,9 @@ pub struct Deploy {
     /// Take the place of a rollout that runs.
     pub replace: bool,
     pub if_generation: Option<Generation>,
+    /// What the cluster's settings are to be, for these services already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<Settings>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
