@@ -240,6 +240,13 @@ impl<'a> Pass<'a> {
         self.is_settled_template(rollout) && standing.placement.since < rollout.started
     }
 
+    /// Whether what is returned to does not get ready either. What was there before and serves does not count, however
+    /// often it has failed in its life.
+    fn prevents_return(&self, standing: &Standing<'_>, rollout: &Rollout) -> bool {
+        let has_stayed = standing.placement.since < rollout.started && standing.is_ready();
+        !has_stayed && !self.is_elder(standing, rollout) && self.has_failed(standing)
+    }
+
     /// Whether this replica, placed by the rollout, does not get ready.
     fn has_failed(&self, standing: &Standing<'_>) -> bool {
         // Of one whose node is silent nothing is known; of none that is stopped is anything asked.
@@ -360,7 +367,7 @@ impl<'a> Pass<'a> {
             return;
         }
         if rollout.direction != Direction::Forward
-            && self.fresh.iter().any(|standing| !self.is_elder(standing, rollout) && self.has_failed(standing))
+            && self.fresh.iter().any(|standing| self.prevents_return(standing, rollout))
         {
             // What served before does not get ready either. Nothing else is left to return to.
             self.settle(rollout, Outcome::Failed);
