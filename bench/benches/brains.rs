@@ -108,6 +108,7 @@ fn put() -> Command {
         replace: false,
         if_generation: None,
         settings: None,
+        recalls: true,
     })
 }
 

@@ -214,10 +214,7 @@ pub enum Refusal {
     NothingToPromote(ServiceName),
     #[error("secret {name} is used by {}; deploy what uses it without it first", Joined(.by, ", "))]
     SecretInUse { name: SecretName, by: Vec<ServiceName> },
-    #[error(
-        "{host} is a host of {owner}, which has {held}; a token limited to {} cannot take it: give {service} another domain",
-        .service.project
-    )]
+    #[error("{}", host::taken(.service, .host, .owner, .held))]
     HostTaken { service: ServiceName, host: Box<Host>, owner: ServiceName, held: Box<Host> },
     #[error("secret {name} was changed by someone else meanwhile; try again")]
     SecretMoved { name: SecretName },

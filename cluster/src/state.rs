@@ -249,6 +249,9 @@ pub struct Window {
     pub requests: u64,
     /// Responses with a status of 5xx.
     pub errors: u64,
+    /// Those of them that no replica was there for.
+    #[serde(default, skip_serializing_if = "crate::traffic::is_zero")]
+    pub unserved: u64,
     /// Connections that ended before their response, or their WebSocket, did.
     pub cut: u64,
     pub p99_us: Option<u64>,
@@ -526,6 +529,7 @@ impl Window {
             to,
             requests: counters.requests,
             errors: counters.server_errors(),
+            unserved: counters.unserved,
             cut: counters.cut,
             p99_us: counters.latency.quantile(0.99).map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
             at_least: *at_least,

@@ -47,9 +47,12 @@ pub struct Counters {
     /// Microseconds of all of them together.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub latency_total_us: u64,
+    /// Those that ended in a 5xx because there was no replica to ask; counted where a service's requests are added up.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unserved: u64,
 }
 
-fn is_zero(count: &u64) -> bool {
+pub(crate) fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
@@ -187,6 +190,7 @@ impl Counters {
         self.cut = self.cut.saturating_add(other.cut);
         self.latency.add(&other.latency);
         self.latency_total_us = self.latency_total_us.saturating_add(other.latency_total_us);
+        self.unserved = self.unserved.saturating_add(other.unserved);
     }
 
     /// What was counted since an earlier snapshot of the same counters. Where something was lost in between they may have
@@ -202,6 +206,7 @@ impl Counters {
             cut: self.cut.saturating_sub(earlier.cut),
             latency: self.latency.minus(&earlier.latency),
             latency_total_us: self.latency_total_us.saturating_sub(earlier.latency_total_us),
+            unserved: self.unserved.saturating_sub(earlier.unserved),
         }
     }
 
@@ -274,7 +279,7 @@ impl Counters {
 
 impl ServiceTraffic {
     pub fn total(&self) -> Counters {
-        let mut total = self.unserved.clone();
+        let mut total = Counters { unserved: self.unserved.server_errors(), ..self.unserved.clone() };
         for counters in self.revisions.values() {
             total.add(counters);
         }
@@ -309,8 +314,14 @@ mod tests {
     #[test]
     fn impossible_counts_are_only_wrong() {
         let most = Histogram::from_counts(vec![u64::MAX; HISTOGRAM_BUCKETS + 1000]);
-        let mut counters =
-            Counters { requests: u64::MAX, statuses: [u64::MAX; 5], cut: 1, latency: most, latency_total_us: 1 };
+        let mut counters = Counters {
+            requests: u64::MAX,
+            statuses: [u64::MAX; 5],
+            cut: 1,
+            latency: most,
+            latency_total_us: 1,
+            unserved: 0,
+        };
         counters.add(&counters.clone());
         assert_eq!((counters.requests, counters.cut, counters.latency.total()), (u64::MAX, 2, u64::MAX));
         assert!(counters.latency.quantile(0.5).is_some());

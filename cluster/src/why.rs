@@ -351,7 +351,8 @@ fn rolled_back(cause: String, failure: &Failure) -> Diagnosis {
 /// All replicas are ready, and what they answer is mostly errors.
 fn erring(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
     let window = view.recent.get(name)?;
-    let (requests, errors) = (window.requests, window.errors);
+    let asked_of_replicas = |count: u64| count.saturating_sub(window.unserved);
+    let (requests, errors) = (asked_of_replicas(window.requests), asked_of_replicas(window.errors));
     (errors >= ERRORS_MIN && errors * 2 >= requests).then(|| {
         Diagnosis::new(
             Code::Errors,
@@ -365,7 +366,11 @@ fn erring(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
 fn hands_over(name: &ServiceName, waiting: &Waiting) -> Option<Diagnosis> {
     let Waiting::ForTaker { route, service } = waiting else { return None };
     let cause = format!("it is being removed, and answers {} until {service} is ready to", route.0);
-    Some(Diagnosis::new(Code::Removing, cause, format!("orca why {service}; `orca rm {name}` removes it at once")))
+    let fix = format!(
+        "orca why {service}; a deploy with `{}` in the files again keeps it, `orca rm {name}` removes it at once",
+        name.service
+    );
+    Some(Diagnosis::new(Code::Removing, cause, fix))
 }
 
 /// A route it has is another's, which had it before.

@@ -32,11 +32,25 @@ pub fn check(state: &State, service: &ServiceName, spec: &Service) -> Result<(),
     Ok(())
 }
 
-/// The hosts that requests to this one go to, the one the proxy prefers first. None for what has no name.
+/// Why `service` may not have `host`, for its refusal.
+pub(super) fn taken(service: &ServiceName, host: &Host, owner: &ServiceName, held: &Host) -> String {
+    let limited = format!("a token limited to {} cannot take", service.project);
+    match host {
+        Host::Any => format!(
+            "{service} has no domain, and requests to any host are those of {owner}; {limited} them: give {service} a domain"
+        ),
+        Host::Exact(_) | Host::Wildcard(_) => {
+            format!("{host} is a host of {owner}, which has {held}; {limited} it: give {service} another domain")
+        }
+    }
+}
+
+/// The hosts that requests to this one go to, the one the proxy prefers first. What has no name is nobody's but whose
+/// has no name either.
 fn covering(host: &Host) -> Vec<Host> {
     let (mut hosts, mut rest) = match host {
         Host::Exact(name) | Host::Wildcard(name) => (vec![host.clone()], name.as_str()),
-        Host::Any => return Vec::new(),
+        Host::Any => return vec![Host::Any],
     };
     while let Some((_, parent)) = rest.split_once('.') {
         hosts.push(Host::Wildcard(parent.to_owned()));
@@ -86,6 +100,18 @@ mod tests {
             assert!(preview(&state, &put, Reach::Cluster).is_ok(), "{domain}{route}");
         }
         assert!(preview(&state, &asked("shop", "www.a.test", "/*"), Reach::Project).is_ok(), "its own");
+        // A longer path of what has no name takes requests from it just so; a name of one's own does not.
+        let nameless = |route: &str| {
+            format!("[[service]]\nname = \"web\"\nimage = \"web:1\"\nport = 80\nroutes = [\"{route}\"]\n")
+        };
+        deploy(&mut state, "hello", &nameless("/*"));
+        let refused = preview(&state, &put("blog", &nameless("/login/*")), Reach::Project).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "blog/web has no domain, and requests to any host are those of hello/web; a token limited to blog cannot take \
+             them: give blog/web a domain"
+        );
+        assert!(preview(&state, &asked("blog", "login.test", "/*"), Reach::Project).is_ok());
         // What somebody who may has given the project stays its own, and no more than that.
         deploy(&mut state, "blog", &text("www.a.test", "/blog"));
         assert!(preview(&state, &asked("blog", "www.a.test", "/blog"), Reach::Project).is_ok());

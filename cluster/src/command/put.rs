@@ -11,7 +11,7 @@ use crate::id::{Generation, Label, Revision, ServiceName};
 use crate::limit::Limits;
 use crate::spec::change::{self, change};
 use crate::spec::check::{Fault, Kind as Mistake, Place};
-use crate::spec::{Project, Service, Settings};
+use crate::spec::{Host, Project, Service, Settings};
 use crate::state::{Deployed, Direction, Removal, RevisionRecord, State};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,10 @@ pub struct PutServices {
     /// The cluster's settings from now on, for these services already; entries of earlier versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<Settings>,
+    /// What was left out of the files, and stays until another has its routes, comes back if it is among these; entries of
+    /// earlier versions refuse that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recalls: bool,
 }
 
 /// What it does to each service, and to the cluster's settings.
@@ -194,10 +198,17 @@ pub fn faults(project: &Project, refusals: &[Refusal]) -> Vec<(Label, Fault)> {
                 note(service, Mistake::Conflict, at, message, "give it another domain or path".to_owned());
             }
             Refusal::HostTaken { service, host, owner, held } => {
-                let at = Place::of("domain").key(host.to_string());
-                let message =
-                    format!("`{host}` belongs to `{owner}`, a service of another project, which has `{held}`");
-                let hint = "give it another domain, or ask somebody whose token is not limited to a project";
+                let (at, message) = match **host {
+                    Host::Any => (
+                        Place::of("routes"),
+                        format!("without a domain it takes requests from `{owner}`, a service of another project"),
+                    ),
+                    Host::Exact(_) | Host::Wildcard(_) => (
+                        Place::of("domain").key(host.to_string()),
+                        format!("`{host}` belongs to `{owner}`, a service of another project, which has `{held}`"),
+                    ),
+                };
+                let hint = "give it a domain of its own, or ask somebody whose token is not limited to a project";
                 note(service, Mistake::Conflict, at, message, hint.to_owned());
             }
             Refusal::NoDependency { service, needs } => {
@@ -269,13 +280,15 @@ fn preview_service(
     let Some(deployed) = state.services.get(name) else {
         return Ok(ServiceOutcome::Created { revision: Revision(1), replicas: spec.replicas });
     };
-    if deployed.removal.is_some() {
-        return Err(Refusal::Removing(name.clone()));
-    }
+    let recalled = match deployed.removal {
+        Some(Removal { hands_over: true, volumes: false }) if put.recalls => true,
+        Some(_) => return Err(Refusal::Removing(name.clone())),
+        None => false,
+    };
     // While a failed rollout goes back, the question is what was asked for last, not what is returned to.
     let goes_back = deployed.rollout.as_ref().is_some_and(|r| r.direction != Direction::Forward);
     let difference = change(deployed.spec(), spec);
-    if difference.is_nothing() && !goes_back {
+    if difference.is_nothing() && !goes_back && !recalled {
         let (rolling_out, proven) = (deployed.rollout.is_some(), deployed.is_proven());
         return Ok(ServiceOutcome::Unchanged { revision: deployed.target, rolling_out, proven });
     }
@@ -288,7 +301,11 @@ fn preview_service(
         from: deployed.target,
         revision: next_revision(deployed),
         replaces: difference.needs_new_replicas() || deployed.settled.is_none(),
-        differences: difference.describe(),
+        differences: recalled
+            .then(|| "its removal is called off".to_owned())
+            .into_iter()
+            .chain(difference.describe())
+            .collect(),
         stopped: deployed.stopped,
     })
 }
@@ -300,7 +317,7 @@ impl Change<'_> {
         if !outcome.changes_anything() {
             return Ok(None);
         }
-        let PutServices { project, mut services, settings, prune: _, replace: _, if_generation: _ } = put;
+        let PutServices { project, mut services, settings, prune: _, replace: _, if_generation: _, recalls: _ } = put;
         if let Some(settings) = settings {
             self.set_settings(settings)?;
         }
@@ -352,7 +369,8 @@ impl Change<'_> {
     }
 
     fn update(&mut self, name: &ServiceName, revision: Revision, replaces: bool, spec: Service) {
-        let deployed = self.state.services.get(name).expect("previewed from this state");
+        let deployed = self.state.services.get_mut(name).expect("previewed from this state");
+        deployed.removal = None;
         let before = deployed.target_record();
         let record = RevisionRecord {
             spec,
@@ -380,7 +398,15 @@ pub(crate) mod tests {
     pub(crate) fn put(name: &str, text: &str) -> PutServices {
         let file = SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };
         let Project { name, services } = project(&file, &name.parse().unwrap()).unwrap();
-        PutServices { project: name, services, prune: false, replace: true, if_generation: None, settings: None }
+        PutServices {
+            project: name,
+            services,
+            prune: false,
+            replace: true,
+            if_generation: None,
+            settings: None,
+            recalls: true,
+        }
     }
 
     #[test]

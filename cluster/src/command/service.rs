@@ -248,6 +248,18 @@ pub fn check_scale(state: &State, service: &ServiceName, replicas: u32) -> Resul
     }
 }
 
+/// Whether what this revision refers to is there still, by the rules of this version: nothing is stopped for what could
+/// not be started. Asked before it is proposed.
+pub fn check_rollback(state: &State, service: &ServiceName, to: Option<Revision>) -> Result<(), Refusal> {
+    // Whether they are there is for the command to say.
+    let deployed = state.services.get(service);
+    let Some(record) = deployed.zip(to).and_then(|(deployed, to)| deployed.revisions.get(&to)) else { return Ok(()) };
+    let is_missing = |secret: &&str| state.secret(&service.project, secret).is_none();
+    let missing = record.spec.secrets().into_iter().filter(is_missing);
+    let missing: Vec<_> = missing.map(|secret| (service.clone(), secret.to_owned())).collect();
+    if missing.is_empty() { Ok(()) } else { Err(Refusal::SecretsMissing { missing }) }
+}
+
 /// What entries have been refused for since the first version, and are for ever: these rules do not follow those of
 /// [`check`], or a log would mean another thing after an update.
 fn cannot_scale(spec: &Service) -> Option<String> {
@@ -350,6 +362,21 @@ pub(in crate::command) mod tests {
         apply(&mut state, Command::Rollback { service: web(), to: Some(Revision(2)) });
         let target = deployed(&mut state).target_record().clone();
         assert_eq!((target.spec.routes.first().unwrap().path.as_str(), target.spec.replicas), ("/", 1));
+    }
+
+    #[test]
+    fn nothing_goes_back_to_what_a_missing_secret_keeps_from_starting() {
+        let mut state = State::default();
+        deploy(&mut state, "shop", "[[service]]\nname = \"web\"\nimage = \"web:1\"\n");
+        let first = deployed(&mut state).target;
+        let spec = &mut deployed(&mut state).revisions.get_mut(&first).unwrap().spec;
+        spec.env.insert("KEY".to_owned(), "${secrets.KEY}".parse().unwrap());
+        deploy(&mut state, "shop", "[[service]]\nname = \"web\"\nimage = \"web:2\"\n");
+        let refused = check_rollback(&state, &web(), Some(first)).unwrap_err();
+        assert!(refused.to_string().contains("shop/web needs secret KEY, which is not set"), "{refused}");
+        for to in [None, Some(deployed(&mut state).target), Some(Revision(9))] {
+            assert_eq!(check_rollback(&state, &web(), to), Ok(()));
+        }
     }
 
     fn served(revision: Revision) -> Receipt {

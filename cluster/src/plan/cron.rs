@@ -230,6 +230,7 @@ mod tests {
                 replace,
                 if_generation,
                 settings: None,
+                recalls: true,
             }));
         }
 

@@ -704,6 +704,10 @@ impl Faults {
                     .advise("use 1 replica, or keep the data in a service of its own")
                     .given(&["volume"]);
             }
+        } else if service.is_exclusive() && *strategy != Strategy::Recreate {
+            self.add("deploy.strategy", "the old and the new replica cannot both have the port on the host's network")
+                .advise("use strategy \"recreate\" (the default with `network = \"host\"` and a port)")
+                .given(&["network", "port"]);
         }
     }
 

@@ -879,6 +879,9 @@ fn errors_are_told_where_most_requests_end_in_one() {
           fix: its log says why: orca logs shop/api --tail 50
     "#]]
     .assert_eq(&window(40, 37));
+    // What was refused while it had no replica says nothing of those that it has.
+    world.recent.insert(name("api"), Window { requests: 40, errors: 37, unserved: 36, ..Window::default() });
+    assert_eq!(text(world.why()), "nothing");
 }
 
 #[test]
@@ -1072,7 +1075,7 @@ fn routes_are_named_as_they_are_written() {
     world.waiting = vec![Waiting::ForTaker { route: RouteKey(route), service: name("old") }];
     world.says(&expect![[r#"
         removing: it is being removed, and answers /x/* until shop/old is ready to
-          fix: orca why shop/old; `orca rm shop/api` removes it at once
+          fix: orca why shop/old; a deploy with `api` in the files again keeps it, `orca rm shop/api` removes it at once
     "#]]);
 }
 

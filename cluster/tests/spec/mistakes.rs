@@ -1183,6 +1183,23 @@ volume = { name = "a", path = "/data" }"#,
 }
 
 #[test]
+fn a_port_of_the_host_that_old_and_new_have() {
+    check_key(
+        r#"network = "host"
+deploy.strategy = "canary"
+routes = ["/*"]"#,
+        expect![[r#"
+            error: the old and the new replica cannot both have the port on the host's network
+             --> service.toml:6:19
+              |
+            6 | deploy.strategy = "canary"
+              |                   ^^^^^^^^
+              = hint: use strategy "recreate" (the default with `network = "host"` and a port)
+        "#]],
+    );
+}
+
+#[test]
 fn what_a_module_cannot_have() {
     check(
         r#"[[service]]

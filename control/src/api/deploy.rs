@@ -102,7 +102,7 @@ fn put(deploy: Deploy) -> Result<PutServices, Refused> {
     }
     let mut services = project.services;
     services.retain(|name, _| only.is_empty() || only.contains(name));
-    Ok(PutServices { project: project.name, services, prune, replace, if_generation, settings })
+    Ok(PutServices { project: project.name, services, prune, replace, if_generation, settings, recalls: true })
 }
 
 /// The settings, if they are others than this state has; then it takes who may change them. Who has them among their

@@ -1,7 +1,7 @@
 //! Changes to one service that is there, and to the cluster's settings.
 
 use orca_cluster::command::put::PutOutcome;
-use orca_cluster::command::service::check_scale;
+use orca_cluster::command::service::{check_rollback, check_scale};
 use orca_cluster::command::{Command, host};
 use orca_cluster::id::{Revision, ServiceName};
 use orca_cluster::spec::{Settings, change, check};
@@ -77,6 +77,8 @@ pub async fn rollback(core: &Core, caller: &Caller, service: ServiceName, mut to
         if let (Some(_), Some(record)) = (&caller.project, to.and_then(|to| deployed.revisions.get(&to))) {
             host::check(&state, &service, &record.spec).map_err(refused)?;
         }
+        // Here and not when it is applied: what an entry means must not change with the rules.
+        check_rollback(&state, &service, to).map_err(refused)?;
         for spec in deployed.specs_to_allow(to) {
             deploy::check_service(core, caller, &state.settings, &service, spec)?;
         }

@@ -124,6 +124,7 @@ pub async fn one_service(State(core): State<Arc<Core>>, Authenticated(caller): A
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Removal {
     #[serde(default)]
     volumes: bool,
@@ -158,6 +159,7 @@ pub async fn progress(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Logs {
     replica: Option<ReplicaId>,
     since: Option<Timestamp>,
@@ -238,6 +240,7 @@ pub async fn rollback(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Deploying {
     #[serde(default)]
     prune: bool,
@@ -279,6 +282,7 @@ pub async fn deploy_project(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Setting {
     #[serde(default)]
     dry_run: bool,
@@ -352,6 +356,7 @@ pub async fn nodes(State(core): State<Arc<Core>>, Authenticated(caller): Authent
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Events {
     project: Option<Label>,
     service: Option<ServiceName>,
@@ -371,6 +376,7 @@ pub async fn read_events(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct InProject {
     project: Option<Label>,
 }

@@ -120,6 +120,12 @@ async fn what_the_cluster_refuses_of_a_file_is_in_the_answer_with_its_place() {
         assert_eq!((answered.status, &problem["detail"]), (400, &refused.message.clone().into()), "{path}");
         assert_eq!(places(&problem), [(7, 10, taken.clone())], "{path}: {problem:#}");
     }
+    // A word that is not known may be one that was meant to hold it back.
+    for path in ["/api/v1/projects/blog?dry-run=true", "/api/v1/projects/blog?if-generation=1"] {
+        let answered = ask(path, &web("web:1"), None).await;
+        assert_eq!(answered.status, 400, "{}", answered.body);
+        assert!(answered.body.contains("unknown field `"), "{}", answered.body);
+    }
     let several =
         ask("/api/v1/projects/blog", &format!("{blog}env = {{ A = \"${{secrets.A}}\" }}\n"), None).await.json();
     let missing = "`web` needs secret A, which is not set".to_owned();

@@ -60,6 +60,7 @@ impl Cell {
             cut: tally.cut,
             latency: Histogram::from_counts(tally.latency.to_vec()),
             latency_total_us: tally.latency_total_us,
+            unserved: 0,
         }
     }
 }

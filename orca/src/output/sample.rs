@@ -83,7 +83,7 @@ pub fn service(text: &str, source: &str, revision: u64) -> ServiceStatus {
 }
 
 pub fn window(requests: u64, errors: u64, p99_us: u64) -> Window {
-    Window { from: at(60), to: NOW, requests, errors, cut: 0, p99_us: Some(p99_us), at_least: false }
+    Window { from: at(60), to: NOW, requests, errors, p99_us: Some(p99_us), ..Window::default() }
 }
 
 pub fn receipt(revision: u64, outcome: Outcome, failure: Option<Failure>) -> Receipt {

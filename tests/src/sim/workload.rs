@@ -149,6 +149,7 @@ pub fn put_one(name: &ServiceName, spec: Service) -> Command {
         replace,
         if_generation: None,
         settings: None,
+        recalls: true,
     })
 }
 
@@ -176,5 +177,6 @@ pub fn put(project: Project, prune: bool, replace: bool) -> Command {
         replace,
         if_generation: None,
         settings: None,
+        recalls: true,
     })
 }

@@ -164,8 +164,15 @@ fn a_rule_that_has_become_stricter_does_not_keep_the_store_from_opening() {
     let settings = Settings { domain: Some("NOT a domain".to_owned()), ..Settings::default() };
     assert!(!check::settings(&settings).is_empty());
 
-    let put =
-        PutServices { project: name, services, prune: false, replace: false, if_generation: None, settings: None };
+    let put = PutServices {
+        project: name,
+        services,
+        prune: false,
+        replace: false,
+        if_generation: None,
+        settings: None,
+        recalls: false,
+    };
     let mut state = State::default();
     for (index, command) in (1..).zip([Command::PutServices(put), Command::SetSettings(settings)]) {
         let entry = command::Entry { command, ..change() };
