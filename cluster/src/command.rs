@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Actor, EVENTS_MAX, Event, Kind};
+use crate::event::{self, Actor, Event, Kind};
 use crate::id::{Generation, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::limit::{Excess, Limits};
 use crate::plan::Step;
@@ -376,9 +376,6 @@ impl Change<'_> {
             text,
         };
         self.events += 1;
-        if self.state.events.len() == EVENTS_MAX {
-            self.state.events.pop_front();
-        }
-        self.state.events.push_back(event);
+        event::keep(&mut self.state.events, event);
     }
 }

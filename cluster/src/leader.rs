@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::command::{Announcement, Command};
-use crate::event::{EVENTS_MAX, Kind};
+use crate::event::{self, Kind};
 use crate::goal::{Duty, Goal, ReplicaGoal, replica_goal};
 use crate::id::{Generation, GoalNumber, NodeId, ReplicaId, ServiceName};
 use crate::inventory::{Inventory, SUSPECT_AFTER};
@@ -350,9 +350,9 @@ impl Leader {
     fn told_before(&self, replica: ReplicaId) -> Announced {
         let events = &self.state.events;
         let told = events.iter().rev().find(|e| e.kind == Kind::ReplicaExited && e.replica == Some(replica));
-        // What is older than the oldest event was told, and has been forgotten.
-        let forgotten = events.front().filter(|_| events.len() == EVENTS_MAX);
-        Announced { exit: told.or(forgotten).map(|event| event.at), troubled: false }
+        // What is older than that was told, and has been forgotten.
+        let exit = told.map(|event| event.at).or_else(|| event::complete_since(events));
+        Announced { exit, troubled: false }
     }
 
     /// What happened to replicas since it was last told, as much of it as one proposal tells.
