@@ -53,8 +53,8 @@ impl Docker {
             let (typ, source) = match &volume.source {
                 VolumeSource::Named(name) => (MountType::VOLUME, self.ensure_volume(goal, name).await?),
                 VolumeSource::Host(path) => {
-                    let real = mounts::allowed(path, &self.config().socket, &self.guarded())?;
-                    (MountType::BIND, real.to_string_lossy().into_owned())
+                    mounts::check(path, &self.config().socket, &self.guarded())?;
+                    (MountType::BIND, path.clone())
                 }
             };
             // Docker would fill a new volume with what the image has there; that is what people expect of it.

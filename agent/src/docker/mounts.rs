@@ -1,5 +1,6 @@
 //! What of the host a container may never mount, whoever asks: whatever would hand it the host itself or Orca's
-//! secrets. Links are followed first, so that another name for the same place is no way around.
+//! secrets. A path that leads through a link is none: what a policy allows is the path as it is written, and a link may
+//! be put there by whoever may write above it, a container among them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,17 +21,21 @@ const FORBIDDEN: [&str; 9] = [
     "/run/dbus",
 ];
 
-/// Gives the real path of a host directory that may be mounted.
-pub fn allowed(path: &str, socket: &Path, state: &[PathBuf]) -> Result<PathBuf, Cause> {
+/// Whether a path of the host may be mounted. Asked before each start: it may be another place by then.
+pub fn check(path: &str, socket: &Path, state: &[PathBuf]) -> Result<(), Cause> {
     let refuse = |reason: String| Err(Cause::Refused { reason });
     let real = match fs::canonicalize(path) {
         Ok(real) => real,
         Err(error) => return refuse(format!("the host path {path} cannot be mounted: {error}; create it first")),
     };
-    match conflict(&real, socket, state) {
-        None => Ok(real),
-        Some(with) => refuse(format!("the host path {path} may not be mounted: {with}")),
+    if let Some(with) = conflict(&real, socket, state) {
+        return refuse(format!("the host path {path} may not be mounted: {with}"));
     }
+    if real != Path::new(path) {
+        let real = real.display();
+        return refuse(format!("the host path {path} leads to {real}; if that is meant, write {real}"));
+    }
+    Ok(())
 }
 
 fn conflict(real: &Path, socket: &Path, state: &[PathBuf]) -> Option<String> {
@@ -70,18 +75,27 @@ mod tests {
         }
         let check = |asked: &Path| {
             let socket = path("sockets/docker.sock");
-            allowed(asked.to_str().unwrap(), &socket, &[path("state")]).is_ok()
+            check(asked.to_str().unwrap(), &socket, &[path("state")])
         };
-        for good in ["ok", "to-ok", "ok/../ok"] {
-            assert!(check(&path(good)), "{good}");
-        }
-        for bad in
-            ["to-etc", "to-root", "to-state", "state", "state/db", "sockets", "sockets/docker.sock", ".", "absent"]
-        {
-            assert!(!check(&path(bad)), "{bad}");
+        assert_eq!(check(&path("ok")), Ok(()));
+        let Err(Cause::Refused { reason }) = check(&path("to-ok")) else { panic!("a link was mounted") };
+        assert!(reason.ends_with(&format!("write {}", path("ok").display())), "{reason}");
+        for bad in [
+            "to-etc",
+            "to-root",
+            "to-state",
+            "ok/../ok",
+            "state",
+            "state/db",
+            "sockets",
+            "sockets/docker.sock",
+            ".",
+            "absent",
+        ] {
+            assert!(check(&path(bad)).is_err(), "{bad}");
         }
         for bad in ["/", "/proc", "/proc/self", "/sys/fs", "/etc/passwd", "/usr/../etc", "/var", "/var/lib", "/run"] {
-            assert!(!check(Path::new(bad)), "{bad}");
+            assert!(check(Path::new(bad)).is_err(), "{bad}");
         }
     }
 }

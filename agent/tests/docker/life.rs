@@ -370,6 +370,18 @@ async fn the_host_is_not_mounted_whatever_it_is_called() {
     }
     let address = bed.up(R1, &with(&path("ok"))).await;
     assert_eq!(eventually(async || get(address, "/file?/mnt/file").await).await, "from the host");
+
+    // What was a directory may be a link by the next start.
+    run("docker", &["stop", "--time", "0", &bed.container(R1)]).unwrap();
+    std::fs::rename(path("ok"), path("was-ok")).unwrap();
+    std::os::unix::fs::symlink("/etc", path("ok")).unwrap();
+    let refused = bed.start(R1, &with(&path("ok"))).await;
+    assert!(matches!(&refused, Finished::Failed(Cause::Refused { .. })), "{refused:?}");
+    std::fs::remove_file(path("ok")).unwrap();
+    std::os::unix::fs::symlink(path("was-ok"), path("ok")).unwrap();
+    let refused = bed.start(R1, &with(&path("ok"))).await;
+    let told = format!("write {}", path("was-ok"));
+    assert!(matches!(&refused, Finished::Failed(Cause::Refused { reason }) if reason.ends_with(&told)), "{refused:?}");
 }
 
 #[tokio::test]
