@@ -14,7 +14,8 @@ use orca_wire::message::client::{Deploy, Request, Response};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use super::{done, patient_session, session, settle};
+use super::settle::{self, Ended, Patience};
+use super::{done, patient_session, session};
 use crate::cli::{DeployArgs, Files, Global, PlanArgs, ServiceArg};
 use crate::exit::{Exit, Failure};
 use crate::files::{self, Written};
@@ -34,9 +35,7 @@ pub struct Options {
     pub replace: bool,
     pub if_index: Option<Generation>,
     pub detach: bool,
-    /// Show the plan and do nothing.
-    pub dry_run: bool,
-    pub patience: Option<Duration>,
+    pub patience: Patience,
 }
 
 impl Options {
@@ -55,10 +54,15 @@ struct Planned<'a> {
 
 pub async fn run(args: DeployArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
     let DeployArgs { services, files, wait, dry_run } = args;
-    let options = Options { detach: wait.detach, dry_run, patience: global.timeout, ..Options::of(services, &files) };
+    let options =
+        Options { detach: wait.detach, patience: Patience::at_most(global.timeout), ..Options::of(services, &files) };
     let written = files::read(&files.files, output.side_screen(crate::moment::now()).colour)?;
     let session = patient_session(global).await?;
-    deploy(&session, output, written, &options).await
+    if dry_run {
+        look(&session, output, &written, &options).await?;
+        return done();
+    }
+    deploy(&session, output, written, &options).await?.tell(output)
 }
 
 pub async fn plan(args: PlanArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
@@ -66,10 +70,16 @@ pub async fn plan(args: PlanArgs, global: &Global, output: &Output) -> Result<Ex
     let options = Options::of(services, &files);
     let written = files::read(&files.files, output.side_screen(crate::moment::now()).colour)?;
     let session = session(global).await?;
-    let deploys = deploys(&written.projects, &options)?;
-    let (index, outcome) = ask(&session, &deploys).await.map_err(|failure| written.place(failure))?;
-    show(output, index, &outcome, &written.projects);
+    let outcome = look(&session, output, &written, &options).await?;
     if exit_code && outcome.changes_anything() { Ok(Exit::Changes.into()) } else { done() }
+}
+
+/// Shows what a deploy would do.
+async fn look(session: &Session, output: &Output, written: &Written, options: &Options) -> Result<PutOutcome, Failure> {
+    let deploys = deploys(&written.projects, options)?;
+    let (index, outcome) = ask(session, &deploys).await.map_err(|failure| written.place(failure))?;
+    show(output, index, &outcome, &written.projects);
+    Ok(outcome)
 }
 
 /// Makes the cluster run what was read, and waits until it does.
@@ -78,22 +88,15 @@ pub async fn deploy(
     output: &Output,
     mut written: Written,
     options: &Options,
-) -> Result<ExitCode, Failure> {
-    if !options.dry_run {
-        settings(session, output, &mut written).await?;
-    }
+) -> Result<Ended, Failure> {
+    settings(session, output, &mut written).await?;
     let deploys = deploys(&written.projects, options)?;
     let (index, outcome) = ask(session, &deploys).await.map_err(|failure| written.place(failure))?;
-    if options.dry_run {
-        show(output, index, &outcome, &written.projects);
-        return done();
-    }
     if !outcome.changes_anything() && outcome.services.values().all(|what| awaited(what).is_none()) {
         if output.json {
             show(output, index, &outcome, &written.projects);
         }
-        nothing(output, index);
-        return done();
+        return Ok(Ended::unchanged(index));
     }
     if output.json {
         show(output, index, &outcome, &written.projects);
@@ -132,14 +135,12 @@ pub async fn deploy(
         waiting.extend(outcome.services.iter().filter_map(|(name, what)| Some((name.clone(), awaited(what)?))));
     }
     if waiting.is_empty() {
-        nothing(output, reached);
-        return done();
+        return Ok(Ended::unchanged(reached));
     }
     if options.detach {
-        settle::detached(output);
-        return done();
+        return Ok(Ended::detached());
     }
-    settle::settle(session, output, waiting, needs(&written.projects), reached, options.patience).await
+    Ok(settle::settle(session, output, waiting, needs(&written.projects), reached, options.patience).await)
 }
 
 /// Sets what `cluster.toml` says, if there is one. Before anything is planned: it may be what allows it.
@@ -225,14 +226,6 @@ fn needs(projects: &[Project]) -> Needs {
         }
     }
     needs
-}
-
-pub fn nothing(output: &Output, index: Generation) {
-    if output.json {
-        settle::ended_at_once(output, settle::Outcome::Unchanged);
-    } else {
-        output.print(&format!("Nothing to change (index {index})\n"));
-    }
 }
 
 fn awaited(what: &ServiceOutcome) -> Option<Awaited> {
