@@ -380,13 +380,13 @@ pub enum Secrets {
     Rm(SecretRmArgs),
     /// Set every NAME=value of a file
     Import(SecretImportArgs),
-    /// Seal all secrets anew under a new data key; restarts nothing
+    /// Seal secrets anew under new data keys; restarts nothing
     Rotate(ProjectArgs),
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct ProjectArgs {
-    /// Of this project [default: those every project may read; `list`: all]
+    /// Of this project [default: those every project may read; `list` and `rotate`: all]
     #[arg(short, long)]
     pub project: Option<Label>,
 }
@@ -649,7 +649,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("secrets list", &["orca secrets list", "orca secrets list --project shop"]),
     ("secrets rm", &["orca secrets rm DB_URL --project shop"]),
     ("secrets import", &["orca secrets import .env --project shop"]),
-    ("secrets rotate", &["orca secrets rotate --project shop"]),
+    ("secrets rotate", &["orca secrets rotate", "orca secrets rotate --project shop"]),
     ("token create", &["orca token create ci --role deployer --project shop --expires 90d"]),
     ("token list", &["orca token list"]),
     ("token revoke", &["orca token revoke abcd2345"]),
