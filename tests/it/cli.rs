@@ -578,3 +578,24 @@ fn a_context_that_does_not_work_takes_no_place() {
     add(&node, "later", good, &[]).succeeded().says(&["`later` is added, but", "orca context use later"]);
     assert_eq!(listed(&node), "later false, n1 false, prod true");
 }
+
+#[test]
+fn what_is_not_in_the_files_and_stays_is_named() {
+    let node = Node::start();
+    let (web, old) = (node.name("web"), node.name("old"));
+    node.deploy(&format!("{}{}", probe("web", ""), probe("old", ""))).succeeded();
+    let file = node.write(&probe("web", ""));
+    let file = file.to_str().unwrap();
+    let notice = format!("not in the files, left as it is: {old} (`orca deploy --prune` removes it)");
+    node.orca(&["plan", "-f", file]).succeeded().says(&[&notice]);
+    node.orca(&["deploy", "-f", file]).succeeded().says(&[&notice]);
+    node.deploy(&probe("web", "[service.env]\nVERSION = \"2\"\n")).succeeded().says(&[&notice]);
+    let unlisted = serde_json::json!([old]);
+    assert_eq!(node.json(&["plan", "-f", file])["unlisted"], unlisted);
+    assert_eq!(node.json_lines(&["deploy", "-f", file])[0]["unlisted"], unlisted);
+    // What is picked from the files says nothing of the rest, and what is removed does not stay.
+    let picked = node.orca(&["plan", "-f", file, &web]).succeeded();
+    assert!(!picked.stderr.contains("not in the files"), "{picked}");
+    let pruned = node.orca(&["plan", "-f", file, "--prune"]).succeeded();
+    assert!(!pruned.stderr.contains("left as") && pruned.stdout.contains(&format!("- {old}")), "{pruned}");
+}

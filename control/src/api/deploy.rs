@@ -25,15 +25,17 @@ const LOOKS_MAX: u32 = 20;
 
 pub async fn plan(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     core.authorise(caller, Verb::Plan, Object::Project(&deploy.project.name))?;
+    let is_picked = !deploy.only.is_empty();
     let put = put(deploy)?;
     let state = core.read().await?;
     let outcome = preview_within(&state, &put, reach(caller), &Limits::OURS).map_err(refused)?;
     check_host(core, caller, &state, &put, &outcome)?;
-    Ok(Response::Planned { generation: state.generation, outcome })
+    Ok(Response::Planned { generation: state.generation, outcome: told(outcome, is_picked) })
 }
 
 pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     core.authorise(caller, Verb::Deploy, Object::Project(&deploy.project.name))?;
+    let is_picked = !deploy.only.is_empty();
     let put = put(deploy)?;
     check_modules(core, &put.services)?;
     let mut looks = 0;
@@ -42,7 +44,7 @@ pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
         let state = core.read().await?;
         let outcome = preview(&state, &put, reach(caller)).map_err(refused)?;
         if !outcome.changes_anything() {
-            return Ok(Response::Deployed { generation: state.generation, outcome });
+            return Ok(Response::Deployed { generation: state.generation, outcome: told(outcome, is_picked) });
         }
         let mut bound = put.clone();
         let named = put.services.values().any(|service| !service.routes.is_empty());
@@ -59,14 +61,19 @@ pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
             Err(refused) => return Err(refused),
         }
     };
-    match changed.detail {
-        Some(Detail::Put(outcome)) => Ok(Response::Deployed { generation: changed.generation, outcome }),
+    let outcome = match changed.detail {
+        Some(Detail::Put(outcome)) => outcome,
         // Somebody deployed the same between our look and our proposal.
-        None => Ok(Response::Deployed { generation: changed.generation, outcome: unchanged(outcome) }),
+        None => unchanged(outcome),
         Some(Detail::None | Detail::Node(_) | Detail::Revision(_)) => {
-            Err(failed("the deploy was answered with something else; this is a defect in orca".to_owned()))
+            return Err(failed("the deploy was answered with something else; this is a defect in orca".to_owned()));
         }
-    }
+    };
+    Ok(Response::Deployed { generation: changed.generation, outcome: told(outcome, is_picked) })
+}
+
+fn told(outcome: PutOutcome, is_picked: bool) -> PutOutcome {
+    if is_picked { outcome.of_picked() } else { outcome }
 }
 
 fn reach(caller: &Caller) -> Reach {
@@ -84,7 +91,7 @@ fn unchanged(outcome: PutOutcome) -> PutOutcome {
         };
         Some((name, outcome))
     });
-    PutOutcome { services: services.collect() }
+    PutOutcome { services: services.collect(), unlisted: outcome.unlisted }
 }
 
 /// The command that a deploy stands for. Its services were checked one by one when they were decoded.

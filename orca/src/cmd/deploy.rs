@@ -1,6 +1,6 @@
 //! `deploy` and `plan`: from files to a cluster that runs what they say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ struct Planned<'a> {
     index: Generation,
     changes: bool,
     services: &'a BTreeMap<ServiceName, ServiceOutcome>,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    unlisted: &'a BTreeSet<ServiceName>,
 }
 
 pub async fn run(args: DeployArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
@@ -79,6 +81,7 @@ async fn look(session: &Session, output: &Output, written: &Written, options: &O
     let deploys = deploys(&written.projects, options)?;
     let (index, outcome) = ask(session, &deploys).await.map_err(|failure| written.place(failure))?;
     show(output, index, &outcome, &written.projects);
+    screen::unlisted(&outcome.unlisted).iter().for_each(|line| output.notice(line));
     Ok(outcome)
 }
 
@@ -92,16 +95,15 @@ pub async fn deploy(
     settings(session, output, &mut written).await?;
     let deploys = deploys(&written.projects, options)?;
     let (index, outcome) = ask(session, &deploys).await.map_err(|failure| written.place(failure))?;
-    if !outcome.changes_anything() && outcome.services.values().all(|what| awaited(what).is_none()) {
-        if output.json {
-            show(output, index, &outcome, &written.projects);
-        }
-        return Ok(Ended::unchanged(index));
-    }
+    let is_there = !outcome.changes_anything() && outcome.services.values().all(|what| awaited(what).is_none());
     if output.json {
         show(output, index, &outcome, &written.projects);
-    } else {
+    } else if !is_there {
         lines(index, &outcome, &written.projects).iter().for_each(|line| output.notice(line));
+    }
+    screen::unlisted(&outcome.unlisted).iter().for_each(|line| output.notice(line));
+    if is_there {
+        return Ok(Ended::unchanged(index));
     }
     for (name, what) in &outcome.services {
         if let ServiceOutcome::Unchanged { rolling_out: false, proven: false, .. } = what {
@@ -281,6 +283,7 @@ async fn ask(session: &Session, deploys: &[Deploy]) -> Result<(Generation, PutOu
             Ok(Response::Planned { generation, outcome }) => {
                 index = index.max(generation);
                 all.services.extend(outcome.services);
+                all.unlisted.extend(outcome.unlisted);
             }
             Ok(Response::Unchanged { generation }) => index = index.max(generation),
             Ok(other) => return Err(unexpected(&other)),
@@ -323,7 +326,8 @@ async fn upload(session: &Session, output: &Output, written: &Written) -> Result
 
 fn show(output: &Output, index: Generation, outcome: &PutOutcome, projects: &[Project]) {
     if output.json {
-        output.object("plan", &Planned { index, changes: outcome.changes_anything(), services: &outcome.services });
+        let PutOutcome { services, unlisted } = outcome;
+        output.object("plan", &Planned { index, changes: outcome.changes_anything(), services, unlisted });
     } else {
         output.lines(&lines(index, outcome, projects));
     }
