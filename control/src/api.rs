@@ -1,5 +1,5 @@
 //! What people and programs may ask, carried out. One function for each verb; the QUIC plane and the HTTP API both
-//! call it, so that neither can do what the other cannot. Each function authorises first, decides nothing about the
+//! call it, so that both do the same (`exec` is on the QUIC plane only). Each function authorises first, decides nothing about the
 //! cluster that [`State::apply`](orca_cluster::state::State::apply) decides, and returns a [`Response`] or says in
 //! a [`Refused`] why not.
 

@@ -1,6 +1,6 @@
-//! The HTTP API: the same verbs as the CLI, under `/api/v1`. One table of routes makes both the router and the
-//! OpenAPI document, so that neither can have what the other lacks. Plain HTTP, hence on loopback only; TLS comes
-//! with the edge.
+//! The HTTP API: the verbs of the CLI under `/api/v1`, except `exec`, which needs a stream both ways. One table of
+//! routes makes both the router and the OpenAPI document, so that neither can have what the other lacks. Plain HTTP,
+//! hence on loopback only; TLS comes with the edge.
 
 mod document;
 mod handler;

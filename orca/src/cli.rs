@@ -190,7 +190,7 @@ pub struct UpArgs {
     /// Set a random value for each secret that the project names and that is not set yet
     #[arg(long)]
     pub generate_secrets: bool,
-    /// Do not go on showing the status once it runs
+    /// Do not go on showing the status once it runs; it is not shown with --json either
     #[arg(long)]
     pub no_follow: bool,
 }
@@ -385,13 +385,13 @@ pub enum Secrets {
     Rm(SecretRmArgs),
     /// Set every NAME=value of a file
     Import(SecretImportArgs),
-    /// Seal all secrets anew under a new data key; restarts nothing
+    /// Seal secrets anew under new data keys; restarts nothing
     Rotate(ProjectArgs),
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct ProjectArgs {
-    /// Of this project [default: those every project may read; `list`: all]
+    /// Of this project [default: those every project may read; `list` and `rotate`: all]
     #[arg(short, long)]
     pub project: Option<Label>,
 }
@@ -593,7 +593,8 @@ impl Command {
     /// Whether it prints data, so that `--json` means something.
     pub fn prints_data(&self) -> bool {
         let command = match self {
-            Command::Server(ServerCommand::Server(_) | ServerCommand::Up(_)) => return false,
+            Command::Server(ServerCommand::Server(_)) => return false,
+            Command::Server(ServerCommand::Up(_)) => return true,
             Command::Client(command) => command,
         };
         match command {
@@ -626,6 +627,9 @@ impl Command {
     }
 }
 
+/// Commands that print no data: `--json` is refused, and not in their help.
+const WITHOUT_DATA: [&str; 3] = ["server", "exec", "completions"];
+
 /// What people type, by command.
 const EXAMPLES: &[(&str, &[&str])] = &[
     ("server", &["orca server", "orca server --data-dir /srv/orca --http 0.0.0.0:80 --listen 10.0.0.5:6880"]),
@@ -650,7 +654,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("secrets list", &["orca secrets list", "orca secrets list --project shop"]),
     ("secrets rm", &["orca secrets rm DB_URL --project shop"]),
     ("secrets import", &["orca secrets import .env --project shop"]),
-    ("secrets rotate", &["orca secrets rotate --project shop"]),
+    ("secrets rotate", &["orca secrets rotate", "orca secrets rotate --project shop"]),
     ("token create", &["orca token create ci --role deployer --project shop --expires 90d"]),
     ("token list", &["orca token list"]),
     ("token revoke", &["orca token revoke abcd2345"]),
@@ -698,12 +702,20 @@ pub fn command() -> clap::Command {
 fn complete_help(command: clap::Command, path: &str) -> clap::Command {
     let names: Vec<String> = command.get_subcommands().map(|leaf| leaf.get_name().to_owned()).collect();
     if names.is_empty() {
-        return command.after_help(after_help(path));
+        let command = command.after_help(after_help(path));
+        return if WITHOUT_DATA.contains(&path) { hide_json(command) } else { command };
     }
     names.into_iter().fold(command, |command, name| {
         let below = if path.is_empty() { name.clone() } else { format!("{path} {name}") };
         command.mut_subcommand(name, |leaf| complete_help(leaf, &below))
     })
+}
+
+/// An argument of its own in the place of the one that every command inherits, which cannot be hidden for one of them.
+fn hide_json(command: clap::Command) -> clap::Command {
+    let refused =
+        clap::Arg::new("json").long("json").action(ArgAction::SetTrue).help("Refused: there is no data to print");
+    command.arg(refused.hide(true))
 }
 
 fn after_help(path: &str) -> String {
@@ -757,6 +769,7 @@ mod tests {
             assert!(leaf.get_about().is_some(), "{path} has no sentence");
             let help = leaf.render_long_help().to_string();
             assert!(help.contains("Exit codes:") && help.contains("    0  done"), "{path} does not say its exit codes");
+            assert_eq!(help.contains("--json"), !WITHOUT_DATA.contains(&path.as_str()), "{path}: {help}");
             assert!(!examples(&path).is_empty(), "{path} has no example");
             for example in examples(&path) {
                 let parsed = parse(example).unwrap_or_else(|error| panic!("{example}: {error}"));
@@ -765,8 +778,8 @@ mod tests {
                     None if example.contains("--json") => (*example).to_owned(),
                     None => format!("{example} --json"),
                 };
-                let json = parse(&with_json).is_ok_and(|cli| cli.global.json);
-                assert!(json || !parsed.command.prints_data(), "{path} prints data and has no --json");
+                assert!(parse(&with_json).is_ok_and(|cli| cli.global.json), "{path} does not know --json");
+                assert_eq!(parsed.command.prints_data(), !WITHOUT_DATA.contains(&path.as_str()), "{path}");
             }
             for argument in leaf.get_arguments().filter(|argument| !argument.is_positional()) {
                 assert!(argument.get_help().is_some(), "{path} {} has no help", argument.get_id());

@@ -188,7 +188,7 @@ fn source_file(path: &Path) -> Result<SourceFile, Failure> {
 }
 
 /// A project that does not say is called after its directory.
-fn default_name(path: &Path) -> Result<Label, Failure> {
+pub fn default_name(path: &Path) -> Result<Label, Failure> {
     let failed =
         |error: std::io::Error| Failure::input(format!("{} cannot be read", path.display())).why(error.to_string());
     let full = fs::canonicalize(path).map_err(failed)?;

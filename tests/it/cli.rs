@@ -159,8 +159,8 @@ fn whoever_stops_waiting_is_told_that_it_goes_on() {
     follow.end().exited(130);
 }
 
-/// Commands without data of their own to print, and why they are not asked for JSON here.
-const WITHOUT_JSON: [&str; 4] = ["completions", "exec", "server", "up"];
+/// Commands without data of their own to print: they refuse to print it as JSON.
+const WITHOUT_JSON: [&str; 3] = ["completions", "exec", "server"];
 
 #[test]
 fn every_command_speaks_json() {
@@ -243,6 +243,17 @@ fn every_command_speaks_json() {
     let token = result(&run(&["token", "create", "ci", "--role", "deployer"], ""));
     assert_eq!(token["type"], "token");
     assert_eq!(result(&run(&["token", "revoke", token["id"].as_str().unwrap()], ""))["type"], "change");
+    let (data, control) = (node.data_dir(), node.control().to_string());
+    let up = ["up", second, "--data-dir", data.to_str().unwrap(), "--listen", &control];
+    for outcome in ["done", "unchanged"] {
+        let lines = run(&up, "");
+        let last = result(&lines);
+        assert_eq!((&last["outcome"], &last["exit_code"]), (&outcome.into(), &0.into()), "{last}");
+        let url = format!("http://web.test:{}/", node.proxy().port());
+        assert_eq!(last["urls"], serde_json::json!({ &web: [url] }), "{last}");
+        assert_eq!(lines.iter().filter(|line| line["type"] == "result").count(), 1, "{lines:?}");
+        assert_eq!(lines[0]["type"], "plan", "{lines:?}");
+    }
     assert_eq!(result(&run(&["rm", "-y", &web], ""))["outcome"], "done");
 
     let help = node.orca(&["--help"]).succeeded().stdout;
@@ -250,7 +261,11 @@ fn every_command_speaks_json() {
     let commands = commands.lines().map(|line| line.split_whitespace().next().unwrap());
     let missing: Vec<&str> = commands.filter(|name| !covered.contains(*name) && !WITHOUT_JSON.contains(name)).collect();
     assert!(missing.is_empty(), "this test does not know {missing:?}");
-    node.orca(&["completions", "bash", "--json"]).exited(2);
+    for arguments in [&["completions", "bash"][..], &["exec", &web, "--", "x"], &["server"]] {
+        node.orca(&[&["--json"], arguments].concat()).exited(2).says(&["this command prints no data"]);
+        let help = node.orca(&[arguments[0], "--help"]).succeeded().stdout;
+        assert!(help.contains("--timeout") && !help.contains("--json"), "{help}");
+    }
     assert!(node.orca(&["completions", "bash"]).succeeded().stdout.contains("orca"));
 }
 
@@ -512,13 +527,15 @@ fn up_is_all_a_newcomer_needs() {
         answer.is_some_and(|answer| answer.status == 200)
     });
     eprintln!("answered {took:.2?} after its start");
-    wait_until("the URL", PATIENCE, || up.stderr().contains(&format!(":{}/", node.proxy().port())));
+    let url = format!("  web                  http://localhost:{}/\n", node.proxy().port());
+    wait_until("the URL", PATIENCE, || up.stdout().contains(&url));
     wait_until("the status", PATIENCE, || up.stdout().contains("hello/web"));
     assert!(node.get("any", "/").unwrap().body.contains("Hello from Orca"));
     // A second one on the same data deploys to the first, and prints the same URL.
     let same = ["--no-follow", "--data-dir", data, "--http", &proxy, "--listen", &control];
     let again = node.orca(&[&["up", hello], &same[..]].concat()).succeeded();
-    again.says(&["a server runs on this machine already", &format!(":{}/", node.proxy().port())]);
+    let again = again.says(&["a server runs on this machine already"]);
+    assert!(again.stdout.ends_with(&url) && !again.stderr.contains("http://"), "{again}");
     // What is refused has changed nothing: no secret was made for it.
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/probe.wasm");
     let taker = format!(
@@ -533,6 +550,22 @@ fn up_is_all_a_newcomer_needs() {
     signal(up.id(), "INT");
     let ended = up.end().succeeded();
     eprintln!("{ended}");
+}
+
+#[test]
+fn up_that_is_interrupted_before_all_serves_does_not_say_that_it_goes_on() {
+    let node = Node::prepare(Setup::default());
+    let (data, proxy, control) = (node.data_dir(), node.proxy().to_string(), node.control().to_string());
+    let never = "readiness = { path = \"/trap\", interval_secs = 1 }\n";
+    let (file, data) = (node.write(&probe("web", never)), data.to_str().unwrap());
+    let server = ["--data-dir", data, "--http", &proxy, "--listen", &control];
+    let up = node.start_orca(&[&["up", file.to_str().unwrap(), "--json"], &server[..]].concat());
+    wait_until("the deploy", UP_MAX, || up.stdout().contains("\"progress\""));
+    signal(up.id(), "INT");
+    let ended = up.end().exited(130);
+    let last = ended.json_lines().pop().unwrap();
+    assert_eq!((&last["type"], &last["outcome"]), (&"result".into(), &"interrupted".into()), "{ended}");
+    assert!(!ended.stderr.contains("goes on with it"), "{ended}");
 }
 
 #[test]
@@ -624,4 +657,25 @@ fn a_context_that_does_not_work_takes_no_place() {
     node.terminate();
     add(&node, "later", good, &[]).succeeded().says(&["`later` is added, but", "orca context use later"]);
     assert_eq!(listed(&node), "later false, n1 false, prod true");
+}
+
+#[test]
+fn what_is_not_in_the_files_and_stays_is_named() {
+    let node = Node::start();
+    let (web, old) = (node.name("web"), node.name("old"));
+    node.deploy(&format!("{}{}", probe("web", ""), probe("old", ""))).succeeded();
+    let file = node.write(&probe("web", ""));
+    let file = file.to_str().unwrap();
+    let notice = format!("not in the files, left as it is: {old} (`orca deploy --prune` removes it)");
+    node.orca(&["plan", "-f", file]).succeeded().says(&[&notice]);
+    node.orca(&["deploy", "-f", file]).succeeded().says(&[&notice]);
+    node.deploy(&probe("web", "[service.env]\nVERSION = \"2\"\n")).succeeded().says(&[&notice]);
+    let unlisted = serde_json::json!([old]);
+    assert_eq!(node.json(&["plan", "-f", file])["unlisted"], unlisted);
+    assert_eq!(node.json_lines(&["deploy", "-f", file])[0]["unlisted"], unlisted);
+    // What is picked from the files says nothing of the rest, and what is removed does not stay.
+    let picked = node.orca(&["plan", "-f", file, &web]).succeeded();
+    assert!(!picked.stderr.contains("not in the files"), "{picked}");
+    let pruned = node.orca(&["plan", "-f", file, "--prune"]).succeeded();
+    assert!(!pruned.stderr.contains("left as") && pruned.stdout.contains(&format!("- {old}")), "{pruned}");
 }

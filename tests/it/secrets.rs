@@ -6,7 +6,9 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::{Node, PATIENCE, Setup, container, container_ids, docker, probe, requires_docker, wait_until};
+use crate::support::{
+    Node, PATIENCE, Running, Setup, container, container_ids, docker, probe, requires_docker, wait_until,
+};
 
 const CANARY: &str = "Canary7fK2dPq9Zr4TbWx1Lm8V";
 /// For a stream that never ends: what has come in this time is looked at.
@@ -238,4 +240,36 @@ fn a_new_value_restarts_nothing_until_it_is_asked_for() {
     assert_eq!(node.text("web", "/env?KEY"), "old");
     node.orca(&["restart", &node.name("web")]).succeeded();
     assert_eq!(node.text("web", "/env?KEY"), "new");
+}
+
+#[test]
+fn a_rotation_without_a_project_is_of_all_that_the_caller_may_change() {
+    let node = Node::start();
+    node.set_secret("KEY", "own");
+    node.orca_with_input(&["secrets", "set", "KEY"], "everybody's").succeeded();
+    let rotated = || {
+        let events = node.json_lines(&["events", "-n", "1000"]).into_iter();
+        let texts = events.filter(|event| event["kind"] == "secrets_rotated").map(|event| event["text"].to_string());
+        texts.map(|text| text.split_whitespace().nth(3).unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let all = node.orca(&["secrets", "rotate"]).succeeded();
+    assert!(all.stdout.contains(&format!("global ones, those of {}", node.project())), "{all}");
+    assert_eq!(rotated(), ["@global", node.project()]);
+
+    let create = ["token", "create", "ci", "--role", "deployer", "--project", node.project()];
+    let token = node.json(&create)["token"].as_str().unwrap().to_owned();
+    let mut command = node.command();
+    command.env("ORCA_TOKEN", token).env("ORCA_ADDRESS", node.control().to_string()).args(["secrets", "rotate"]);
+    Running::start(command, b"").end().succeeded();
+    assert_eq!(rotated(), ["@global", node.project(), node.project()]);
+}
+
+#[test]
+fn a_starter_file_says_to_set_its_secret_for_its_own_project() {
+    let node = Node::prepare(Setup::default());
+    for project in ["blog", "shop"] {
+        let file = format!("{project}/service.toml");
+        let set = format!("orca secrets set POSTGRES_PASSWORD --project {project}");
+        node.orca(&["init", "postgres", "--file", &file]).succeeded().says(&[&set]);
+    }
 }

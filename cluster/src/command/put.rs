@@ -1,6 +1,6 @@
 //! Putting a project's services: what `orca deploy` proposes, and what `orca plan` shows without proposing it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,9 @@ pub struct PutOutcome {
     /// What becomes different in the settings.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<String>,
+    /// Services of the project that are not among these, and stay: nobody asked to prune.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unlisted: BTreeSet<ServiceName>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,6 +75,12 @@ pub enum ServiceOutcome {
 }
 
 impl PutOutcome {
+    /// Of services that were picked from their files: whether those list the others too is not known from these.
+    #[must_use]
+    pub fn of_picked(self) -> PutOutcome {
+        PutOutcome { unlisted: BTreeSet::new(), ..self }
+    }
+
     pub fn changes_anything(&self) -> bool {
         !self.settings.is_empty()
             || self.services.values().any(|outcome| !matches!(outcome, ServiceOutcome::Unchanged { .. }))
@@ -105,12 +114,15 @@ pub fn preview(state: &State, put: &PutServices, reach: Reach) -> Result<PutOutc
         let name = ServiceName::new(put.project.clone(), label.clone());
         outcome.services.insert(name.clone(), preview_service(state, put, &name, spec)?);
     }
-    if put.prune {
-        for (name, deployed) in &state.services {
-            let listed = name.project != put.project || put.services.contains_key(&name.service);
-            if !listed && deployed.removal.is_none() {
-                outcome.services.insert(name.clone(), ServiceOutcome::Removed);
-            }
+    for (name, deployed) in &state.services {
+        let listed = name.project != put.project || put.services.contains_key(&name.service);
+        if listed || deployed.removal.is_some() {
+            continue;
+        }
+        if put.prune {
+            outcome.services.insert(name.clone(), ServiceOutcome::Removed);
+        } else {
+            outcome.unlisted.insert(name.clone());
         }
     }
     Ok(outcome)
@@ -456,5 +468,34 @@ pub(crate) mod tests {
         // A file that says nothing of settings leaves them.
         let (_, after) = apply(4, put("shop", "[[service]]\nname = \"web\"\nmodule = \"./other.wasm\"\n"));
         assert_eq!(after.settings, settings);
+    }
+
+    #[test]
+    fn what_the_files_do_not_list_is_removed_or_said_to_stay() {
+        let mut state = State::default();
+        let mut apply = |put: PutServices| {
+            let entry =
+                Entry { at: Timestamp(1), actor: Actor::Orca, source: None, command: Command::PutServices(put) };
+            state.apply(1, entry);
+            state.clone()
+        };
+        let services = |names: &[&str]| {
+            names.iter().map(|name| format!("[[service]]\nname = \"{name}\"\nimage = \"a\"\n")).collect::<String>()
+        };
+        apply(put("blog", &services(&["web"])));
+        let state = apply(put("shop", &services(&["api", "old", "older"])));
+        let kept = put("shop", &services(&["api"]));
+        let pruned = PutServices { prune: true, ..kept.clone() };
+        let names: BTreeSet<ServiceName> = ["shop/old", "shop/older"].map(|name| name.parse().unwrap()).into();
+
+        let outcome = preview(&state, &kept, Reach::Cluster).unwrap();
+        assert_eq!((&outcome.unlisted, outcome.services.len(), outcome.changes_anything()), (&names, 1, false));
+        assert!(outcome.of_picked().unlisted.is_empty());
+        let outcome = preview(&state, &pruned, Reach::Cluster).unwrap();
+        assert!(outcome.unlisted.is_empty());
+        assert!(names.iter().all(|name| outcome.services[name] == ServiceOutcome::Removed));
+        // What is going already is neither.
+        let state = apply(pruned);
+        assert!(preview(&state, &kept, Reach::Cluster).unwrap().unlisted.is_empty());
     }
 }

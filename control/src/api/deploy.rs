@@ -25,16 +25,18 @@ const LOOKS_MAX: u32 = 20;
 
 pub async fn plan(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     core.authorise(caller, Verb::Plan, Object::Project(&deploy.project.name))?;
+    let is_picked = !deploy.only.is_empty();
     let mut put = put(deploy)?;
     let state = core.read().await?;
     put.settings = new_settings(core, caller, &state, put.settings)?;
     let outcome = preview_within(&state, &put, reach(caller), &Limits::OURS).map_err(refused)?;
     check_host(core, caller, &state, &put, &outcome)?;
-    Ok(Response::Planned { generation: state.generation, outcome })
+    Ok(Response::Planned { generation: state.generation, outcome: told(outcome, is_picked) })
 }
 
 pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     core.authorise(caller, Verb::Deploy, Object::Project(&deploy.project.name))?;
+    let is_picked = !deploy.only.is_empty();
     let put = put(deploy)?;
     check_modules(core, &put.services)?;
     let mut looks = 0;
@@ -45,7 +47,7 @@ pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
         bound.settings = new_settings(core, caller, &state, bound.settings)?;
         let outcome = preview(&state, &bound, reach(caller)).map_err(refused)?;
         if !outcome.changes_anything() {
-            return Ok(Response::Deployed { generation: state.generation, outcome });
+            return Ok(Response::Deployed { generation: state.generation, outcome: told(outcome, is_picked) });
         }
         let named = put.services.values().any(|service| !service.routes.is_empty());
         let is_limited = reach(caller) == Reach::Project && named;
@@ -61,14 +63,19 @@ pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
             Err(refused) => return Err(refused),
         }
     };
-    match changed.detail {
-        Some(Detail::Put(outcome)) => Ok(Response::Deployed { generation: changed.generation, outcome }),
+    let outcome = match changed.detail {
+        Some(Detail::Put(outcome)) => outcome,
         // Somebody deployed the same between our look and our proposal.
-        None => Ok(Response::Deployed { generation: changed.generation, outcome: unchanged(outcome) }),
+        None => unchanged(outcome),
         Some(Detail::None | Detail::Node(_) | Detail::Revision(_)) => {
-            Err(failed("the deploy was answered with something else; this is a defect in orca".to_owned()))
+            return Err(failed("the deploy was answered with something else; this is a defect in orca".to_owned()));
         }
-    }
+    };
+    Ok(Response::Deployed { generation: changed.generation, outcome: told(outcome, is_picked) })
+}
+
+fn told(outcome: PutOutcome, is_picked: bool) -> PutOutcome {
+    if is_picked { outcome.of_picked() } else { outcome }
 }
 
 fn reach(caller: &Caller) -> Reach {
@@ -86,7 +93,7 @@ fn unchanged(outcome: PutOutcome) -> PutOutcome {
         };
         Some((name, outcome))
     });
-    PutOutcome { services: services.collect(), settings: Vec::new() }
+    PutOutcome { services: services.collect(), settings: Vec::new(), unlisted: outcome.unlisted }
 }
 
 /// The command that a deploy stands for. Its services were checked one by one when they were decoded.

@@ -11,12 +11,12 @@ use utoipa::openapi::{
 use super::route::{Route, routes};
 use super::schema;
 
+const DESCRIPTION: &str = "The cluster's HTTP API: what the command line asks of a cluster, except for running a command \
+in a replica (`orca exec`), which needs a stream both ways. Errors are problem+json.";
+
 /// The OpenAPI document of [`routes`].
 pub fn document() -> OpenApi {
-    let info = InfoBuilder::new()
-        .title("Orca")
-        .version(env!("CARGO_PKG_VERSION"))
-        .description(Some("The cluster's HTTP API: the same verbs as the command line. Errors are problem+json."));
+    let info = InfoBuilder::new().title("Orca").version(env!("CARGO_PKG_VERSION")).description(Some(DESCRIPTION));
     let paths = routes().into_iter().fold(PathsBuilder::new(), |paths, route| {
         let path = route.path;
         paths.path(path, PathItem::new(route.method.clone(), operation(route)))

@@ -239,9 +239,11 @@ pub async fn rollback(
     content(service::rollback(&core, &caller, name(at), to).await)
 }
 
+/// A word that is not understood might have been what was to keep it small: `dry_run`, `only`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deploying {
+    only: Option<String>,
     #[serde(default)]
     prune: bool,
     #[serde(default)]
@@ -255,7 +257,7 @@ pub async fn deploy_project(
     State(core): State<Arc<Core>>,
     Authenticated(caller): Authenticated,
     At(label): At<Label>,
-    Asked(Deploying { prune, replace, if_generation, dry_run }): Asked<Deploying>,
+    Asked(Deploying { only, prune, replace, if_generation, dry_run }): Asked<Deploying>,
     headers: HeaderMap,
     Whole(body): Whole,
 ) -> Answer {
@@ -270,7 +272,8 @@ pub async fn deploy_project(
         let message = format!("the body is project {}, and the path says {label}", project.name);
         return Err(invalid(message, Some("let both say the same")).into());
     }
-    let deploy = Deploy { project: project.clone(), only: Vec::new(), prune, replace, if_generation, settings: None };
+    let only = only.map_or(Ok(Vec::new()), |names| picked(&names))?;
+    let deploy = Deploy { project: project.clone(), only, prune, replace, if_generation, settings: None };
     let answer = content(match dry_run {
         true => deploy::plan(&core, &caller, deploy).await,
         false => deploy::deploy(&core, &caller, deploy).await,
@@ -279,6 +282,15 @@ pub async fn deploy_project(
         Some(file) => answer.map_err(|problem| problem.placed(&file, &project)),
         None => answer,
     }
+}
+
+/// `api,web`. None at all is a mistake: it would be taken for all of them.
+fn picked(names: &str) -> Result<Vec<Label>, Problem> {
+    let label = |name: &str| {
+        let wrong = |error| invalid(format!("`only`: {error}"), Some("name services of the project: ?only=api,web"));
+        Label::new(name).map_err(|error| wrong(error).into())
+    };
+    names.split(',').map(label).collect()
 }
 
 #[derive(Deserialize)]

@@ -80,6 +80,7 @@ impl Route {
 
 pub fn routes() -> Vec<Route> {
     const DEPLOY: &[(&str, &str)] = &[
+        ("only", "only these of its services: `api,web`"),
         ("prune", "also remove services of the project that are not in it"),
         ("replace", "take the place of a rollout that runs"),
         ("if_generation", "refuse if the state has moved on from this generation"),

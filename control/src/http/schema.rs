@@ -56,7 +56,7 @@ const SHAPES: &[(&str, Shape)] = &[
     ("Health", Object(&[("status", "string")])),
     ("Changed", Object(&[("generation", "integer"), ("revision?", "integer")])),
     ("Deployed", Object(&[("generation", "integer"), ("outcome", "Outcome")])),
-    ("Outcome", Object(&[("services", "{ServiceOutcome}")])),
+    ("Outcome", Object(&[("services", "{ServiceOutcome}"), ("unlisted?", "[string]")])),
     ("ServiceOutcome", OneOf(&["Created", "Replaced", "Unchanged", "Removed"])),
     ("Created", Object(&[("created", "CreatedAs")])),
     ("CreatedAs", Object(&[("revision", "integer"), ("replicas", "integer")])),

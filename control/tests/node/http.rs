@@ -76,6 +76,44 @@ async fn a_project_is_deployed_operated_and_removed() {
 }
 
 #[tokio::test]
+async fn services_that_are_picked_are_deployed_and_no_others() {
+    let node = Node::found().await;
+    let _agent = node.agent().await;
+    let token = node.token();
+    let project: String =
+        ["api", "web", "job"].map(|name| format!("[[service]]\nname = \"{name}\"\nimage = \"a:1\"\n")).concat();
+    let put =
+        async |query: &str| http(&node, Some(&token), "PUT", &format!("/api/v1/projects/shop{query}"), &project).await;
+    let services = |answer: &Value| -> Vec<String> {
+        answer["outcome"]["services"].as_object().unwrap().keys().cloned().collect()
+    };
+    let planned = put("?only=web&dry_run=true").await.json();
+    assert_eq!(services(&planned), ["shop/web"], "{planned:#}");
+    let deployed = put("?only=api,web").await.json();
+    assert_eq!(services(&deployed), ["shop/api", "shop/web"], "{deployed:#}");
+    assert!(deployed["outcome"]["unlisted"].is_null(), "{deployed:#}");
+    assert_eq!(node.handle.state().borrow().services.len(), 2);
+    for (query, status, says) in [
+        ("?only=nothere", 404, "has no service nothere"),
+        ("?only=", 400, "`only`"),
+        ("?only=web&prune=true", 400, "leave out one"),
+        ("?onyl=web", 400, "onyl"),
+    ] {
+        let refused = put(query).await;
+        assert!(
+            refused.status == status && refused.body.contains(says),
+            "{query}: {} {}",
+            refused.status,
+            refused.body
+        );
+    }
+    let last = "[[service]]\nname = \"job\"\nimage = \"a:1\"\n";
+    let last = http(&node, Some(&token), "PUT", "/api/v1/projects/shop", last).await.json();
+    assert_eq!(last["outcome"]["unlisted"], serde_json::json!(["shop/api", "shop/web"]), "{last:#}");
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn every_mistake_of_a_file_is_in_the_answer() {
     let node = Node::found().await;
     let token = node.token();

@@ -7,7 +7,8 @@ use orca_cluster::status::verdict::Awaited;
 use orca_wire::message::client::{Request, Response};
 use serde::Serialize;
 
-use super::{deploy, done, patient_session, settle};
+use super::settle::{self, Ended, Patience};
+use super::{done, patient_session};
 use crate::cli::{ChangeArgs, Global, RmArgs, RollbackArgs, ScaleArgs, ServiceArg, Wait};
 use crate::exit::Failure;
 use crate::output::progress::Needs;
@@ -38,8 +39,7 @@ impl Change<'_> {
         let Change { session, output, global, wait, name } = self;
         let (index, revision) = match session.ask(&request).await? {
             Response::Unchanged { generation } => {
-                deploy::nothing(output, generation);
-                return done();
+                return Ended::unchanged(generation).tell(output);
             }
             Response::Done { generation } => (generation, None),
             Response::Revised { generation, revision } => (generation, Some(revision)),
@@ -49,11 +49,12 @@ impl Change<'_> {
             output.object("change", &Changed { service: &name, index, revision });
         }
         if wait.detach {
-            settle::detached(output);
-            return done();
+            return Ended::detached().tell(output);
         }
         let awaited = revision.map_or(awaited, Awaited::Revision);
-        settle::settle(session, output, vec![(name, awaited)], Needs::new(), index, global.timeout).await
+        let patience = Patience::at_most(global.timeout);
+        let ended = settle::settle(session, output, vec![(name, awaited)], Needs::new(), index, patience).await;
+        ended.tell(output)
     }
 }
 

@@ -1,6 +1,6 @@
 //! `deploy` and `plan`: from files to a cluster that runs what they say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,13 +8,14 @@ use orca_cluster::command::put::{PutOutcome, ServiceOutcome};
 use orca_cluster::id::{Generation, Label, ServiceName};
 use orca_cluster::replica::Engine;
 use orca_cluster::spec::{Project, Settings};
-use orca_cluster::status::verdict::{Awaited, Verdict};
+use orca_cluster::status::verdict::Awaited;
 use orca_cluster::status::{NodeCondition, NodeStatus};
 use orca_wire::message::client::{Deploy, Request, Response};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use super::{done, patient_session, session, settle};
+use super::settle::{self, Ended, Patience};
+use super::{done, patient_session, session};
 use crate::cli::{DeployArgs, Files, Global, PlanArgs, ServiceArg};
 use crate::exit::{Exit, Failure};
 use crate::files::{self, Written};
@@ -34,9 +35,7 @@ pub struct Options {
     pub replace: bool,
     pub if_index: Option<Generation>,
     pub detach: bool,
-    /// Show the plan and do nothing.
-    pub dry_run: bool,
-    pub patience: Option<Duration>,
+    pub patience: Patience,
 }
 
 impl Options {
@@ -55,14 +54,21 @@ struct Planned<'a> {
     services: &'a Services,
     /// What becomes different in the cluster's settings.
     settings: &'a [String],
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    unlisted: &'a BTreeSet<ServiceName>,
 }
 
 pub async fn run(args: DeployArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
     let DeployArgs { services, files, wait, dry_run } = args;
-    let options = Options { detach: wait.detach, dry_run, patience: global.timeout, ..Options::of(services, &files) };
+    let options =
+        Options { detach: wait.detach, patience: Patience::at_most(global.timeout), ..Options::of(services, &files) };
     let written = files::read(&files.files, output.side_screen(crate::moment::now()).colour)?;
     let session = patient_session(global).await?;
-    deploy(&session, output, written, &options).await
+    if dry_run {
+        look(&session, output, &written, &options).await?;
+        return done();
+    }
+    deploy(&session, output, written, &options).await?.tell(output)
 }
 
 pub async fn plan(args: PlanArgs, global: &Global, output: &Output) -> Result<ExitCode, Failure> {
@@ -70,36 +76,32 @@ pub async fn plan(args: PlanArgs, global: &Global, output: &Output) -> Result<Ex
     let options = Options::of(services, &files);
     let written = files::read(&files.files, output.side_screen(crate::moment::now()).colour)?;
     let session = session(global).await?;
-    let asked = Asked::of(&written, &options)?;
-    let (index, outcome) = asked.plan(&session).await.map_err(|failure| written.place(failure))?;
-    show(output, index, &outcome, &written.projects);
+    let outcome = look(&session, output, &written, &options).await?;
     if exit_code && outcome.changes_anything() { Ok(Exit::Changes.into()) } else { done() }
 }
 
+/// Shows what a deploy would do.
+async fn look(session: &Session, output: &Output, written: &Written, options: &Options) -> Result<PutOutcome, Failure> {
+    let asked = Asked::of(written, options)?;
+    let (index, outcome) = asked.plan(session).await.map_err(|failure| written.place(failure))?;
+    show(output, index, &outcome, &written.projects);
+    screen::unlisted(&outcome.unlisted).iter().for_each(|line| output.notice(line));
+    Ok(outcome)
+}
+
 /// Makes the cluster run what was read, and waits until it does.
-pub async fn deploy(
-    session: &Session,
-    output: &Output,
-    written: Written,
-    options: &Options,
-) -> Result<ExitCode, Failure> {
+pub async fn deploy(session: &Session, output: &Output, written: Written, options: &Options) -> Result<Ended, Failure> {
     let asked = Asked::of(&written, options)?;
     let (index, outcome) = asked.plan(session).await.map_err(|failure| written.place(failure))?;
-    if options.dry_run {
-        show(output, index, &outcome, &written.projects);
-        return done();
-    }
-    if !outcome.changes_anything() && outcome.services.values().all(|what| awaited(what).is_none()) {
-        if output.json {
-            show(output, index, &outcome, &written.projects);
-        }
-        nothing(output, index);
-        return done();
-    }
+    let is_there = !outcome.changes_anything() && outcome.services.values().all(|what| awaited(what).is_none());
     if output.json {
         show(output, index, &outcome, &written.projects);
-    } else {
+    } else if !is_there {
         lines(index, &outcome, &written.projects).iter().for_each(|line| output.notice(line));
+    }
+    screen::unlisted(&outcome.unlisted).iter().for_each(|line| output.notice(line));
+    if is_there {
+        return Ok(Ended::unchanged(index));
     }
     for (name, what) in &outcome.services {
         if let ServiceOutcome::Unchanged { rolling_out: false, proven: false, .. } = what {
@@ -123,17 +125,15 @@ pub async fn deploy(
     let (reached, services) = asked.deploy(session).await.map_err(|failure| written.place(failure))?;
     let waiting: Vec<_> = services.iter().filter_map(|(name, what)| Some((name.clone(), awaited(what)?))).collect();
     if waiting.is_empty() {
-        match outcome.settings.is_empty() {
-            true => nothing(output, reached),
-            false => set(output, reached),
-        }
-        return done();
+        return Ok(match outcome.settings.is_empty() {
+            true => Ended::unchanged(reached),
+            false => Ended::settings(reached),
+        });
     }
     if options.detach {
-        settle::detached(output);
-        return done();
+        return Ok(Ended::detached());
     }
-    settle::settle(session, output, waiting, needs(&written.projects), reached, options.patience).await
+    Ok(settle::settle(session, output, waiting, needs(&written.projects), reached, options.patience).await)
 }
 
 /// What keeps the files from being deployed, with what of them does not fit the cluster.
@@ -209,22 +209,6 @@ fn needs(projects: &[Project]) -> Needs {
     needs
 }
 
-pub fn nothing(output: &Output, index: Generation) {
-    if output.json {
-        settle::ended_at_once(output, settle::Outcome::Unchanged);
-    } else {
-        output.print(&format!("Nothing to change (index {index})\n"));
-    }
-}
-
-fn set(output: &Output, index: Generation) {
-    if output.json {
-        settle::ended_at_once(output, settle::Outcome::Settled(Verdict::Done));
-    } else {
-        output.print(&format!("Settings of the cluster changed (index {index})\n"));
-    }
-}
-
 fn awaited(what: &ServiceOutcome) -> Option<Awaited> {
     match what {
         ServiceOutcome::Created { revision, .. } | ServiceOutcome::Changed { revision, .. } => {
@@ -297,6 +281,7 @@ impl Asked {
                     index = index.max(generation);
                     all.services.extend(outcome.services);
                     all.settings = outcome.settings;
+                    all.unlisted.extend(outcome.unlisted);
                 }
                 Ok(Response::Unchanged { generation }) => index = index.max(generation),
                 Ok(other) => return Err(unexpected(&other)),
@@ -362,8 +347,9 @@ async fn upload(session: &Session, output: &Output, written: &Written) -> Result
 
 fn show(output: &Output, index: Generation, outcome: &PutOutcome, projects: &[Project]) {
     if output.json {
-        let PutOutcome { services, settings } = outcome;
-        output.object("plan", &Planned { index, changes: outcome.changes_anything(), services, settings });
+        let PutOutcome { services, settings, unlisted } = outcome;
+        let changes = outcome.changes_anything();
+        output.object("plan", &Planned { index, changes, services, settings, unlisted });
     } else {
         output.lines(&lines(index, outcome, projects));
     }

@@ -6,11 +6,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::ValueEnum as _;
+use orca_cluster::id::Label;
 use serde::Serialize;
 
 use super::done;
 use crate::cli::{InitArgs, Template};
 use crate::exit::Failure;
+use crate::files;
 use crate::output::Output;
 use crate::output::text::{Ink, Side, Text, table};
 
@@ -18,31 +20,50 @@ use crate::output::text::{Ink, Side, Text, table};
 struct Starter {
     sentence: &'static str,
     text: &'static str,
-    next: &'static [&'static str],
+    /// What makes what it runs, if somebody has to.
+    build: Option<&'static str>,
+    /// The secret it refers to, if there is one.
+    secret: Option<&'static str>,
 }
 
 fn starter(template: Template) -> Starter {
-    let (sentence, text, next): (_, _, &'static [&'static str]) = match template {
-        Template::Web => ("an HTTP service from an image", include_str!("init/web.toml"), &[]),
+    let (sentence, text, build, secret) = match template {
+        Template::Web => ("an HTTP service from an image", include_str!("init/web.toml"), None, None),
         Template::Wasm => (
             "an HTTP service from a Wasm component",
             include_str!("init/wasm.toml"),
-            &["cargo build --release --target wasm32-wasip2"],
+            Some("cargo build --release --target wasm32-wasip2"),
+            None,
         ),
-        Template::Static => ("a static site, served by nginx from an image", include_str!("init/static.toml"), &[]),
-        Template::Worker => ("a process without a port", include_str!("init/worker.toml"), &[]),
+        Template::Static => {
+            ("a static site, served by nginx from an image", include_str!("init/static.toml"), None, None)
+        }
+        Template::Worker => ("a process without a port", include_str!("init/worker.toml"), None, None),
         Template::Postgres => {
-            ("PostgreSQL with a volume", include_str!("init/postgres.toml"), &["orca secrets set POSTGRES_PASSWORD"])
+            ("PostgreSQL with a volume", include_str!("init/postgres.toml"), None, Some("POSTGRES_PASSWORD"))
         }
-        Template::Redis => ("Redis with a volume", include_str!("init/redis.toml"), &[]),
+        Template::Redis => ("Redis with a volume", include_str!("init/redis.toml"), None, None),
         Template::Wordpress => {
-            ("WordPress with MariaDB", include_str!("init/wordpress.toml"), &["orca secrets set WORDPRESS_DB_PASSWORD"])
+            ("WordPress with MariaDB", include_str!("init/wordpress.toml"), None, Some("WORDPRESS_DB_PASSWORD"))
         }
-        Template::N8n => {
-            ("n8n, workflow automation", include_str!("init/n8n.toml"), &["orca secrets set N8N_ENCRYPTION_KEY"])
-        }
+        Template::N8n => ("n8n, workflow automation", include_str!("init/n8n.toml"), None, Some("N8N_ENCRYPTION_KEY")),
     };
-    Starter { sentence, text, next }
+    Starter { sentence, text, build, secret }
+}
+
+impl Starter {
+    /// What goes into the file of this project. In the comments only, so that another name does for it too.
+    fn text(&self, project: &Label) -> String {
+        self.text.replace("{project}", project.as_str())
+    }
+
+    /// The commands that make it run. The secret is the project's own: one for all would be overwritten by the next
+    /// project that is begun from the same template.
+    fn next(&self, project: &Label, path: &Path) -> Vec<String> {
+        let build = self.build.map(str::to_owned);
+        let secret = self.secret.map(|name| format!("orca secrets set {name} --project {project}"));
+        build.into_iter().chain(secret).chain([deploy(path)]).collect()
+    }
 }
 
 pub fn run(args: &InitArgs, output: &Output) -> Result<ExitCode, Failure> {
@@ -52,7 +73,7 @@ pub fn run(args: &InitArgs, output: &Output) -> Result<ExitCode, Failure> {
         next: &'a [String],
     }
     let Some(template) = args.template else { return list(output) };
-    let Starter { text, next, .. } = starter(template);
+    let starter = starter(template);
     let path = &args.file;
     let failed =
         |error: io::Error| Failure::input(format!("{} cannot be written", path.display())).why(error.to_string());
@@ -66,8 +87,9 @@ pub fn run(args: &InitArgs, output: &Output) -> Result<ExitCode, Failure> {
             .fix("write another with --file, or replace it with --force"),
         _ => failed(error),
     })?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    let next: Vec<String> = next.iter().map(|command| (*command).to_owned()).chain([deploy(path)]).collect();
+    let project = files::default_name(path)?;
+    file.write_all(starter.text(&project).as_bytes()).map_err(failed)?;
+    let next = starter.next(&project, path);
     if output.json {
         output.object("file", &Wrote { file: path, next: &next });
         return done();
@@ -115,7 +137,6 @@ fn list(output: &Output) -> Result<ExitCode, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use orca_cluster::id::Label;
     use orca_cluster::spec::toml::{SourceFile, project, render};
 
     #[test]
@@ -127,18 +148,19 @@ mod tests {
     #[test]
     fn every_template_is_a_project() {
         for template in Template::value_variants() {
-            let Starter { text, next, .. } = starter(*template);
-            let file = SourceFile { name: format!("{template:?}"), text: text.to_owned() };
-            let project = project(&file, &Label::new("demo").unwrap()).unwrap_or_else(|problems| {
-                let text: String = problems.iter().map(|problem| render(problem, text, false)).collect();
+            let demo = Label::new("demo").unwrap();
+            let starter = starter(*template);
+            let (text, next) = (starter.text(&demo), starter.next(&demo, Path::new("service.toml")));
+            assert!(!text.contains("{project}"), "{text}");
+            let file = SourceFile { name: format!("{template:?}"), text: text.clone() };
+            let project = project(&file, &demo).unwrap_or_else(|problems| {
+                let text: String = problems.iter().map(|problem| render(problem, &text, false)).collect();
                 panic!("{text}");
             });
-            // Each secret it refers to is named in what to do next.
+            // Each secret it refers to is named in what to do next, as this project's own.
             for secret in project.services.values().flat_map(|service| service.secrets()) {
-                assert!(
-                    next.iter().any(|command| command.contains(secret)),
-                    "{template:?} does not say to set {secret}"
-                );
+                let set = format!("orca secrets set {secret} --project demo");
+                assert!(next.contains(&set), "{template:?} does not say to set {secret}: {next:?}");
             }
         }
     }

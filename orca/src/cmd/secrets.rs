@@ -1,5 +1,6 @@
 //! `secrets`: values go in and never come out.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -49,13 +50,7 @@ pub async fn run(command: Secrets, global: &Global, output: &Output) -> Result<E
                 &format!("Removed {name}"),
             )
         }
-        Secrets::Rotate(ProjectArgs { project }) => {
-            let session = session(global).await?;
-            let which = project.as_ref();
-            let which = which.map_or_else(|| "Global secrets".to_owned(), |project| format!("Secrets of {project}"));
-            let response = session.ask(&Request::RotateSecrets { project }).await?;
-            changed(output, response, &format!("{which} are sealed under a new key"))
-        }
+        Secrets::Rotate(ProjectArgs { project }) => rotate(&session(global).await?, output, project).await,
     }
 }
 
@@ -68,6 +63,40 @@ fn secret_name(project: Option<Label>, text: &str) -> Result<SecretName, Failure
     name.map_err(|error| Failure::input(error.to_string()))
 }
 
+/// One scope after the other: of one project, or all that there are and the caller may change.
+async fn rotate(session: &Session, output: &Output, project: Option<Label>) -> Result<ExitCode, Failure> {
+    let scopes = match project {
+        Some(project) => BTreeSet::from([Some(project)]),
+        None => scopes(session).await?,
+    };
+    let mut done: Vec<String> = Vec::new();
+    let mut last = None;
+    for project in scopes {
+        let which = project.as_ref().map_or_else(|| "global ones".to_owned(), |project| format!("those of {project}"));
+        last = Some(session.ask(&Request::RotateSecrets { project }).await.map_err(|failure| {
+            let failure = failure.why(format!("secrets were being sealed anew: {which}"));
+            if done.is_empty() { failure } else { failure.why(format!("this is done: {}", done.join(", "))) }
+        })?);
+        done.push(which);
+    }
+    let last = last.expect("there is one scope at least");
+    changed(output, last, &format!("Secrets are sealed under new keys: {}", done.join(", ")))
+}
+
+/// A project's name, or none for what every project may read.
+async fn scopes(session: &Session) -> Result<BTreeSet<Option<Label>>, Failure> {
+    let own = match session.ask(&Request::Whoami).await? {
+        Response::Whoami { project, .. } => project,
+        other => return Err(unexpected(&other)),
+    };
+    // Who acts for one project sees the global secrets too, and may not change them.
+    if own.is_some() {
+        return Ok(BTreeSet::from([own]));
+    }
+    let all = known(session, None).await?;
+    Ok(all.iter().map(|secret| secret.name.project().cloned()).chain([None]).collect())
+}
+
 async fn set(
     session: &Session,
     output: &Output,
@@ -77,9 +106,11 @@ async fn set(
         [(name, _)] => format!("Set {name}"),
         several => format!("Set {}", count(several.len() as u64, "secret")),
     };
+    let is_global = secrets.iter().any(|(name, _)| name.project().is_none());
+    let whose = if is_global { ", for every project to read" } else { "" };
     let secrets = secrets.into_iter().map(|(name, value)| SetSecret { name, value: value.to_string() }).collect();
     let response = session.ask(&Request::SetSecrets { secrets }).await?;
-    changed(output, response, &format!("{what}. What runs keeps the old value until `orca restart`"))
+    changed(output, response, &format!("{what}{whose}. What runs keeps the old value until `orca restart`"))
 }
 
 /// The answer to a change that is not waited for.

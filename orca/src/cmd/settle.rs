@@ -1,6 +1,7 @@
 //! Waiting for the cluster to have done what was asked. The cluster owns the rollout: this only watches, survives lost
 //! connections, and can be left at any time.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ use crate::output::progress::{Needs, Tracker};
 use crate::output::text::{Ink, Text};
 use crate::session::{Broken, Following, Session};
 
+/// Where services are to be found.
+pub type Urls = BTreeMap<ServiceName, Vec<String>>;
+
 /// Unless `--timeout` says otherwise. Rollouts end by themselves, with their own time-outs; this is for what waits
 /// for a person, such as a dependency that never gets ready.
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
@@ -30,6 +34,25 @@ const FRAME: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(500);
 /// Reports that wait to be drawn; the next one says all that the one before did.
 const WAITING_MAX: usize = 16;
+
+/// How long somebody waits.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Patience {
+    max: Option<Duration>,
+    /// Ctrl-C ends more than the waiting, and somebody else sees to it.
+    uninterrupted: bool,
+}
+
+impl Patience {
+    pub fn at_most(max: Option<Duration>) -> Patience {
+        Patience { max, uninterrupted: false }
+    }
+
+    #[must_use]
+    pub fn uninterrupted(self) -> Patience {
+        Patience { uninterrupted: true, ..self }
+    }
+}
 
 /// How a long command ended.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -45,13 +68,19 @@ pub enum Outcome {
     Settled(Verdict),
 }
 
+/// The `result` that every long command ends with.
 #[derive(Debug, Serialize)]
-struct Ended {
+pub struct Ended {
     outcome: Outcome,
     exit_code: u8,
     services: Vec<EndedService>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    urls: Option<Urls>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Failure>,
+    /// The same for people.
+    #[serde(skip)]
+    summary: Vec<Text>,
 }
 
 #[derive(Debug, Serialize)]
@@ -64,46 +93,87 @@ struct EndedService {
     error: Option<Failure>,
 }
 
-/// Watches until all that is awaited has come about or has failed, and says so. Reports older than `since` are from
-/// before it was asked.
+impl Ended {
+    pub fn unchanged(index: Generation) -> Ended {
+        Ended::at_once(Outcome::Unchanged, Text::plain(format!("Nothing to change (index {index})")))
+    }
+
+    pub fn settings(index: Generation) -> Ended {
+        let line = Text::plain(format!("Settings of the cluster changed (index {index})"));
+        Ended::at_once(Outcome::Settled(Verdict::Done), line)
+    }
+
+    pub fn detached() -> Ended {
+        Ended::at_once(Outcome::Started, Text::plain("Started. ").and(Ink::Dim, "Follow it: orca status -f"))
+    }
+
+    /// There was nothing to wait for.
+    fn at_once(outcome: Outcome, line: Text) -> Ended {
+        let exit_code = Exit::Done.code();
+        Ended { outcome, exit_code, services: Vec::new(), urls: None, error: None, summary: vec![line] }
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.error.is_some()
+    }
+
+    #[must_use]
+    pub fn with_urls(self, urls: Urls) -> Ended {
+        Ended { urls: Some(urls), ..self }
+    }
+
+    pub fn tell(self, output: &Output) -> Result<ExitCode, Failure> {
+        if output.json {
+            output.object("result", &self);
+        } else if let Outcome::Started = self.outcome {
+            self.summary.iter().for_each(|line| output.notice(line));
+        } else {
+            output.lines(&self.summary);
+        }
+        if !output.json {
+            let all = self.urls.iter().flatten();
+            let lines = all.flat_map(|(name, urls)| urls.iter().map(move |url| (name.service.as_str(), url)));
+            output.lines(&lines.map(|(name, url)| Text::plain(format!("  {name:<20} {url}"))).collect::<Vec<_>>());
+        }
+        self.error.map_or(Ok(Exit::Done.into()), Err)
+    }
+}
+
+/// Watches until all that is awaited has come about or has failed. Reports older than `since` are from before it was
+/// asked.
 pub async fn settle(
     session: &Session,
     output: &Output,
     awaited: Vec<(ServiceName, Awaited)>,
     needs: Needs,
     since: Generation,
-    patience: Option<Duration>,
-) -> Result<ExitCode, Failure> {
+    patience: Patience,
+) -> Ended {
     let services: Vec<ServiceName> = awaited.iter().map(|(name, _)| name.clone()).collect();
     let mut tracker = Tracker::new(awaited, needs, moment::now());
     let mut watch = Watching { output, board: Board::new(Place::Err), since };
-    let (outcome, ended) = match watch.run(session, &services, &mut tracker, patience.unwrap_or(PATIENCE)).await {
-        Ok(()) => (Outcome::Settled(tracker.verdict()), tracker.failure().map_or(Ok(()), Err)),
+    let (outcome, error) = match watch.run(session, &services, &mut tracker, patience).await {
+        Ok(()) => (Outcome::Settled(tracker.verdict()), tracker.failure()),
         Err(failure) if failure.exit == Exit::TimedOut => {
             let failure = tracker.explain(failure, &output.side_screen(moment::now()));
-            (Outcome::Settled(Verdict::Going), Err(failure))
+            (Outcome::Settled(Verdict::Going), Some(failure))
         }
-        Err(failure) => (Outcome::Failed, Err(failure)),
+        Err(failure) => (Outcome::Failed, Some(failure)),
     };
-    if output.json {
-        let exit = ended.as_ref().err().map_or(Exit::Done, |failure| failure.exit);
-        let services = tracker.verdicts().map(|(service, verdict, receipt)| EndedService {
-            service: service.clone(),
-            outcome: verdict,
-            receipt: receipt.cloned(),
-            error: tracker.failure_of(service),
-        });
-        let (services, error) = (services.collect(), ended.as_ref().err().cloned());
-        output.object("result", &Ended { outcome, exit_code: exit.code(), services, error });
-    } else {
-        output.lines(&tracker.summary(&output.screen(moment::now())));
+    let services = tracker.verdicts().map(|(service, verdict, receipt)| EndedService {
+        service: service.clone(),
+        outcome: verdict,
+        receipt: receipt.cloned(),
+        error: tracker.failure_of(service),
+    });
+    Ended {
+        outcome,
+        exit_code: error.as_ref().map_or(Exit::Done, |failure| failure.exit).code(),
+        services: services.collect(),
+        urls: None,
+        error,
+        summary: tracker.summary(&output.screen(moment::now())),
     }
-    ended.map(|()| Exit::Done.into())
-}
-
-/// That there was nothing to wait for, as the `result` every long command ends with.
-pub fn ended_at_once(output: &Output, outcome: Outcome) {
-    output.object("result", &Ended { outcome, exit_code: Exit::Done.code(), services: Vec::new(), error: None });
 }
 
 struct Watching<'a> {
@@ -118,8 +188,10 @@ impl Watching<'_> {
         session: &Session,
         services: &[ServiceName],
         tracker: &mut Tracker,
-        patience: Duration,
+        patience: Patience,
     ) -> Result<(), Failure> {
+        let Patience { max, uninterrupted } = patience;
+        let max = max.unwrap_or(PATIENCE);
         let (reports, mut coming) = mpsc::channel(WAITING_MAX);
         let feeding = feed(session, services, reports);
         tokio::pin!(feeding);
@@ -141,8 +213,8 @@ impl Watching<'_> {
                 failure = &mut feeding => break Err(failure),
                 _ = heartbeat.tick() => self.beat(tracker),
                 _ = frame.tick(), if self.output.live => self.draw(tracker),
-                _ = &mut interrupted => break Err(left(services)),
-                () = sleep_until(now + patience) => break Err(out_of_patience(services, patience)),
+                _ = &mut interrupted, if !uninterrupted => break Err(left(services)),
+                () = sleep_until(now + max) => break Err(out_of_patience(services, max)),
             }
         };
         if self.output.live {
@@ -224,15 +296,6 @@ fn out_of_patience(services: &[ServiceName], patience: Duration) -> Failure {
 
 fn undo(services: &[ServiceName]) -> String {
     services.iter().map(|name| format!("orca rollback {name}")).collect::<Vec<_>>().join("; ")
-}
-
-/// What to say when nobody waits.
-pub fn detached(output: &Output) {
-    if output.json {
-        ended_at_once(output, Outcome::Started);
-    } else {
-        output.notice(&Text::plain("Started. ").and(Ink::Dim, "Follow it: orca status -f"));
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! `orca up`: the newcomer's command. A server in the foreground if none runs on its data directory, the project
-//! deployed, a URL for each service, and the status until Ctrl-C stops it all. What the current context names is not
+//! deployed, URLs of each service, and the status until Ctrl-C stops it all. What the current context names is not
 //! looked at; `--context` names another cluster.
 
 use std::collections::BTreeSet;
@@ -18,13 +18,15 @@ use orca_wire::message::client::{Request, SetSecret};
 use tracing::Level;
 
 use super::server::{self, Server};
-use super::{deploy, status};
+use super::settle::{Patience, Urls};
+use super::{deploy, done, status};
 use crate::cli::{Global, UpArgs};
 use crate::context::{Chosen, Origin, Surroundings, choose};
 use crate::exit::{Exit, Failure};
 use crate::files::{self, Written};
 use crate::log;
 use crate::moment;
+use crate::output::text::Text;
 use crate::output::{Output, status as screen};
 use crate::session::Session;
 
@@ -37,25 +39,31 @@ pub fn run(args: UpArgs, global: &Global, output: &Output) -> Result<ExitCode, F
     log::init_for_server(args.server.log_format, Level::WARN);
     // What is wrong with the files is said before anything is started.
     let written = files::read(std::slice::from_ref(&args.dir), output.side_screen(moment::now()).colour)?;
+    // Programs read one `result`, and nothing after it.
+    let follows = !args.no_follow && !output.json;
+    let patience = Patience::at_most(global.timeout);
     server::block_on(async {
         if let Some(context) = &global.context {
             let session = Session::open(choose(Some(context), &Surroundings::read())?, global.timeout).await?;
-            output.complain(&format!("deploying to context `{context}`\n"));
-            return bring_up(&session, written, &args, global, output).await;
+            output.notice(&Text::plain(format!("deploying to context `{context}`")));
+            bring_up(&session, written, &args, patience, output).await?;
+            return if follows { status::follow_cluster(&session, output).await } else { done() };
         }
         // Never to the current context: that may be a cluster far away, which nobody has named here.
         let data = args.server.data_dir.clone().map_or_else(server::place::default_data_dir, Ok)?;
         if let Some(session) = running(&data, args.server.listen, global.timeout).await {
             let place = data.display();
-            output.complain(&format!("a server runs on this machine already, its data in {place}; deploying to it\n"));
-            return bring_up(&session, written, &args, global, output).await;
+            let text = format!("a server runs on this machine already, its data in {place}; deploying to it");
+            output.notice(&Text::plain(text));
+            bring_up(&session, written, &args, patience, output).await?;
+            return if follows { status::follow_cluster(&session, output).await } else { done() };
         }
         let mut server = Server::start(&args.server).await?;
         if let Err(failure) = server.opened().await {
             server.stop().await;
             return Err(failure);
         }
-        output.complain(&format!("server started; its data is in {}\n", server.data.display()));
+        output.notice(&Text::plain(format!("server started; its data is in {}", server.data.display())));
         let identity = match server.founded.take() {
             Some(founded) => {
                 server::introduce(&server, &founded, output);
@@ -64,17 +72,25 @@ pub fn run(args: UpArgs, global: &Global, output: &Output) -> Result<ExitCode, F
             None => administrator(&server.data)?,
         };
         let session = Session::open(of_data(&server.data, server.address(), identity), global.timeout).await?;
-        let ended = tokio::select! {
-            ended = bring_up(&session, written, &args, global, output) => match ended {
-                Ok(code) if args.no_follow => server.until_told().await.map(|()| code),
-                ended => ended,
-            },
-            told = server.until_told() => told.map(|()| Exit::Done.into()),
+        // Who ends the server is not told that the deploy goes on without them.
+        let patience = patience.uninterrupted();
+        let deployed = tokio::select! {
+            told = server.until_told() => told.map(|()| Some(status::stopped(output))),
+            ended = bring_up(&session, written, &args, patience, output) => ended.map(|()| None),
         };
-        output.complain("stopping; containers go on, `orca up` finds them again\n");
+        // Once it serves, being interrupted is how it ends.
+        let ended = match deployed {
+            Ok(Some(interrupted)) => Ok(interrupted),
+            Ok(None) if follows => tokio::select! {
+                told = server.until_told() => told.and_then(|()| done()),
+                followed = status::follow_cluster(&session, output) => followed.and_then(|_| done()),
+            },
+            Ok(None) => server.until_told().await.and_then(|()| done()),
+            Err(failure) => Err(failure),
+        };
+        output.notice(&Text::plain("stopping; containers go on, `orca up` finds them again"));
         server.stop().await;
-        // Being interrupted is how it ends.
-        ended.map(|code| if code == Exit::Interrupted.into() { Exit::Done.into() } else { code })
+        ended
     })
 }
 
@@ -102,9 +118,9 @@ async fn bring_up(
     session: &Session,
     mut written: Written,
     args: &UpArgs,
-    global: &Global,
+    patience: Patience,
     output: &Output,
-) -> Result<ExitCode, Failure> {
+) -> Result<(), Failure> {
     let containers = deploy::containers(&written.projects);
     if !containers.is_empty()
         && let Some(failure) = deploy::no_engine(&deploy::nodes(session, TOLD_MAX).await?, &containers)
@@ -118,19 +134,23 @@ async fn bring_up(
         project.services.keys().map(|service| project.service_name(service)).collect::<Vec<ServiceName>>()
     };
     let names: BTreeSet<ServiceName> = written.projects.iter().flat_map(names).collect();
-    let options = deploy::Options { patience: global.timeout, ..deploy::Options::default() };
-    let code = deploy::deploy(session, output, written, &options).await?;
+    let options = deploy::Options { patience, ..deploy::Options::default() };
+    let ended = deploy::deploy(session, output, written, &options).await?;
+    if ended.has_failed() {
+        return ended.tell(output).map(drop);
+    }
+    match urls(session, &names).await {
+        Ok(urls) => ended.with_urls(urls).tell(output).map(drop),
+        // It is deployed all the same.
+        Err(failure) => ended.tell(output).and(Err(failure)),
+    }
+}
+
+async fn urls(session: &Session, names: &BTreeSet<ServiceName>) -> Result<Urls, Failure> {
     // The ports of its proxy are known when it has told of itself.
     let nodes = deploy::nodes(session, TOLD_MAX).await?;
-    for service in session.status(None).await?.services.iter().filter(|service| names.contains(&service.name)) {
-        for url in screen::urls(service, &nodes) {
-            output.complain(&format!("  {:<20} {url}\n", service.name.service.as_str()));
-        }
-    }
-    if args.no_follow {
-        return Ok(code);
-    }
-    status::follow_cluster(session, output).await
+    let services = session.status(None).await?.services.into_iter().filter(|service| names.contains(&service.name));
+    Ok(services.map(|service| (service.name.clone(), screen::urls(&service, &nodes))).collect())
 }
 
 /// Sets a random value for each secret that is not set, if nothing else keeps the project from being deployed: what is
@@ -158,7 +178,7 @@ async fn generate_secrets(session: &Session, output: &Output, written: &mut Writ
     }
     session.ask(&Request::SetSecrets { secrets }).await?;
     for name in names {
-        output.complain(&format!("secret {name} generated\n"));
+        output.notice(&Text::plain(format!("secret {name} generated")));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What a deploy would do, as a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orca_cluster::command::put::ServiceOutcome;
 use orca_cluster::id::{Generation, ServiceName};
@@ -39,6 +39,14 @@ pub fn plan(generation: Generation, changes: &Changes<'_>, settings: &[String]) 
     let rows = of_cluster.into_iter().chain(of_services).collect();
     lines.extend(table(2, &[Side::Left, Side::Left, Side::Left], rows));
     lines
+}
+
+/// That some services stay without being in the files, if there are any.
+pub fn unlisted(names: &BTreeSet<ServiceName>) -> Option<Text> {
+    let (they, them) = if names.len() == 1 { ("it is", "it") } else { ("they are", "them") };
+    let all = names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let text = format!("not in the files, left as {they}: {all} (`orca deploy --prune` removes {them})");
+    (!names.is_empty()).then(|| Text::of(Ink::Yellow, text))
 }
 
 fn replaces(what: &ServiceOutcome) -> bool {
@@ -164,5 +172,16 @@ mod tests {
             Nothing to change (index 4182)
         "#]]
         .assert_eq(&show(&plan(Generation(4182), &nothing, &[])));
+    }
+
+    #[test]
+    fn what_is_not_in_the_files_and_stays_is_named() {
+        let told = |names: &[&str]| unlisted(&names.iter().map(|text| name(text)).collect());
+        assert!(told(&[]).is_none());
+        expect![[r#"
+            not in the files, left as it is: shop/old (`orca deploy --prune` removes it)
+            not in the files, left as they are: shop/old, shop/older (`orca deploy --prune` removes them)
+        "#]]
+        .assert_eq(&show(&[told(&["shop/old"]).unwrap(), told(&["shop/old", "shop/older"]).unwrap()]));
     }
 }
