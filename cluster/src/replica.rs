@@ -313,4 +313,25 @@ impl Cause {
             | Cause::NotAlive { .. } => false,
         }
     }
+
+    /// Whether it keeps a replica from being started at all.
+    pub fn precedes_start(&self) -> bool {
+        match self {
+            Cause::NoEngine { .. }
+            | Cause::ImageMissing { .. }
+            | Cause::ImageDenied { .. }
+            | Cause::PullFailed { .. }
+            | Cause::WrongArchitecture { .. }
+            | Cause::NoSuchCommand { .. }
+            | Cause::SecretMissing { .. }
+            | Cause::PortTaken { .. }
+            | Cause::VolumeBusy { .. }
+            | Cause::DiskFull { .. }
+            | Cause::Refused { .. }
+            | Cause::Unreadable { .. }
+            | Cause::ModuleInvalid { .. }
+            | Cause::ModuleMissing { .. } => true,
+            Cause::Exited | Cause::Vanished | Cause::ProbeFailing { .. } | Cause::NotAlive { .. } => false,
+        }
+    }
 }

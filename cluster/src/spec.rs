@@ -135,7 +135,8 @@ pub struct Deploy {
     pub strategy: Strategy,
     pub max_unavailable: u32,
     pub max_surge: u32,
-    /// From starting a replica to its being ready; past it the deploy fails and rolls back.
+    /// From placing a replica to its being ready, without the time its image takes to come; past it the deploy fails and
+    /// rolls back.
     pub ready_timeout: Duration,
     /// How long connections of a replica that leaves may go on.
     pub drain_timeout: Duration,

@@ -238,12 +238,15 @@ impl Replica {
         self.image = Some(image);
         self.digest = digest;
         self.pulled = pulled.or(self.pulled);
+        // What failed was the fetching; what else keeps it from starting is told until it starts.
+        self.trouble.take_if(|trouble| matches!(trouble.cause, Cause::PullFailed { .. } | Cause::ModuleMissing { .. }));
         self.enter(Stage::Pending, now);
     }
 
     /// Its process runs, since `since`: started by us, or found running.
     pub fn running(&mut self, address: Option<SocketAddr>, since: Timestamp, now: Timestamp) {
         self.setup_failures = 0;
+        self.trouble.take_if(|trouble| trouble.cause.precedes_start());
         let goal = self.goal.clone();
         let port = goal.as_ref().and_then(|goal| goal.port);
         let is_container = self.is_container();
@@ -845,6 +848,33 @@ mod tests {
         replica.stage = Stage::Unknown;
         replica.found(None, exited(SIGTERMED), later);
         assert_eq!(ending(&replica), (Some(Ending::Own), 1));
+    }
+
+    #[test]
+    fn what_kept_it_from_starting_is_not_what_is_wrong_with_it_when_it_starts() {
+        let mut replica = serving();
+        let busy = |replica: &mut Replica, doing| replica.stage = Stage::Busy(ActionId(9), doing);
+        busy(&mut replica, Doing::Fetching);
+        let cause = Cause::PullFailed { image: "web:1".to_owned(), reason: "EOF".to_owned(), present: false };
+        replica.take_result(ActionId(9), Finished::Failed(cause), BEGIN);
+        busy(&mut replica, Doing::Fetching);
+        assert!(replica.trouble.is_some());
+        let fetched = Finished::Fetched { image: "web:1".to_owned(), digest: None, pulled: None };
+        replica.take_result(ActionId(9), fetched, BEGIN);
+        assert_eq!(replica.trouble, None);
+
+        replica.must_wait("web/data".to_owned(), ReplicaId(7), BEGIN);
+        busy(&mut replica, Doing::Starting);
+        assert!(replica.trouble.is_some());
+        replica.take_result(ActionId(9), Finished::Started { address: None }, BEGIN);
+        assert_eq!(replica.trouble, None);
+        // How it ended before is told until it is ready.
+        replica.exited(Exited { code: 1, ..Exited::default() }, BEGIN);
+        replica.goal =
+            Some(Arc::new(ReplicaGoal { readiness: Some(default_readiness()), ..crate::node::run::tests::job(&[]) }));
+        busy(&mut replica, Doing::Starting);
+        replica.take_result(ActionId(9), Finished::Started { address: None }, BEGIN);
+        assert_eq!(replica.trouble.map(|trouble| trouble.cause), Some(Cause::Exited));
     }
 
     #[test]
