@@ -168,7 +168,7 @@ fn worst_replica(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Opt
         } else if view.inventory.heard(placement.node).is_some() {
             let late = not_taken(view, placement.node, placement.since);
             let severity = if late.is_some() { 8 } else { 1 };
-            let mut diagnosis = late.unwrap_or_else(|| replica::under_way(name, id, Phase::Pending));
+            let mut diagnosis = late.unwrap_or_else(|| replica::under_way(name, id, Phase::Pending, None));
             diagnosis.replica = Some(id);
             found.push((severity, diagnosis));
         }

@@ -2,7 +2,7 @@
 
 use orca_cluster::goal::{ReplicaGoal, Workload};
 use orca_cluster::node::Finished;
-use orca_cluster::replica::Cause;
+use orca_cluster::replica::{Cause, Pulling};
 use orca_cluster::spec::Registry as Credentials;
 use tokio::sync::Notify;
 
@@ -101,7 +101,7 @@ async fn a_pull_that_falls_silent_fails_and_says_so() {
     let goal = of_image(&bed, "127.0.0.1:1/silent:1", None);
     let begun = Notify::new();
     let fetching = docker.fetch(&goal, &open, |pulled| {
-        assert_eq!(pulled.bytes, 5);
+        assert_eq!(pulled, Pulling { bytes: 5, total: Some(10) });
         begun.notify_one();
     });
     let silence = async {

@@ -10,7 +10,7 @@ use super::health::{Health, Verdict, default_readiness};
 use super::{ActionId, Condition, Exited, Finished, Purpose, Task, backoff};
 use crate::goal::{Duty, ReplicaGoal, Workload};
 use crate::id::{ReplicaId, Revision, ServiceName};
-use crate::replica::{Cause, Ending, Exit, Phase, Pulled, ReplicaReport, Saw, Trouble, Usage};
+use crate::replica::{Cause, Ending, Exit, Phase, Pulled, Pulling, ReplicaReport, Saw, Trouble, Usage};
 use crate::spec::{Probe, VolumeSource};
 use crate::time::Timestamp;
 
@@ -35,6 +35,7 @@ pub struct Replica {
     pub image: Option<String>,
     digest: Option<String>,
     pulled: Option<Pulled>,
+    pub pulling: Option<Pulling>,
     pub restarts: u32,
     /// Exits in a row without having been ready for [`backoff::STABLE_AFTER`] in between.
     pub failures: u32,
@@ -131,6 +132,7 @@ impl Replica {
             image: None,
             digest: None,
             pulled: None,
+            pulling: None,
             restarts: 0,
             failures: 0,
             setup_failures: 0,
@@ -561,7 +563,8 @@ impl Replica {
                 }
                 self.early_exit = None;
             }
-            Want::Fetch | Want::Create | Want::Stop | Want::Remove { .. } => {}
+            Want::Fetch => self.pulling = None,
+            Want::Create | Want::Stop | Want::Remove { .. } => {}
         }
         if let Some(doing) = doing {
             self.enter(Stage::Busy(action, doing), now);
@@ -733,6 +736,7 @@ impl Replica {
             trouble: trouble.cloned(),
             usage: self.usage,
             pulled: self.pulled,
+            pulling: self.pulling.filter(|_| self.phase() == Phase::Pulling),
             ready_after_ms: self.ready_after_ms,
             on_trial: matches!(&self.stage, Stage::Running(running) if running.is_on_trial()),
             runs: BTreeMap::new(),
