@@ -352,11 +352,13 @@ fn rolled_back(cause: String, failure: &Failure) -> Diagnosis {
 fn erring(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
     let window = view.recent.get(name)?;
     let (requests, errors) = (window.requests, window.errors);
+    let spec = view.state.services.get(name)?.spec();
     (errors >= ERRORS_MIN && errors * 2 >= requests).then(|| {
+        let key = if spec.is_module() { "timeout_secs" } else { "response_timeout_secs" };
         Diagnosis::new(
             Code::Errors,
             format!("it is ready, but {errors} of its {requests} requests in the last minute ended in an error (5xx)"),
-            format!("its log says why: orca logs {name} --tail 50"),
+            format!("its log says why: orca logs {name} --tail 50; a 504 says that it takes longer than `{key}`"),
         )
     })
 }

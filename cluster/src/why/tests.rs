@@ -885,7 +885,7 @@ fn errors_are_told_where_most_requests_end_in_one() {
     assert_eq!(window(1000, 499), "nothing");
     expect![[r#"
         errors: it is ready, but 37 of its 40 requests in the last minute ended in an error (5xx)
-          fix: its log says why: orca logs shop/api --tail 50
+          fix: its log says why: orca logs shop/api --tail 50; a 504 says that it takes longer than `response_timeout_secs`
     "#]]
     .assert_eq(&window(40, 37));
 }
