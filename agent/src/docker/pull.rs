@@ -2,6 +2,7 @@
 //! known, decides which bytes run.
 
 use std::collections::HashMap;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use bollard::auth::DockerCredentials;
@@ -117,6 +118,8 @@ impl Docker {
             let step = match timeout(SILENCE_MAX, stream.next()).await {
                 Ok(Some(Ok(step))) => step,
                 Ok(None) => break,
+                // The engine fetches a few layers at a time, of all images together: ours may wait for another's.
+                Err(_) if layers.are_waiting() && self.pulls_moved_within(SILENCE_MAX) => continue,
                 // The engine begins to answer with the registry's first word.
                 Err(_) | Ok(Some(Err(bollard::errors::Error::RequestTimeoutError))) => {
                     let seconds = SILENCE_MAX.as_secs();
@@ -126,6 +129,7 @@ impl Docker {
                 }
                 Ok(Some(Err(error))) => return Err(self.pull_cause(error, container, known)),
             };
+            *self.inner.pulls_moved.lock().unwrap_or_else(PoisonError::into_inner) = tokio::time::Instant::now();
             let (Some(layer), Some(status)) = (step.id, step.status) else { continue };
             let detail = step.progress_detail.unwrap_or_default();
             let count = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok());
@@ -135,6 +139,10 @@ impl Docker {
         }
         let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(Pulled { bytes: layers.pulling().bytes, millis })
+    }
+
+    fn pulls_moved_within(&self, span: Duration) -> bool {
+        self.inner.pulls_moved.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < span
     }
 
     fn pull_cause(&self, error: bollard::errors::Error, container: &Container, had_credentials: bool) -> Cause {
@@ -188,6 +196,11 @@ impl Layers {
             _ => return false,
         }
         true
+    }
+
+    /// Whether some have not begun to come.
+    fn are_waiting(&self) -> bool {
+        self.0.values().any(|layer| layer.total.is_none())
     }
 
     fn pulling(&self) -> Pulling {
