@@ -83,11 +83,14 @@ struct Inner {
     config: Config,
     /// Held while a network is made and joined, or found unused and removed: in between, it must not go.
     networks: tokio::sync::Mutex<()>,
+    /// When any pull last showed a sign of life.
+    pulls_moved: std::sync::Mutex<tokio::time::Instant>,
 }
 
 impl Docker {
     pub fn new(config: Config) -> Docker {
-        Docker { inner: Arc::new(Inner { config, networks: tokio::sync::Mutex::new(()) }) }
+        let (networks, pulls_moved) = (tokio::sync::Mutex::new(()), tokio::time::Instant::now().into());
+        Docker { inner: Arc::new(Inner { config, networks, pulls_moved }) }
     }
 
     /// What the engine says of itself, or why it says nothing.

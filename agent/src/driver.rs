@@ -140,11 +140,12 @@ impl Driver {
         }
     }
 
-    fn report(&self, engine: &Engine, unwritten: Option<&Unwritten>) {
+    fn report(&mut self, engine: &Engine, unwritten: Option<&Unwritten>) {
         let now = now();
         if !self.brain.is_oriented(now) {
             return;
         }
+        self.brain.handle_pulls(&self.hands.pulls());
         // Counted before the tables are named: what is in flight was let in by these tables or earlier ones.
         let (replicas, acknowledged) = self.brain.observed();
         let mut traffic = self.dataplane.traffic(now);

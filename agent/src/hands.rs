@@ -9,7 +9,7 @@ use bytes::Bytes;
 use orca_cluster::goal::{ModuleGoal, ReplicaGoal, Workload};
 use orca_cluster::id::{ClusterId, NodeId, ReplicaId, ServiceName};
 use orca_cluster::node::{Action, ActionId, Finished, Secrets, Task};
-use orca_cluster::replica::{Cause, Saw};
+use orca_cluster::replica::{Cause, Pulling, Saw};
 use orca_cluster::secret::SecretName;
 use orca_cluster::time::Timestamp;
 use orca_dataplane::DataPlane;
@@ -51,6 +51,8 @@ pub struct Hands {
     components: Mutex<BTreeMap<ReplicaId, wasm::Component>>,
     /// Replicas of one module ask for it at the same moment: one fetches, the others find it here.
     fetching: tokio::sync::Mutex<()>,
+    /// How far each pull is that goes on.
+    pulls: Mutex<BTreeMap<ActionId, Pulling>>,
     finished: mpsc::UnboundedSender<(ActionId, Finished)>,
 }
 
@@ -65,8 +67,13 @@ impl Hands {
     /// of its own.
     pub fn new(tools: Tools) -> (Arc<Hands>, mpsc::UnboundedReceiver<(ActionId, Finished)>) {
         let (finished, results) = mpsc::unbounded_channel();
-        let (components, fetching) = (Mutex::default(), tokio::sync::Mutex::default());
-        (Arc::new(Hands { tools, components, fetching, finished }), results)
+        let (components, fetching, pulls) = Default::default();
+        (Arc::new(Hands { tools, components, fetching, pulls, finished }), results)
+    }
+
+    /// How far each pull is that goes on.
+    pub fn pulls(&self) -> BTreeMap<ActionId, Pulling> {
+        self.pulls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn start(self: &Arc<Hands>, action: Action) {
@@ -74,24 +81,28 @@ impl Hands {
         let (hands, worker) = (Arc::clone(self), Arc::clone(self));
         let after_panic = after_panic(&task);
         tokio::spawn(async move {
-            let finished = match tokio::spawn(async move { worker.carry_out(task).await }).await {
+            let finished = match tokio::spawn(async move { worker.carry_out(id, task).await }).await {
                 Ok(finished) => finished,
                 Err(failed) => {
                     error!(%failed, "an action panicked");
                     after_panic
                 }
             };
+            hands.pulls.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             // Else the driver has ended, and with it everyone who would want to know.
             let _ = hands.finished.send((id, finished));
         });
     }
 
-    async fn carry_out(&self, task: Task) -> Finished {
+    async fn carry_out(&self, action: ActionId, task: Task) -> Finished {
         match task {
             Task::Fetch { replica, goal, secrets } => match &goal.workload {
                 Workload::Container(_) => {
                     let open = |name: &SecretName| self.open(&secrets, name);
-                    self.tools.docker.fetch(&goal, &open, |_| {}).await
+                    let progress = |pulling| {
+                        self.pulls.lock().unwrap_or_else(PoisonError::into_inner).insert(action, pulling);
+                    };
+                    self.tools.docker.fetch(&goal, &open, progress).await
                 }
                 Workload::Module(module) => self.fetch_module(replica, module).await,
             },

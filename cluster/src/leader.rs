@@ -510,6 +510,7 @@ mod tests {
             trouble: None,
             usage: Usage::default(),
             pulled: None,
+            pulling: None,
             ready_after_ms: None,
             on_trial: false,
             runs: BTreeMap::new(),

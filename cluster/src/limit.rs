@@ -399,6 +399,7 @@ mod tests {
                 trouble: None,
                 usage: Default::default(),
                 pulled: None,
+                pulling: None,
                 ready_after_ms: Some(1),
                 on_trial: false,
                 runs: Default::default(),

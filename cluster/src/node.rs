@@ -20,7 +20,7 @@ use crate::goal::{Duty, Goal, ReplicaGoal, Workload};
 use crate::id::{Generation, GoalNumber, ReplicaId, Revision, ServiceName};
 use crate::inventory::REPORT_INTERVAL;
 pub use crate::replica::Purpose;
-use crate::replica::{Cause, Phase, Pulled, ReplicaReport, Saw, Usage};
+use crate::replica::{Cause, Phase, Pulled, Pulling, ReplicaReport, Saw, Usage};
 use crate::route::Tables;
 use crate::secret::{Sealed, SecretName};
 use crate::spec::Check;
@@ -260,6 +260,16 @@ impl Reconciler {
             self.finish(replica, id, finished, now);
         }
         self.work(now);
+    }
+
+    /// How far pulls are. Asked for with each report, and no reason for one: layers come by the kilobyte.
+    pub fn handle_pulls(&mut self, pulls: &BTreeMap<ActionId, Pulling>) {
+        for (action, pulling) in pulls {
+            let replica = self.under_way.get(action).and_then(|replica| self.replicas.get_mut(replica));
+            if let Some(replica) = replica {
+                replica.pulling = Some(*pulling);
+            }
+        }
     }
 
     /// How much each replica uses, as measured now and then.
@@ -686,7 +696,14 @@ mod tests {
         node.handle_timeout(reports);
         assert!(node.is_oriented(reports) && node.poll_action().is_none());
         let later = reports + Duration::from_secs(10);
+        // How far that is, is told with the next report and makes none, and is over with it.
+        node.take_changed();
+        let pulling = Pulling { bytes: 1, total: Some(2) };
+        node.handle_pulls(&BTreeMap::from([(action.id, pulling), (ActionId(99), pulling)]));
+        assert!(!node.take_changed());
+        assert_eq!(node.observed().0[&ReplicaId(1)].pulling, Some(pulling));
         node.handle_finished(action.id, Finished::Fetched { image: "m".to_owned(), digest: None, pulled: None }, later);
+        assert_eq!(node.observed().0[&ReplicaId(1)].pulling, None);
         let created = node.poll_action().expect("it is made");
         node.handle_finished(created.id, Finished::Created, later);
         let started = node.poll_action().expect("it is started");

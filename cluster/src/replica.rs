@@ -2,6 +2,7 @@
 //! the rollout and the tests branch on it, and a sentence is made from it in one place.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,9 @@ pub struct ReplicaReport {
     pub usage: Usage,
     /// Progress people like to see: `12.4 MB in 1.1 s`.
     pub pulled: Option<Pulled>,
+    /// How far a pull is that goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulling: Option<Pulling>,
     /// How long the start that led to the present phase took until ready.
     pub ready_after_ms: Option<u64>,
     /// A probe was changed under it and has not passed yet: until it does, it takes nothing from a replica that was
@@ -173,6 +177,31 @@ pub struct Usage {
 pub struct Pulled {
     pub bytes: u64,
     pub millis: u64,
+}
+
+/// What of an image has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulling {
+    pub bytes: u64,
+    /// Absent as long as it is not known of every layer how large it is.
+    pub total: Option<u64>,
+}
+
+impl fmt::Display for Pulling {
+    /// `pulling 12.4 of 80.1 MB`, and `unpacking 80.1 MB` when all of it is here.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, name, digits) = match self.total.unwrap_or(self.bytes) {
+            0..=999_999 => (1e3, "kB", 0),
+            1_000_000..=999_999_999 => (1e6, "MB", 1),
+            _ => (1e9, "GB", 1),
+        };
+        let bytes = self.bytes as f64 / unit;
+        match self.total {
+            None => write!(f, "pulling, {bytes:.digits$} {name} so far"),
+            Some(total) if self.bytes >= total => write!(f, "unpacking {bytes:.digits$} {name}"),
+            Some(total) => write!(f, "pulling {bytes:.digits$} of {:.digits$} {name}", total as f64 / unit),
+        }
+    }
 }
 
 /// Why a replica does not get on. `at` tells how fresh it is.
@@ -315,5 +344,40 @@ impl Cause {
             | Cause::ProbeFailing { .. }
             | Cause::NotAlive { .. } => false,
         }
+    }
+
+    /// Whether it keeps a replica from being started at all.
+    pub fn precedes_start(&self) -> bool {
+        match self {
+            Cause::NoEngine { .. }
+            | Cause::ImageMissing { .. }
+            | Cause::ImageDenied { .. }
+            | Cause::PullFailed { .. }
+            | Cause::WrongArchitecture { .. }
+            | Cause::NoSuchCommand { .. }
+            | Cause::SecretMissing { .. }
+            | Cause::PortTaken { .. }
+            | Cause::VolumeBusy { .. }
+            | Cause::DiskFull { .. }
+            | Cause::Refused { .. }
+            | Cause::Unreadable { .. }
+            | Cause::ModuleInvalid { .. }
+            | Cause::ModuleMissing { .. } => true,
+            Cause::Exited | Cause::Vanished | Cause::ProbeFailing { .. } | Cause::NotAlive { .. } => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pull_is_told_with_its_whole_size_only_when_that_is_known() {
+        let told = |bytes, total| Pulling { bytes, total }.to_string();
+        assert_eq!(told(12_400_000, Some(80_100_000)), "pulling 12.4 of 80.1 MB");
+        assert_eq!(told(90_000_000, Some(2_300_000_000)), "pulling 0.1 of 2.3 GB");
+        assert_eq!(told(12_400_000, None), "pulling, 12.4 MB so far");
+        assert_eq!(told(900_000, Some(900_000)), "unpacking 900 kB");
     }
 }

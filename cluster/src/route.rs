@@ -32,7 +32,8 @@ pub struct Upstream {
     pub backends: Vec<Backend>,
     /// Why there is none, when there is none; shown on the 503 page.
     pub absence: Absence,
-    /// How long a request may wait for the first byte of a response.
+    /// How long a request that was sent may wait for the first byte of a response's head; of a module a little more than
+    /// it has itself.
     pub response_timeout: Duration,
     /// Whether the replicas are Wasm: they are called in this process, not over a socket.
     pub module: bool,

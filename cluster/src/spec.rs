@@ -55,6 +55,9 @@ pub struct Service {
     pub limits: ModuleLimits,
     pub registry: Option<Registry>,
     pub host: HostAccess,
+    /// See [`Service::response_timeout`]; what was said of it. A module has its own limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_timeout: Option<Duration>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,7 +138,8 @@ pub struct Deploy {
     pub strategy: Strategy,
     pub max_unavailable: u32,
     pub max_surge: u32,
-    /// From starting a replica to its being ready; past it the deploy fails and rolls back.
+    /// From placing a replica to its being ready, without the time its image takes to come; past it the deploy fails and
+    /// rolls back.
     pub ready_timeout: Duration,
     /// How long connections of a replica that leaves may go on.
     pub drain_timeout: Duration,
@@ -264,7 +268,15 @@ impl Default for ModuleLimits {
     }
 }
 
+impl ModuleLimits {
+    /// More than a request may wait for an instance, and than a busy node takes to end one.
+    const OVERTIME: Duration = Duration::from_secs(10);
+}
+
 impl Service {
+    /// What nginx and HAProxy allow by default.
+    pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
+
     /// Whether replicas may not run at the same time, because they would share a volume, or a port of the host.
     pub fn is_exclusive(&self) -> bool {
         self.keeps_data() || self.host.network && self.port.is_some()
@@ -277,6 +289,15 @@ impl Service {
 
     pub fn is_module(&self) -> bool {
         matches!(self.source, Source::Module(_))
+    }
+
+    /// How long the proxy waits for a response to begin, once a request's body has all been sent. A module ends its
+    /// requests itself when their time is over, and has a page for that: the proxy only backs it up.
+    pub fn response_timeout(&self) -> Duration {
+        match &self.source {
+            Source::Image(_) => self.response_timeout.unwrap_or(Service::RESPONSE_TIMEOUT),
+            Source::Module(_) => self.limits.timeout + ModuleLimits::OVERTIME,
+        }
     }
 
     /// Every secret it refers to.

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, NodeId, ReplicaId, Revision, ServiceName};
-use crate::replica::{Exit, Facts, Phase, Pulled, Trouble, Usage};
+use crate::replica::{Exit, Facts, Phase, Pulled, Pulling, Trouble, Usage};
 use crate::spec::{Source, Strategy};
 use crate::state::{Deployed, Direction, PlacementState, Receipt, ScheduleRecord, Window};
 use crate::time::Timestamp;
@@ -138,6 +138,9 @@ pub struct ReplicaStatus {
     pub usage: Usage,
     pub in_flight: InFlight,
     pub pulled: Option<Pulled>,
+    /// How far its pull is, if it is being pulled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulling: Option<Pulling>,
     pub ready_after_ms: Option<u64>,
 }
 
@@ -259,6 +262,7 @@ fn replica(view: View<'_>, id: ReplicaId, placement: &crate::state::Placement) -
         usage: report.map(|report| report.usage).unwrap_or_default(),
         in_flight,
         pulled: report.and_then(|report| report.pulled),
+        pulling: report.filter(|_| !is_unknown).and_then(|report| report.pulling),
         ready_after_ms: report.and_then(|report| report.ready_after_ms),
     }
 }

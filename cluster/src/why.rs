@@ -168,7 +168,7 @@ fn worst_replica(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Opt
         } else if view.inventory.heard(placement.node).is_some() {
             let late = not_taken(view, placement.node, placement.since);
             let severity = if late.is_some() { 8 } else { 1 };
-            let mut diagnosis = late.unwrap_or_else(|| replica::under_way(name, id, Phase::Pending));
+            let mut diagnosis = late.unwrap_or_else(|| replica::under_way(name, id, Phase::Pending, None));
             diagnosis.replica = Some(id);
             found.push((severity, diagnosis));
         }
@@ -351,13 +351,15 @@ fn rolled_back(cause: String, failure: &Failure) -> Diagnosis {
 /// All replicas are ready, and what they answer is mostly errors.
 fn erring(view: View<'_>, name: &ServiceName) -> Option<Diagnosis> {
     let window = view.recent.get(name)?;
+    let spec = view.state.services.get(name)?.spec();
     let asked_of_replicas = |count: u64| count.saturating_sub(window.unserved);
     let (requests, errors) = (asked_of_replicas(window.requests), asked_of_replicas(window.errors));
     (errors >= ERRORS_MIN && errors * 2 >= requests).then(|| {
+        let key = if spec.is_module() { "timeout_secs" } else { "response_timeout_secs" };
         Diagnosis::new(
             Code::Errors,
             format!("it is ready, but {errors} of its {requests} requests in the last minute ended in an error (5xx)"),
-            format!("its log says why: orca logs {name} --tail 50"),
+            format!("its log says why: orca logs {name} --tail 50; a 504 says that it takes longer than `{key}`"),
         )
     })
 }

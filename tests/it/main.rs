@@ -6,6 +6,7 @@ mod cli;
 mod crash;
 mod deploy;
 mod engine;
+mod pull;
 mod scenarios;
 mod secrets;
 mod simulation;

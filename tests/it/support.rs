@@ -26,6 +26,7 @@ mod engine;
 mod load;
 mod node;
 mod ran;
+mod registry;
 mod wait;
 
 pub use docker::{container_ids, docker, started_at};
@@ -33,6 +34,7 @@ pub use engine::Engine;
 pub use load::{Kind, Load, Rates, Tally};
 pub use node::{Node, Setup, container, module, orca_binary, probe, request, signal};
 pub use ran::{Ran, Running};
+pub use registry::{PASSWORD_HASH, Registry};
 pub use wait::{PATIENCE, wait_for, wait_until};
 
 /// Ends the calling test, having said why, where `cargo xtask test` found that there can be no Docker engine.

@@ -5,17 +5,15 @@
 mod fault;
 mod faults;
 mod images;
-mod registry;
 
 use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
 
-use crate::support::{Node, Setup, requires_docker};
+use crate::support::{Node, PASSWORD_HASH, Registry, Setup, requires_docker};
 use fault::{Fault, Found, Place};
 use images::Images;
-use registry::Registry;
 
 /// Faults injected at the same time: they wait for time-outs most of the time.
 const AT_ONCE: usize = 8;
@@ -39,7 +37,7 @@ pub struct World {
 impl World {
     fn start() -> World {
         let images = Images::build();
-        let (open, closed) = (Registry::start(None), Registry::start(Some(registry::PASSWORD_HASH)));
+        let (open, closed) = (Registry::start(None), Registry::start(Some(PASSWORD_HASH)));
         let node = Node::start();
         let settings = node.directory().join("cluster.toml");
         let allowed = "[policy]\nallow_host = [\"network\", \"/no-such-directory\"]\n";

@@ -124,6 +124,13 @@ fn step(world: &mut World, command: &str) -> Option<String> {
             world.change_leader();
             return None;
         }
+        // How long a response of each service may take to begin.
+        "response-timeouts" => {
+            let goals = world.leader.as_ref().map(|leader| leader.goals().values()).expect("somebody leads");
+            let services = goals.last().map(|goal| &goal.tables.services).into_iter().flatten();
+            let each: Vec<String> = services.map(|(name, up)| format!("{name} {:?}", up.response_timeout)).collect();
+            return Some(each.join(", "));
+        }
         // Which replicas get requests, and which share of them.
         "tables" => {
             let name = service(rest, world);
@@ -254,9 +261,11 @@ fn spec(words: &str) -> String {
         let (key, value) = word.split_once('=').expect("key=value");
         let _ = match key {
             "image" | "domain" | "network" => writeln!(top, "{key} = \"{value}\""),
+            // `./a.wasm`, or `./a.wasm@600` with its time-out.
             "module" => {
                 port = false;
-                writeln!(top, "{key} = \"{value}\"")
+                let (path, seconds) = value.split_once('@').unwrap_or((value, "30"));
+                writeln!(top, "{key} = {{ path = \"{path}\", timeout_secs = {seconds} }}")
             }
             "cron" => writeln!(top, "triggers = [\"cron:{}\"]", value.replace('_', " ")),
             "port" => {
@@ -264,7 +273,7 @@ fn spec(words: &str) -> String {
                 Ok(())
             }
             "routes" => writeln!(top, "{key} = {:?}", value.split(',').collect::<Vec<_>>()),
-            "replicas" => writeln!(top, "{key} = {value}"),
+            "replicas" | "response_timeout_secs" => writeln!(top, "{key} = {value}"),
             "needs" => writeln!(top, "depends_on = [\"{value}\"]"),
             "strategy" => writeln!(deploy, "{key} = \"{value}\""),
             "max_surge" | "max_unavailable" | "canary_weight" | "ready_timeout_secs" | "drain_timeout_secs" => {

@@ -2,6 +2,7 @@
 //! known, decides which bytes run.
 
 use std::collections::HashMap;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use bollard::auth::DockerCredentials;
@@ -11,7 +12,7 @@ use futures_util::StreamExt as _;
 use http::{HeaderValue, Request};
 use orca_cluster::goal::{Container, ReplicaGoal};
 use orca_cluster::node::Finished;
-use orca_cluster::replica::{Cause, Pulled};
+use orca_cluster::replica::{Cause, Pulled, Pulling};
 use tokio::time::timeout;
 
 use super::create::container;
@@ -26,7 +27,12 @@ const SILENCE_MAX: Duration = Duration::from_secs(120);
 
 impl Docker {
     /// Has the goal's image on this node. `progress` hears of a pull as it goes on.
-    pub async fn fetch(&self, goal: &ReplicaGoal, open: Open<'_>, mut progress: impl FnMut(Pulled) + Send) -> Finished {
+    pub async fn fetch(
+        &self,
+        goal: &ReplicaGoal,
+        open: Open<'_>,
+        mut progress: impl FnMut(Pulling) + Send,
+    ) -> Finished {
         self.try_fetch(goal, open, &mut progress).await.unwrap_or_else(Finished::Failed)
     }
 
@@ -34,7 +40,7 @@ impl Docker {
         &self,
         goal: &ReplicaGoal,
         open: Open<'_>,
-        progress: &mut (dyn FnMut(Pulled) + Send),
+        progress: &mut (dyn FnMut(Pulling) + Send),
     ) -> Result<Finished, Cause> {
         let container = container(goal)?;
         let reference = Reference::parse(&container.image);
@@ -89,7 +95,7 @@ impl Docker {
         container: &Container,
         reference: &Reference<'_>,
         open: Open<'_>,
-        progress: &mut (dyn FnMut(Pulled) + Send),
+        progress: &mut (dyn FnMut(Pulling) + Send),
     ) -> Result<Pulled, Cause> {
         let credentials = match &container.registry {
             None => None,
@@ -105,13 +111,15 @@ impl Docker {
         let tag = container.digest.as_deref().or(reference.digest).or(reference.tag).unwrap_or("latest");
         let options = CreateImageOptionsBuilder::default().from_image(reference.name).tag(tag).build();
         let begun = Instant::now();
-        let mut layers: HashMap<String, u64> = HashMap::new();
+        let mut layers = Layers::default();
         let client = self.client()?;
         let mut stream = std::pin::pin!(client.create_image(Some(options), None, credentials));
         loop {
             let step = match timeout(SILENCE_MAX, stream.next()).await {
                 Ok(Some(Ok(step))) => step,
                 Ok(None) => break,
+                // The engine fetches a few layers at a time, of all images together: ours may wait for another's.
+                Err(_) if layers.are_waiting() && self.pulls_moved_within(SILENCE_MAX) => continue,
                 // The engine begins to answer with the registry's first word.
                 Err(_) | Ok(Some(Err(bollard::errors::Error::RequestTimeoutError))) => {
                     let seconds = SILENCE_MAX.as_secs();
@@ -121,13 +129,20 @@ impl Docker {
                 }
                 Ok(Some(Err(error))) => return Err(self.pull_cause(error, container, known)),
             };
-            let Some(layer) = step.id.filter(|_| step.status.as_deref() == Some("Downloading")) else { continue };
-            let bytes = step.progress_detail.and_then(|detail| detail.current).unwrap_or_default();
-            let so_far = layers.entry(layer).or_default();
-            *so_far = (*so_far).max(u64::try_from(bytes).unwrap_or_default());
-            progress(pulled(&layers, begun));
+            *self.inner.pulls_moved.lock().unwrap_or_else(PoisonError::into_inner) = tokio::time::Instant::now();
+            let (Some(layer), Some(status)) = (step.id, step.status) else { continue };
+            let detail = step.progress_detail.unwrap_or_default();
+            let count = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok());
+            if layers.take(layer, &status, count(detail.current), count(detail.total)) {
+                progress(layers.pulling());
+            }
         }
-        Ok(pulled(&layers, begun))
+        let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(Pulled { bytes: layers.pulling().bytes, millis })
+    }
+
+    fn pulls_moved_within(&self, span: Duration) -> bool {
+        self.inner.pulls_moved.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < span
     }
 
     fn pull_cause(&self, error: bollard::errors::Error, container: &Container, had_credentials: bool) -> Cause {
@@ -149,9 +164,49 @@ impl Docker {
     }
 }
 
-fn pulled(layers: &HashMap<String, u64>, begun: Instant) -> Pulled {
-    let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    Pulled { bytes: layers.values().sum(), millis }
+/// What the engine has said of each layer of an image.
+#[derive(Debug, Default)]
+struct Layers(HashMap<String, Layer>);
+
+#[derive(Debug, Default)]
+struct Layer {
+    bytes: u64,
+    total: Option<u64>,
+}
+
+impl Layers {
+    /// Takes in what is new of one. True if that may be progress.
+    fn take(&mut self, id: String, status: &str, current: Option<u64>, total: Option<u64>) -> bool {
+        match status {
+            // The engine fetches a few at a time, and tells a layer's size when its turn has come.
+            "Pulling fs layer" => {
+                self.0.entry(id).or_default();
+            }
+            "Downloading" => {
+                let layer = self.0.entry(id).or_default();
+                layer.bytes = layer.bytes.max(current.unwrap_or_default());
+                layer.total = total.filter(|total| *total > 0).or(layer.total);
+            }
+            // Of a small one nothing else may ever be said.
+            "Verifying Checksum" | "Download complete" | "Extracting" | "Pull complete" => {
+                let layer = self.0.entry(id).or_default();
+                layer.bytes = layer.total.unwrap_or(layer.bytes);
+                layer.total = Some(layer.bytes);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Whether some have not begun to come.
+    fn are_waiting(&self) -> bool {
+        self.0.values().any(|layer| layer.total.is_none())
+    }
+
+    fn pulling(&self) -> Pulling {
+        let bytes = self.0.values().map(|layer| layer.bytes).sum();
+        Pulling { bytes, total: self.0.values().map(|layer| layer.total).sum() }
+    }
 }
 
 /// What the engine's words on a failed pull mean.
@@ -285,6 +340,26 @@ mod tests {
         assert_eq!(digest("docker.io/library/redis:7").as_deref(), Some("sha256:2"));
         assert_eq!(digest("other.io/redis").as_deref(), Some("sha256:1"));
         assert_eq!(digest("elsewhere.io/redis"), None);
+    }
+
+    #[test]
+    fn the_size_of_an_image_is_known_when_that_of_each_layer_is() {
+        let mut layers = Layers::default();
+        let mut take = |id: &str, status, current, total| {
+            layers.take(id.to_owned(), status, current, total);
+            let Pulling { bytes, total } = layers.pulling();
+            (bytes, total)
+        };
+        take("a", "Pulling fs layer", None, None);
+        take("c", "Already exists", None, None);
+        assert_eq!(take("b", "Pulling fs layer", None, None), (0, None));
+        assert_eq!(take("a", "Downloading", Some(10), Some(100)), (10, None));
+        assert_eq!(take("b", "Downloading", Some(1), Some(50)), (11, Some(150)));
+        assert_eq!(take("a", "Download complete", None, None), (101, Some(150)));
+        // In other units, with the engine's newer way of keeping images.
+        assert_eq!(take("a", "Extracting", Some(3), None), (101, Some(150)));
+        assert_eq!(take("d", "Download complete", None, None), (101, Some(150)));
+        assert_eq!(take("b", "Pull complete", None, None), (150, Some(150)));
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! Having an image: from here, from a registry, or not at all.
 
+use std::time::Duration;
+
 use orca_cluster::goal::{ReplicaGoal, Workload};
 use orca_cluster::node::Finished;
-use orca_cluster::replica::Cause;
+use orca_cluster::replica::{Cause, Pulling};
 use orca_cluster::spec::Registry as Credentials;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::bed::{Bed, Registry, open, run};
 
@@ -101,7 +104,7 @@ async fn a_pull_that_falls_silent_fails_and_says_so() {
     let goal = of_image(&bed, "127.0.0.1:1/silent:1", None);
     let begun = Notify::new();
     let fetching = docker.fetch(&goal, &open, |pulled| {
-        assert_eq!(pulled.bytes, 5);
+        assert_eq!(pulled, Pulling { bytes: 5, total: Some(10) });
         begun.notify_one();
     });
     let silence = async {
@@ -148,6 +151,40 @@ async fn a_registry_lets_in_who_has_the_password() {
     let fetched = bed.docker.fetch(&with("${secrets.REGISTRY_PASSWORD}"), &open, |_| {}).await;
     assert!(matches!(fetched, Finished::Fetched { pulled: Some(_), .. }), "{fetched:?}");
     let _ = run("docker", &["rmi", &image]);
+}
+
+#[tokio::test]
+async fn a_pull_whose_layers_wait_for_those_of_another_is_not_silent() {
+    requires_docker!();
+    let bed = Bed::new("queue");
+    let answer = |step: &str| {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+        format!("{head}{:x}\r\n{step}\r\n\r\n", step.len() + 2)
+    };
+    let waits = answer("{\"status\":\"Pulling fs layer\",\"id\":\"a\",\"progressDetail\":{}}");
+    let comes = answer("{\"status\":\"Downloading\",\"id\":\"b\",\"progressDetail\":{\"current\":5,\"total\":10}}");
+    let (docker, _relay) = bed.relayed(move |request| {
+        let pulls = request.contains("/images/create?");
+        pulls.then(|| if request.contains("waits") { waits.clone() } else { comes.clone() })
+    });
+    let [waiting, coming] = ["127.0.0.1:1/waits:1", "127.0.0.1:1/comes:1"].map(|image| of_image(&bed, image, None));
+    let (begun, queued) = (Instant::now(), Notify::new());
+    let waiting = async {
+        docker.fetch(&waiting, &open, |_| queued.notify_one()).await;
+        begun.elapsed().as_secs()
+    };
+    let coming = async {
+        queued.notified().await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::time::resume();
+        // From its first step on nothing but time passes, and that at once.
+        docker.fetch(&coming, &open, |_| tokio::time::pause()).await;
+        begun.elapsed().as_secs()
+    };
+    let (waited, came) = tokio::join!(waiting, coming);
+    assert!((180..190).contains(&came), "{came}");
+    assert!((240..250).contains(&waited), "for its own two minutes, or for ever: {waited}");
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use super::health::{Health, Verdict, default_readiness};
 use super::{ActionId, Condition, Exited, Finished, Purpose, Task, backoff};
 use crate::goal::{Duty, ReplicaGoal, Workload};
 use crate::id::{ReplicaId, Revision, ServiceName};
-use crate::replica::{Cause, Ending, Exit, Phase, Pulled, ReplicaReport, Saw, Trouble, Usage};
+use crate::replica::{Cause, Ending, Exit, Phase, Pulled, Pulling, ReplicaReport, Saw, Trouble, Usage};
 use crate::spec::{Probe, VolumeSource};
 use crate::time::Timestamp;
 
@@ -35,6 +35,7 @@ pub struct Replica {
     pub image: Option<String>,
     digest: Option<String>,
     pulled: Option<Pulled>,
+    pub pulling: Option<Pulling>,
     pub restarts: u32,
     /// Exits in a row without having been ready for [`backoff::STABLE_AFTER`] in between.
     pub failures: u32,
@@ -131,6 +132,7 @@ impl Replica {
             image: None,
             digest: None,
             pulled: None,
+            pulling: None,
             restarts: 0,
             failures: 0,
             setup_failures: 0,
@@ -238,12 +240,15 @@ impl Replica {
         self.image = Some(image);
         self.digest = digest;
         self.pulled = pulled.or(self.pulled);
+        // What failed was the fetching; what else keeps it from starting is told until it starts.
+        self.trouble.take_if(|trouble| matches!(trouble.cause, Cause::PullFailed { .. } | Cause::ModuleMissing { .. }));
         self.enter(Stage::Pending, now);
     }
 
     /// Its process runs, since `since`: started by us, or found running.
     pub fn running(&mut self, address: Option<SocketAddr>, since: Timestamp, now: Timestamp) {
         self.setup_failures = 0;
+        self.trouble.take_if(|trouble| trouble.cause.precedes_start());
         let goal = self.goal.clone();
         let port = goal.as_ref().and_then(|goal| goal.port);
         let is_container = self.is_container();
@@ -558,7 +563,8 @@ impl Replica {
                 }
                 self.early_exit = None;
             }
-            Want::Fetch | Want::Create | Want::Stop | Want::Remove { .. } => {}
+            Want::Fetch => self.pulling = None,
+            Want::Create | Want::Stop | Want::Remove { .. } => {}
         }
         if let Some(doing) = doing {
             self.enter(Stage::Busy(action, doing), now);
@@ -730,6 +736,7 @@ impl Replica {
             trouble: trouble.cloned(),
             usage: self.usage,
             pulled: self.pulled,
+            pulling: self.pulling.filter(|_| self.phase() == Phase::Pulling),
             ready_after_ms: self.ready_after_ms,
             on_trial: matches!(&self.stage, Stage::Running(running) if running.is_on_trial()),
             runs: BTreeMap::new(),
@@ -845,6 +852,33 @@ mod tests {
         replica.stage = Stage::Unknown;
         replica.found(None, exited(SIGTERMED), later);
         assert_eq!(ending(&replica), (Some(Ending::Own), 1));
+    }
+
+    #[test]
+    fn what_kept_it_from_starting_is_not_what_is_wrong_with_it_when_it_starts() {
+        let mut replica = serving();
+        let busy = |replica: &mut Replica, doing| replica.stage = Stage::Busy(ActionId(9), doing);
+        busy(&mut replica, Doing::Fetching);
+        let cause = Cause::PullFailed { image: "web:1".to_owned(), reason: "EOF".to_owned(), present: false };
+        replica.take_result(ActionId(9), Finished::Failed(cause), BEGIN);
+        busy(&mut replica, Doing::Fetching);
+        assert!(replica.trouble.is_some());
+        let fetched = Finished::Fetched { image: "web:1".to_owned(), digest: None, pulled: None };
+        replica.take_result(ActionId(9), fetched, BEGIN);
+        assert_eq!(replica.trouble, None);
+
+        replica.must_wait("web/data".to_owned(), ReplicaId(7), BEGIN);
+        busy(&mut replica, Doing::Starting);
+        assert!(replica.trouble.is_some());
+        replica.take_result(ActionId(9), Finished::Started { address: None }, BEGIN);
+        assert_eq!(replica.trouble, None);
+        // How it ended before is told until it is ready.
+        replica.exited(Exited { code: 1, ..Exited::default() }, BEGIN);
+        replica.goal =
+            Some(Arc::new(ReplicaGoal { readiness: Some(default_readiness()), ..crate::node::run::tests::job(&[]) }));
+        busy(&mut replica, Doing::Starting);
+        replica.take_result(ActionId(9), Finished::Started { address: None }, BEGIN);
+        assert_eq!(replica.trouble.map(|trouble| trouble.cause), Some(Cause::Exited));
     }
 
     #[test]

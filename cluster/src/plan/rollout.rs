@@ -9,7 +9,7 @@
 use super::schedule::Room;
 use super::{Step, route};
 use crate::id::{Label, ReplicaId, Revision, ServiceName};
-use crate::replica::{Cause, Phase, ReplicaReport, Trouble};
+use crate::replica::{Phase, ReplicaReport};
 use crate::route::Tables;
 use crate::spec::{AutoPromote, Service, Strategy};
 use crate::state::{
@@ -68,6 +68,12 @@ impl Standing<'_> {
     /// Ready by the questions that are asked now.
     fn is_settled(&self) -> bool {
         self.is_ready() && !self.is_on_trial()
+    }
+
+    /// See [`ready_from`].
+    fn ready_from(&self, now: Timestamp) -> Timestamp {
+        // A pull that nobody hears of any more may have ended long ago.
+        ready_from(self.placement, self.report.filter(|_| !self.lost && !self.silent), now)
     }
 
     fn is_gone(&self) -> bool {
@@ -265,14 +271,11 @@ impl<'a> Pass<'a> {
     /// often it may is counted apart.
     fn is_late(&self, standing: &Standing<'_>) -> bool {
         let timeout = self.spec.deploy.ready_timeout;
-        if standing.is_ready() || self.view.now.since(standing.placement.since) < timeout {
+        if standing.is_ready() || self.view.now.since(standing.ready_from(self.view.now)) < timeout {
             return false;
         }
         standing.report.is_none_or(|report| {
-            let sets_up = report.trouble.as_ref().is_some_and(|trouble| {
-                let Trouble { cause, .. } = trouble;
-                !matches!(cause, Cause::Exited | Cause::Vanished | Cause::NotAlive { .. } | Cause::ProbeFailing { .. })
-            });
+            let sets_up = report.trouble.as_ref().is_some_and(|trouble| trouble.cause.precedes_start());
             sets_up || self.view.now.since(report.since) >= timeout
         })
     }
@@ -282,7 +285,8 @@ impl<'a> Pass<'a> {
     fn obstacle(&self, rollout: &Rollout) -> Option<Failure> {
         let deploy = &self.spec.deploy;
         let moves = self.next.steps.iter().any(Step::moves_replicas);
-        let since = self.fresh.iter().map(|s| s.placement.since).fold(rollout.started, Timestamp::max);
+        let now = self.view.now;
+        let since = self.fresh.iter().map(|s| s.ready_from(now)).fold(rollout.started, Timestamp::max);
         let stood = self.view.now.since(since);
         if moves || !self.leaving.is_empty() || stood < deploy.ready_timeout {
             return None;
@@ -302,10 +306,19 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// Whether another service of the project is being rolled out, so that it may get ready yet.
+    /// Whether another service of the project may get ready yet: it is being rolled out, or a replica of it was placed
+    /// anew and has time left.
     fn is_on_its_way(&self, service: &Label) -> bool {
-        let other = ServiceName::new(self.name.project.clone(), service.clone());
-        self.view.state.services.get(&other).is_some_and(|other| other.rollout.is_some() && other.wanted() > 0)
+        let View { state, inventory, now, .. } = self.view;
+        let name = ServiceName::new(self.name.project.clone(), service.clone());
+        let Some(other) = state.services.get(&name) else { return false };
+        let has_time = |(id, placement): (ReplicaId, &Placement)| {
+            let from = ready_from(placement, inventory.replica(placement.node, id), now);
+            placement.state == PlacementState::Serve
+                && !inventory.is_suspect(placement.node, now)
+                && now.since(from) < other.spec().deploy.ready_timeout
+        };
+        other.wanted() > 0 && (other.rollout.is_some() || state.placements_of(&name).any(has_time))
     }
 
     fn is_settled_template(&self, rollout: &Rollout) -> bool {
@@ -703,6 +716,17 @@ impl Step {
     }
 }
 
+/// From when on the time counts that a replica may take to get ready: since it was placed, without the time that its
+/// image took, or takes, to come. How long that is, is no property of the revision. A pull in which nothing comes is ended
+/// by the node; one that failed counts like everything else that keeps a replica from being started.
+fn ready_from(placement: &Placement, report: Option<&ReplicaReport>, now: Timestamp) -> Timestamp {
+    match report {
+        Some(report) if report.phase == Phase::Pulling => now,
+        Some(ReplicaReport { pulled: Some(pulled), .. }) => placement.since + Duration::from_millis(pulled.millis),
+        Some(_) | None => placement.since,
+    }
+}
+
 /// `99.93% of 1500 requests succeeded`.
 fn succeeded(counters: &Counters) -> String {
     let (requests, failures) = (counters.requests, counters.failures());
@@ -726,12 +750,12 @@ pub fn deadline(view: View<'_>) -> Option<(Timestamp, &'static str)> {
         let deploy = &deployed.spec().deploy;
         match placement.state {
             PlacementState::Serve => {
-                let ready =
-                    view.inventory.replica(placement.node, *id).is_some_and(|report| report.phase == Phase::Ready);
+                let report = view.inventory.replica(placement.node, *id);
+                let ready = report.is_some_and(|report| report.phase == Phase::Ready);
                 if deployed.rollout.is_some() && !ready {
-                    let report = view.inventory.replica(placement.node, *id);
-                    let begun = report.map_or(placement.since, |report| report.since.max(placement.since));
-                    for since in [placement.since, begun] {
+                    let from = ready_from(placement, report, view.now);
+                    let begun = report.map_or(from, |report| report.since.max(from));
+                    for since in [from, begun] {
                         deadlines.push((since + deploy.ready_timeout, "a new replica should be ready"));
                     }
                 }

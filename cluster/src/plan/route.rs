@@ -16,7 +16,6 @@
 //!    answers those requests by a more general route, it goes on until this one is ready.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use super::Step;
 use crate::id::{Generation, GoalNumber, ServiceName};
@@ -26,8 +25,6 @@ use crate::spec::{Route, Strategy};
 use crate::state::{Deployed, Direction, PlacementState};
 use crate::view::View;
 
-/// How long a request may wait for its response to begin: what nginx and HAProxy allow by default.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What the weights of a service's backends add up to, about, when they are not equal.
 const WEIGHT_TOTAL: u32 = 1000;
 
@@ -256,7 +253,10 @@ fn upstream(view: View<'_>, name: &ServiceName, deployed: &Deployed) -> Upstream
         [] => spec.is_module(),
         backends => backends.iter().any(|backend| backend.address.is_none()),
     };
-    Upstream { backends: old, absence, response_timeout: RESPONSE_TIMEOUT, module }
+    // The longest, as long as there are replicas of two kinds: none is to be cut short by what holds for another.
+    let of_backend = |backend: &Backend| Some(deployed.record_for(backend.revision)?.spec.response_timeout());
+    let response_timeout = old.iter().filter_map(of_backend).max().unwrap_or_else(|| spec.response_timeout());
+    Upstream { backends: old, absence, response_timeout, module }
 }
 
 /// Gives a group of backends this many per cent of the requests together.

@@ -136,6 +136,8 @@ pub fn change(old: &Service, new: &Service) -> Change {
         limits,
         registry,
         host,
+        // Compared as what it comes to, with the limit of a module in it.
+        response_timeout: _,
     } = new;
     let mut change = Change::default();
     source_change(&mut change, &old.source, source);
@@ -146,6 +148,10 @@ pub fn change(old: &Service, new: &Service) -> Change {
     change.compare(Effect::Replace, "port", &old.port, port, or_none);
     change.compare(Effect::Rescale, "replicas", &old.replicas, replicas, u32::to_string);
     change.compare_sets(Effect::Reroute, "route", &old.routes, routes);
+    if !(old.is_module() || new.is_module()) {
+        let [old, new] = [old, new].map(Service::response_timeout);
+        change.compare(Effect::Reroute, "response_timeout", &old, &new, |span| format!("{span:?}"));
+    }
     change.compare_maps(Effect::Replace, "env", &old.env, env);
     change.compare(Effect::Replace, "secrets as", &old.secrets_as, secrets_as, |way| match way {
         SecretsAs::Env => "env".to_owned(),

@@ -186,6 +186,7 @@ pub fn service(service: &Service) -> Vec<Fault> {
         limits,
         registry,
         host,
+        response_timeout,
     } = service;
     let mut faults = Faults::default();
     match source {
@@ -200,6 +201,7 @@ pub fn service(service: &Service) -> Vec<Fault> {
     }
     faults.arguments("command", command);
     faults.port(service);
+    faults.response_timeout(service, *response_timeout);
     if *replicas > REPLICAS_MAX {
         faults.add("replicas", format!("a service has at most {REPLICAS_MAX} replicas, not {replicas}"));
     }
@@ -519,6 +521,23 @@ impl Faults {
         }
         if arguments.first().is_some_and(String::is_empty) {
             self.push(at, "the first argument may not be empty".to_owned());
+        }
+    }
+
+    fn response_timeout(&mut self, service: &Service, response_timeout: Option<Duration>) {
+        const KEY: &str = "response_timeout_secs";
+        let Some(span) = response_timeout else { return };
+        self.span(Place::of(KEY), span, Duration::from_secs(1), SPAN_MAX);
+        if service.is_module() {
+            self.add(KEY, format!("a module cannot have `{KEY}`"))
+                .of_key()
+                .advise("its time is a limit of its own: `module = { path = \"…\", timeout_secs = … }`")
+                .given(&["module"]);
+        } else if service.port.is_none() {
+            self.add(KEY, format!("`{KEY}` needs a `port`: without one nobody sends requests"))
+                .of_key()
+                .advise("add `port`, or leave it out")
+                .given(&["port"]);
         }
     }
 

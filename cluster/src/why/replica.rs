@@ -3,7 +3,7 @@
 use super::output::telling;
 use super::{CRASH_LOOP_AFTER, Code, Diagnosis, Evidence, phase_word, probe, saw_words};
 use crate::id::{ReplicaId, ServiceName};
-use crate::replica::{Cause, Ending, Engine, Exit, Phase, ReplicaReport, Saw, Trouble};
+use crate::replica::{Cause, Ending, Engine, Exit, Phase, Pulling, ReplicaReport, Saw, Trouble};
 use crate::spec::Service;
 use crate::view::View;
 
@@ -32,7 +32,7 @@ pub fn replica(
         return None;
     }
     let Some(trouble) = &report.trouble else {
-        return Some(under_way(name, id, report.phase));
+        return Some(under_way(name, id, report.phase, report.pulling));
     };
     let mut diagnosis = match (&trouble.cause, &report.last_exit) {
         // Of a container that answers, and of one that is asked by way of its engine, it says nothing.
@@ -55,10 +55,11 @@ pub fn replica(
 }
 
 /// Nothing is wrong with it; it is not there yet.
-pub fn under_way(name: &ServiceName, id: ReplicaId, phase: Phase) -> Diagnosis {
+pub fn under_way(name: &ServiceName, id: ReplicaId, phase: Phase, pulling: Option<Pulling>) -> Diagnosis {
+    let doing = pulling.map_or_else(|| phase_word(phase).to_owned(), |pulling| pulling.to_string());
     Diagnosis {
         code: Code::Starting,
-        cause: format!("{name}/{id} is {}", phase_word(phase)),
+        cause: format!("{name}/{id} is {doing}"),
         evidence: Vec::new(),
         fix: None,
         replica: Some(id),

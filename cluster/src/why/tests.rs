@@ -10,7 +10,9 @@ use super::{Diagnosis, failure, no_room, why};
 use crate::event::Actor;
 use crate::id::{Generation, GoalNumber, Label, NodeId, ReplicaId, Revision, ServiceName};
 use crate::inventory::{Inventory, SUSPECT_AFTER};
-use crate::replica::{Cause, Ending, Engine, Exit, Observed, Phase, Purpose, ReplicaReport, Saw, Trouble, Usage};
+use crate::replica::{
+    Cause, Ending, Engine, Exit, Observed, Phase, Pulling, Purpose, ReplicaReport, Saw, Trouble, Usage,
+};
 use crate::resource::{Cpu, Memory};
 use crate::route::RouteKey;
 use crate::secret::{Opaque, SealingPublicKey};
@@ -110,6 +112,7 @@ impl World {
             trouble: None,
             usage: Usage::default(),
             pulled: None,
+            pulling: None,
             ready_after_ms: None,
             on_trial: false,
             runs: BTreeMap::new(),
@@ -229,6 +232,11 @@ fn nothing_is_wrong_with_what_is_as_asked() {
 #[test]
 fn what_a_person_asked_for_comes_first() {
     let mut world = World::new("");
+    world.report("api", R7, Phase::Pulling).pulling = Some(Pulling { bytes: 12_400_000, total: Some(80_100_000) });
+    world.says(&expect![[r#"
+        starting: shop/api/r7 is pulling 12.4 of 80.1 MB
+          fix: none
+    "#]]);
     world.report("api", R7, Phase::Starting);
     world.says(&expect![[r#"
         starting: shop/api/r7 is starting
@@ -876,7 +884,7 @@ fn errors_are_told_where_most_requests_end_in_one() {
     assert_eq!(window(1000, 499), "nothing");
     expect![[r#"
         errors: it is ready, but 37 of its 40 requests in the last minute ended in an error (5xx)
-          fix: its log says why: orca logs shop/api --tail 50
+          fix: its log says why: orca logs shop/api --tail 50; a 504 says that it takes longer than `response_timeout_secs`
     "#]]
     .assert_eq(&window(40, 37));
     // What was refused while it had no replica says nothing of those that it has.

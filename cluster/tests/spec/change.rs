@@ -67,18 +67,30 @@ fn what_the_process_sees_needs_a_new_process() {
 fn what_is_around_the_process_does_not() {
     check(
         "image = \"a\"\nport = 80\ndomain = \"a.example.com\"\nhealth = \"/h\"",
-        "image = \"a\"\nport = 80\ndomain = \"b.example.com\"\nreplicas = 2\nreadiness.tcp = true\nliveness.path = \"/h\"\n\
+        "image = \"a\"\nport = 80\ndomain = \"b.example.com\"\nreplicas = 2\nresponse_timeout_secs = 300\nreadiness.tcp = true\nliveness.path = \"/h\"\n\
          [service.deploy]\nstrategy = \"canary\"\ncanary_weight = 5\nstop_grace_secs = 1\nauto_promote = {}\n\
          [service.registry]\nusername = \"a\"\npassword = \"${secrets.P}\"",
         expect![[r#"
             Rescale: replicas 1 -> 2
             Reroute: route a.example.com/* removed
             Reroute: route b.example.com/* added
+            Reroute: response_timeout 60s -> 300s
             Reprobe: readiness GET /h -> tcp
             Remember: strategy rolling -> canary 5%
             Remember: auto_promote none -> at 99.5% after 300s
             Remember: stop_grace 10s -> 1s
             Remember: registry login added
+            same replicas
+        "#]],
+    );
+}
+
+#[test]
+fn a_default_that_is_written_down_is_no_change() {
+    check(
+        "image = \"a\"\nport = 80",
+        "image = \"a\"\nport = 80\nresponse_timeout_secs = 60",
+        expect![[r#"
             same replicas
         "#]],
     );

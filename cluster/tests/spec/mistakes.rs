@@ -597,6 +597,53 @@ fn a_time_as_a_text() {
 }
 
 #[test]
+fn a_response_that_may_take_too_long_or_never_comes() {
+    check_key(
+        "response_timeout_secs = 7200",
+        expect![[r#"
+            error: 7200 seconds is out of range: 1 to 3600
+             --> service.toml:5:25
+              |
+            5 | response_timeout_secs = 7200
+              |                         ^^^^
+        "#]],
+    );
+    check_key(
+        "response_timeout_secs = \"5m\"",
+        expect![[r#"
+            error: expected a number of seconds, found a text
+             --> service.toml:5:25
+              |
+            5 | response_timeout_secs = "5m"
+              |                         ^^^^
+              = hint: write the number of seconds: 300
+        "#]],
+    );
+    check(
+        "[[service]]\nname = \"worker\"\nimage = \"busybox\"\nresponse_timeout_secs = 90\n",
+        expect![[r#"
+            error: `response_timeout_secs` needs a `port`: without one nobody sends requests
+             --> service.toml:4:1
+              |
+            4 | response_timeout_secs = 90
+              | ^^^^^^^^^^^^^^^^^^^^^
+              = hint: add `port`, or leave it out
+        "#]],
+    );
+    check(
+        "[[service]]\nname = \"web\"\nmodule = \"./a.wasm\"\nresponse_timeout_secs = 90\n",
+        expect![[r#"
+            error: a module cannot have `response_timeout_secs`
+             --> service.toml:4:1
+              |
+            4 | response_timeout_secs = 90
+              | ^^^^^^^^^^^^^^^^^^^^^
+              = hint: its time is a limit of its own: `module = { path = "…", timeout_secs = … }`
+        "#]],
+    );
+}
+
+#[test]
 fn a_time_out_of_range() {
     check_key(
         "deploy.ready_timeout_secs = 86400",

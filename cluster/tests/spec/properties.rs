@@ -117,6 +117,7 @@ fn key() -> impl Strategy<Value = &'static str> {
         "triggers",
         "registry",
         "secrets_as",
+        "response_timeout_secs",
         "privileged",
         "network",
         "module",

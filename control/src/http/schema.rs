@@ -182,6 +182,7 @@ const SHAPES: &[(&str, Shape)] = &[
             ("usage", "Usage"),
             ("in_flight", "InFlight"),
             ("pulled", "Pulled?"),
+            ("pulling", "Pulling?"),
             ("ready_after_ms", "integer?"),
         ]),
     ),
@@ -206,6 +207,7 @@ const SHAPES: &[(&str, Shape)] = &[
     ("Usage", Object(&[("memory", "integer"), ("cpu", "integer")])),
     ("InFlight", Object(&[("requests", "integer"), ("upgraded", "integer")])),
     ("Pulled", Object(&[("bytes", "integer"), ("millis", "integer")])),
+    ("Pulling", Object(&[("bytes", "integer"), ("total", "integer?")])),
     (
         "RolloutStatus",
         Object(&[

@@ -247,6 +247,7 @@ fn observed(goal: &Goal, last: &Observed) -> Observed {
             trouble: None,
             usage: Usage::default(),
             pulled: None,
+            pulling: None,
             ready_after_ms: Some(1),
             on_trial: false,
             runs: BTreeMap::new(),

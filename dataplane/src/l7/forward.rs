@@ -240,7 +240,7 @@ impl Way<'_> {
                 }
                 Some((replica, Failed::Late)) => {
                     tracing::debug!(%replica, "a replica did not answer in time");
-                    return Err(Refusal::Late);
+                    return Err(Refusal::Late(service.response_timeout));
                 }
                 Some((_, Failed::Client(error))) => {
                     tracing::debug!(%error, "a client broke off inside its request");
@@ -324,7 +324,7 @@ impl Way<'_> {
         }
     }
 
-    /// A module runs in this process; its time-outs are its own, ours only backs them up.
+    /// A module runs in this process; its time-outs are its own, and ours, which is longer, only backs them up.
     async fn call(&mut self, service: &Service, backend: &Backend, outgoing: &mut Outgoing) -> Result<Passed, Failed> {
         let pulse = &self.client.pulse;
         let is_head = outgoing.method == Method::HEAD;
@@ -336,7 +336,7 @@ impl Way<'_> {
         pulse.wait(service.response_timeout);
         let answered = in_time(pulse, called).await;
         pulse.wait_is_over();
-        let mut response = answered.ok_or(Failed::Late)?.map_err(Failed::Module)?;
+        let mut response = answered.unwrap_or(Err(ModuleError::TimedOut)).map_err(Failed::Module)?;
         if response.status().is_informational() {
             return Err(Failed::Invalid(Invalid::Switch));
         }

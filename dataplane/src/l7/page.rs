@@ -2,6 +2,8 @@
 //! terminal, HTML for a browser, JSON for a program that asks for it. What went wrong in detail is in the log, under
 //! the request's id; a page is read by strangers.
 
+use std::time::Duration;
+
 use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode};
 use orca_cluster::id::ServiceName;
@@ -28,8 +30,8 @@ pub enum Refusal {
     Refusing,
     /// The connection broke before a response came, or what came was no valid response.
     Broken,
-    /// No response came in time.
-    Late,
+    /// No response began within this time.
+    Late(Duration),
     Module(ModuleError),
 }
 
@@ -41,7 +43,7 @@ impl Refusal {
             Refusal::NoRoute => StatusCode::NOT_FOUND,
             Refusal::Absent(_) | Refusal::Refusing => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Broken => StatusCode::BAD_GATEWAY,
-            Refusal::Late => StatusCode::GATEWAY_TIMEOUT,
+            Refusal::Late(_) => StatusCode::GATEWAY_TIMEOUT,
             Refusal::Module(ModuleError::Trapped) => StatusCode::INTERNAL_SERVER_ERROR,
             Refusal::Module(ModuleError::TooMuchMemory) => StatusCode::INTERNAL_SERVER_ERROR,
             Refusal::Module(ModuleError::TimedOut) => StatusCode::GATEWAY_TIMEOUT,
@@ -62,7 +64,7 @@ impl Refusal {
             Refusal::Absent(Absence::Failing) => "service_failing",
             Refusal::Refusing => "replica_refuses",
             Refusal::Broken => "replica_broke_off",
-            Refusal::Late => "replica_timed_out",
+            Refusal::Late(_) => "replica_timed_out",
             Refusal::Module(ModuleError::Trapped) => "module_trapped",
             Refusal::Module(ModuleError::TooMuchMemory) => "module_out_of_memory",
             Refusal::Module(ModuleError::TimedOut) => "module_timed_out",
@@ -84,10 +86,14 @@ impl Refusal {
             Refusal::Absent(Absence::Failing) => format!("{service} has no replica that is ready"),
             Refusal::Refusing => format!("{service} accepts no connections at the moment; try again soon"),
             Refusal::Broken => format!("{service} broke off before it answered"),
-            Refusal::Late => format!("{service} did not answer in time"),
+            Refusal::Late(limit) => {
+                format!("{service} did not begin to answer within {} s (`response_timeout_secs`)", limit.as_secs_f64())
+            }
             Refusal::Module(ModuleError::Trapped) => format!("{service} failed while it handled the request"),
             Refusal::Module(ModuleError::TooMuchMemory) => format!("{service} needed more memory than it may use"),
-            Refusal::Module(ModuleError::TimedOut) => format!("{service} did not finish in time"),
+            Refusal::Module(ModuleError::TimedOut) => {
+                format!("{service} did not finish in time (`timeout_secs` of its module)")
+            }
             Refusal::Module(ModuleError::Busy) => format!("{service} is busy with other requests; try again soon"),
             Refusal::Module(ModuleError::Unavailable) => {
                 format!("{service} is not loaded at the moment; try again soon")

@@ -209,7 +209,7 @@ async fn a_late_response_is_a_504() {
     plane.apply(Arc::new(tables_with(slow))).await;
     let reply = Client::connect(&plane).await.get("/").await;
     assert_eq!(reply.status, 504);
-    assert!(reply.text().contains("did not answer in time"));
+    assert!(reply.text().contains("shop/web did not begin to answer within 0.2 s (`response_timeout_secs`)"));
     assert_eq!(traffic(&plane).services[&service()].revisions[&Revision(1)].server_errors(), 1);
 }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use http_body_util::BodyExt;
 use orca_cluster::id::{ReplicaId, Revision};
+use orca_cluster::route::Upstream;
 use orca_dataplane::{AccessLog, Body, Config, DataPlane, ModuleError, ModuleResponse, Modules};
 
 use crate::world::*;
@@ -24,6 +26,7 @@ impl Modules for Echo {
                 "/late" => Err(ModuleError::TimedOut),
                 "/busy" => Err(ModuleError::Busy),
                 "/memory" => Err(ModuleError::TooMuchMemory),
+                "/never" => std::future::pending().await,
                 "/gone" => Err(ModuleError::Unavailable),
                 _ => {
                     let body = request.into_body().collect().await.map_err(|_| ModuleError::Trapped)?.to_bytes();
@@ -54,11 +57,15 @@ async fn before(modules: Arc<dyn Modules>) -> DataPlane {
     let config =
         Config { http: vec!["127.0.0.1:0".parse().unwrap()], workers: 1, access_log: AccessLog::Off, limits: limits() };
     let plane = DataPlane::start(config, modules).unwrap();
+    plane.apply(Arc::new(tables_with(module()))).await;
+    plane
+}
+
+fn module() -> Upstream {
     let mut upstream = upstream(&[(5, "0.0.0.0:0".parse().unwrap())]);
     upstream.module = true;
     upstream.backends[0].address = None;
-    plane.apply(Arc::new(tables_with(upstream))).await;
-    plane
+    upstream
 }
 
 #[tokio::test]
@@ -75,6 +82,17 @@ async fn a_request_of_any_kind_waits_whole_for_a_module_that_is_being_loaded() {
     let reply = posting.reply().await.unwrap();
     assert_eq!((reply.status, reply.text(), reply.header("x-replica")), (200, "body", Some("5")));
     assert_eq!(getting.reply().await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_module_that_does_not_end_its_request_itself_is_not_waited_for_without_end() {
+    let plane = before(Arc::new(Echo)).await;
+    let mut upstream = module();
+    upstream.response_timeout = Duration::from_millis(200);
+    plane.apply(Arc::new(tables_with(upstream))).await;
+    let reply = Client::connect(&plane).await.get("/never").await;
+    assert_eq!(reply.status, 504);
+    assert!(reply.text().contains("did not finish in time (`timeout_secs` of its module)"), "{}", reply.text());
 }
 
 #[tokio::test]

@@ -299,6 +299,7 @@ fn row(screen: &Screen, service: &ServiceStatus, new: Option<&Seen>, old: Option
             (_, Some(_), _) => (Ink::Dim, "stopped".to_owned()),
             (Phase::Ready, None, _) => (Ink::Green, ready_words(replica)),
             (phase, None, Some(trouble)) => (Ink::Red, format!("{}: {trouble}", phase_word(phase))),
+            (Phase::Pulling, None, None) => (Ink::Cyan, status::pulling(screen, replica)),
             (phase, None, None) => {
                 (Ink::Cyan, format!("{} {}", phase_word(phase), moment::took(screen.now.since(replica.since))))
             }
@@ -351,6 +352,7 @@ mod tests {
     use crate::exit::{Exit, Failure};
     use expect_test::expect;
     use orca_cluster::id::{Generation, Revision};
+    use orca_cluster::replica::{Pulled, Pulling};
     use orca_cluster::status::RolloutStatus;
     use orca_cluster::waiting::Waiting;
 
@@ -394,6 +396,50 @@ mod tests {
             Receipt: orca history shop/api.  Undo: orca rollback shop/api
         "#]].assert_eq(&story);
         assert!(tracker.is_over() && tracker.failure().is_none());
+    }
+
+    #[test]
+    fn a_pull_shows_how_far_it_is_and_takes_no_time_from_the_start() {
+        let mut tracker = Tracker::new([(name("shop/worker"), Awaited::Revision(Revision(2)))], Needs::new(), at(200));
+        let mut service = sample::worker();
+        service.why = None;
+        service.rollout = Some(RolloutStatus { started: at(200), ..rollout(2, 1) });
+        service.waiting = vec![Waiting::ForReady { replica: ReplicaId(9), since: at(190), trouble: None }];
+        let mut story = String::new();
+        let pulling = Pulling { bytes: 12_400_000, total: Some(80_100_000) };
+        let pulled = Pulled { bytes: 80_100_000, millis: 180_000 };
+        for (phase, pulling, pulled) in [
+            (Phase::Pulling, None, None),
+            (Phase::Pulling, Some(pulling), None),
+            (Phase::Pulling, Some(Pulling { total: None, ..pulling }), None),
+            (Phase::Starting, None, Some(pulled)),
+        ] {
+            let replica = sample::replica(9, 2, phase);
+            service.replicas = vec![ReplicaStatus { since: at(9), placed: at(190), pulling, pulled, ..replica }];
+            let services = vec![service.clone()];
+            let news = tracker.take(&Progress { generation: Generation(1), at: at(0), services, events: Vec::new() });
+            story.push_str(&show(&news));
+            story.push_str(&show(&tracker.draw(&screen())));
+            story.push_str(&show(&tracker.heartbeat(&screen())));
+        }
+        expect![[r#"
+            shop/worker r9 on n1: pulling
+              n1  pulling, 9s
+              waiting for the image of r9: pulling, 9s
+            shop/worker: still waiting after 3m 20s: for the image of r9: pulling, 9s
+              n1  pulling 12.4 of 80.1 MB, 9s
+              waiting for the image of r9: pulling 12.4 of 80.1 MB, 9s
+            shop/worker: still waiting after 3m 20s: for the image of r9: pulling 12.4 of 80.1 MB, 9s
+              n1  pulling, 12.4 MB so far, 9s
+              waiting for the image of r9: pulling, 12.4 MB so far, 9s
+            shop/worker: still waiting after 3m 20s: for the image of r9: pulling, 12.4 MB so far, 9s
+            shop/worker r9 on n1: pulled 80.1 MB in 3m
+            shop/worker r9 on n1: starting
+              n1  pulled 80.1 MB in 3m | starting 9.0s
+              waiting for r9 to get ready, 10s so far; given up after 2m
+            shop/worker: still waiting after 3m 20s: for r9 to get ready, 10s so far; given up after 2m
+        "#]]
+        .assert_eq(&story);
     }
 
     #[test]

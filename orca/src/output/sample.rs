@@ -56,6 +56,7 @@ pub fn replica(id: u64, revision: u64, phase: Phase) -> ReplicaStatus {
         usage: Usage { memory: Memory(48 << 20), cpu: Cpu(120) },
         in_flight: InFlight::default(),
         pulled: None,
+        pulling: None,
         ready_after_ms: None,
     }
 }

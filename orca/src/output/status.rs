@@ -362,7 +362,13 @@ fn phase(replica: &ReplicaStatus) -> (Ink, String) {
         Phase::Unknown => "unknown, its node is silent",
         phase => phase_word(phase),
     };
-    (ink, word.to_owned())
+    (ink, replica.pulling.map_or_else(|| word.to_owned(), |pulling| pulling.to_string()))
+}
+
+/// `pulling 12.4 of 80.1 MB, 9s`.
+pub fn pulling(screen: &Screen, replica: &ReplicaStatus) -> String {
+    let (_, word) = phase(replica);
+    format!("{word}, {}", screen.ago(replica.since))
 }
 
 fn usage(replica: &ReplicaStatus) -> String {
@@ -399,10 +405,16 @@ pub fn waits(screen: &Screen, nodes: &[NodeStatus], service: &ServiceStatus) -> 
         let Some((rollout, replica)) = forward.zip(replica).filter(|(rollout, it)| it.placed >= rollout.started) else {
             return waiting(screen, nodes, reason);
         };
-        let since = replica.placed;
+        if replica.phase == Phase::Pulling && trouble.is_none() {
+            let what = if service.module { "module" } else { "image" };
+            return format!("for the {what} of {}: {}", replica.id, pulling(screen, replica));
+        }
+        // As the rollout counts it.
+        let since = replica.placed + Duration::from_millis(replica.pulled.map_or(0, |pulled| pulled.millis));
         let reason = Waiting::ForReady { replica: replica.id, since, trouble: trouble.clone() };
         let text = waiting(screen, nodes, &reason);
         match rollout.ready_timeout_secs {
+            _ if replica.phase == Phase::Pulling => text,
             0 => text,
             seconds => format!("{text}; given up after {}", moment::age(Duration::from_secs(seconds))),
         }
@@ -531,6 +543,7 @@ mod tests {
     use super::*;
     use expect_test::expect;
     use orca_cluster::id::{ReplicaId, Revision};
+    use orca_cluster::replica::Pulling;
     use orca_cluster::resource::Memory;
     use orca_cluster::route::RouteKey;
     use orca_cluster::waiting::NoRoom;
@@ -593,12 +606,14 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_on_a_silent_node_is_not_called_ready() {
+    fn a_replica_is_listed_with_what_is_known_of_it() {
         let mut api = sample::status().services.remove(1);
         api.replicas[0].phase = Phase::Unknown;
+        api.replicas[1].phase = Phase::Pulling;
+        api.replicas[1].pulling = Some(Pulling { bytes: 12_400_000, total: Some(80_100_000) });
         expect![[r#"
             shop/api  r1  n1  v5  unknown, its node is silent  172.18.0.4:8080  0.12 CPU, 48Mi  1s
-            shop/api  r2  n1  v5  ready                        172.18.0.4:8080  0.12 CPU, 48Mi  1s
+            shop/api  r2  n1  v5  pulling 12.4 of 80.1 MB      172.18.0.4:8080  0.12 CPU, 48Mi  1s
             shop/api  r3  n1  v5  ready                        172.18.0.4:8080  0.12 CPU, 48Mi  1s
         "#]]
         .assert_eq(&show(&replicas(&screen(), &[api], true)));

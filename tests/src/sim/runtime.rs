@@ -1,12 +1,13 @@
 //! A node's containers and its proxy's requests, as the world sees them: what is true, not what is believed. How a
-//! container behaves is in its image's name: `ok`, `errs`, `slow`, `fades`, `crash`, `deaf`, `missing`.
+//! container behaves is in its image's name: `ok`, `errs`, `slow`, `fades`, `crash`, `deaf`, `missing`. How its pull goes is
+//! in the tag: `1-large` takes long, `1-stalls` never comes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use orca_cluster::goal::{ReplicaGoal, Workload};
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
 use orca_cluster::node::{Condition, Exited, Finished, Found, Seen, Task};
-use orca_cluster::replica::{Cause, Saw};
+use orca_cluster::replica::{Cause, Pulled, Saw};
 use orca_cluster::spec::{Check, Volume, VolumeSource};
 use orca_cluster::time::Timestamp;
 use orca_cluster::traffic::{InFlight, ServiceTraffic};
@@ -14,6 +15,11 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// How long a large image takes to come, and how long a node waits for one of which nothing comes. Both are longer than
+/// replicas may take to get ready, and shorter than what counts as quiet.
+const LARGE_MILLIS: u64 = 25_000;
+const STALL_MILLIS: u64 = 30_000;
 
 #[derive(Debug, Default)]
 pub struct Runtime {
@@ -85,11 +91,26 @@ impl Runtime {
                     Workload::Module(module) if module.path.contains("fails") => "fails:module".to_owned(),
                     Workload::Module(_) => "ok:module".to_owned(),
                 };
-                let finished = match image.starts_with("missing") {
-                    true => Finished::Failed(Cause::ImageMissing { image, present: false }),
-                    false => Finished::Fetched { digest: Some(format!("sha256:{image}")), image, pulled: None },
+                let tag = image.split(':').nth(1).unwrap_or_default();
+                let millis = match tag.split('-').nth(1) {
+                    Some("large") => LARGE_MILLIS,
+                    Some("stalls") => STALL_MILLIS,
+                    Some(_) | None => rng.random_range(5..400),
                 };
-                (rng.random_range(5..400), finished)
+                let finished = match millis {
+                    _ if image.starts_with("missing") => {
+                        Finished::Failed(Cause::ImageMissing { image, present: false })
+                    }
+                    STALL_MILLIS => {
+                        let reason = "nothing came from the registry".to_owned();
+                        Finished::Failed(Cause::PullFailed { image, reason, present: false })
+                    }
+                    _ => {
+                        let pulled = (millis == LARGE_MILLIS).then_some(Pulled { bytes: 1 << 30, millis });
+                        Finished::Fetched { digest: Some(format!("sha256:{image}")), image, pulled }
+                    }
+                };
+                (millis, finished)
             }
             Task::Create { replica, goal, image, .. } => {
                 let volumes = match &goal.workload {

@@ -62,6 +62,12 @@ fn deploy(world: &mut World) -> Command {
         };
         let mut probes = "[service.env]\nKEY = \"${secrets.KEY}\"\n".to_owned();
         let version = world.rng.random_range(1..6);
+        // Few, for a pull takes longer than people keep still.
+        let pull = match (version, behaviour) {
+            (5, "ok") => "-large",
+            (5, "slow") => "-stalls",
+            _ => "",
+        };
         let exclusive = name == "db";
         let replicas = if exclusive { 1 } else { world.rng.random_range(0..4) };
         // A canary needs requests to share.
@@ -71,7 +77,7 @@ fn deploy(world: &mut World) -> Command {
             ["rolling", "rolling", "recreate", "blue-green", "canary"][world.rng.random_range(0..strategies)];
         let _ = write!(
             text,
-            "[[service]]\nname = \"{name}\"\nimage = \"{behaviour}:{version}\"\nport = 80\nreplicas = {replicas}\n"
+            "[[service]]\nname = \"{name}\"\nimage = \"{behaviour}:{version}{pull}\"\nport = 80\nreplicas = {replicas}\n"
         );
         text.push_str(&routes);
         if name == "api" && text.contains("name = \"web\"") && world.rng.random_bool(0.3) {

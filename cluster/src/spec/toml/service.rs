@@ -76,6 +76,7 @@ pub(super) fn read(table: &mut Table<'_>) -> Draft {
         limits,
         registry: registry(table),
         host: host_access(table),
+        response_timeout: table.seconds("response_timeout_secs"),
     };
     service.deploy = deploy(table, service.is_exclusive());
     later(table);

@@ -52,8 +52,18 @@ fn later_changes() -> Vec<(&'static str, command::Entry)> {
         ("entry-new-data-key", Command::NewDataKey { key: made, rotates: true }),
         ("entry-reseal-secrets", Command::ResealSecrets { key: key.clone(), values: BTreeMap::from([(name, value)]) }),
         ("entry-finish-rotation", Command::FinishRotation { key }),
+        ("entry-put-services", Command::PutServices(services())),
     ];
     commands.into_iter().map(|(name, command)| (name, command::Entry { command, ..change() })).collect()
+}
+
+/// One that says nothing but what it must, as the first version wrote it, and one that says what has come since.
+fn services() -> PutServices {
+    let text = "[[service]]\nname = \"old\"\nimage = \"a\"\nport = 80\n\
+                [[service]]\nname = \"web\"\nimage = \"a\"\nport = 80\nresponse_timeout_secs = 90\n";
+    let file = SourceFile { name: "service.toml".to_owned(), text: text.to_owned() };
+    let Project { name: project, services } = toml::project(&file, &"shop".parse().unwrap()).unwrap();
+    PutServices { project, services, prune: false, replace: false, if_generation: None, settings: None, recalls: false }
 }
 
 fn entry(payload: Payload) -> Entry {
@@ -132,6 +142,15 @@ fn golden_files_are_read_and_written_as_ever() {
         assert_eq!(String::from_utf8_lossy(&golden), String::from_utf8_lossy(&read), "{name} read");
         assert_eq!(String::from_utf8_lossy(&golden), String::from_utf8_lossy(&written), "{name} written");
     }
+}
+
+#[test]
+fn a_specification_of_before_there_was_a_key_means_its_default() {
+    let golden = fs::read(path("entry-put-services")).unwrap();
+    let Payload::Change(entry) = decode::<Entry>(&golden).unwrap().payload else { panic!("it is a change") };
+    let Command::PutServices(PutServices { services, .. }) = entry.command else { panic!("it is a deploy") };
+    let seconds: Vec<u64> = services.values().map(|service| service.response_timeout().as_secs()).collect();
+    assert_eq!(seconds, [60, 90]);
 }
 
 #[test]

@@ -25,6 +25,7 @@ pub fn check(world: &World) {
             orca_cluster::spec::Source::Module(_) => "ok",
         };
         let can_run = !["crash", "deaf", "missing", "fades"].iter().any(|bad| image.starts_with(bad))
+            && !image.ends_with("-stalls")
             && !is_broken(deployed.spec())
             && deployed.spec().depends_on.iter().all(|needs| is_there(world, &name.project, needs));
         if deployed.rollout.is_some() && !deployed.stopped {

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::support::{PATIENCE, wait_until};
+use super::wait::{PATIENCE, wait_until};
 
 /// Of a password that no test knows.
 pub const PASSWORD_HASH: &str = "$2b$05$abcdefghijklmnopqrstuufNWTq9mSgOPNieerXLd5jRtarfgMCU2";
