@@ -24,7 +24,9 @@ pub struct Errands {
 }
 
 impl Errands {
-    pub async fn run(self, errand: Errand, stream: Stream) {
+    pub async fn run(self, errand: Errand, mut stream: Stream) {
+        // Who has enough ends the stream; until then a pager, or the slower log of another replica, is worth waiting for.
+        stream.may_rest();
         let result = match errand {
             Errand::Logs(errand) if errand.module => self.module_logs(errand, stream).await,
             Errand::Logs(errand) => self.container_logs(errand, stream).await,
@@ -168,5 +170,87 @@ fn printed(output: docker::Output) -> ExecOutput {
     match output.source {
         docker::Source::Stdout => ExecOutput::Stdout(bytes),
         docker::Source::Stderr => ExecOutput::Stderr(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use orca_cluster::id::{ClusterId, ReplicaId};
+    use orca_wire::identity::{Authority, KeyRequest};
+    use orca_wire::{Access, Connection, Endpoint, Plane, Wanted};
+    use tempfile::TempDir;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::clock::now;
+
+    const SOON: Duration = Duration::from_secs(10);
+    const REPLICA: ReplicaId = ReplicaId(7);
+
+    /// An agent's errands without a Docker engine, and a stream to them from a control node.
+    struct World {
+        directory: TempDir,
+        errands: Errands,
+        asks: Stream,
+        asked: Stream,
+        _kept: (Connection, Endpoint, Endpoint),
+    }
+
+    async fn world() -> World {
+        let directory = tempfile::tempdir().unwrap();
+        let docker = Docker::new(docker::Config {
+            socket: directory.path().join("docker.sock"),
+            cluster: "c".to_owned(),
+            runtime_directory: PathBuf::new(),
+            state_directories: Vec::new(),
+        });
+        let logs = Logs::open(directory.path().join("logs")).unwrap();
+        let authority = Authority::create(ClusterId(7), now());
+        let node = |number, raft| {
+            let request = KeyRequest::generate();
+            let issued = authority.issue_node(&request.request(), NodeId(number), raft, now()).unwrap();
+            request.into_identity(&issued).unwrap()
+        };
+        let (server, mut accepted) =
+            Endpoint::server((Ipv4Addr::LOCALHOST, 0).into(), node(1, Some(1)), |_: &_| Ok(())).unwrap();
+        let agent = Endpoint::client(Access::Certificate(node(2, None))).unwrap();
+        let dialed = agent.dial(server.local_address().unwrap(), Plane::Agent, Wanted::Control).await.unwrap();
+        let mut asks = accepted.accept().await.unwrap().open(&()).await.unwrap();
+        asks.may_rest();
+        let mut asked = dialed.accept().await.unwrap();
+        asked.next_within::<()>(SOON).await.unwrap();
+        let errands = Errands { docker, logs, node: NodeId(2) };
+        World { directory, errands, asks, asked, _kept: (dialed, server, agent) }
+    }
+
+    fn logs(module: bool, follow: bool) -> Errand {
+        let service = "shop/web".parse().unwrap();
+        Errand::Logs(LogsErrand { replica: REPLICA, service, module, since: None, tail: None, follow })
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_rests_gets_every_line_afterwards() {
+        // More than is under way unread.
+        const LINES: usize = 4_000;
+        let World { directory: _directory, errands, mut asks, mut asked, _kept } = world().await;
+        for _ in 0..LINES / 400 {
+            // As much as a writer may print in a second. The next one may too.
+            let writer = errands.logs.writer(REPLICA).unwrap();
+            (0..400).for_each(|_| writer.line(module_log::Source::Stdout, &"x".repeat(1_000)));
+        }
+        asked.sender.set_stall(Duration::from_millis(1));
+        let mut running = tokio::spawn(errands.run(logs(true, false), asked));
+        let early = timeout(Duration::from_millis(500), &mut running).await;
+        assert!(early.is_err(), "it gave up on a reader that rests");
+        let mut count = 0;
+        while asks.next::<LogLine>().await.unwrap().is_some() {
+            count += 1;
+        }
+        assert_eq!(count, LINES);
+        running.await.unwrap();
     }
 }
