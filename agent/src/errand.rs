@@ -7,7 +7,7 @@ use orca_cluster::id::NodeId;
 use orca_cluster::secret::Opaque;
 use orca_wire::Stream;
 use orca_wire::cause::chain;
-use orca_wire::message::agent::{Errand, ExecErrand, ExecInput, ExecOutput, LogLine, LogStream, LogsErrand};
+use orca_wire::message::agent::{Errand, ExecErrand, ExecInput, ExecOutput, LogLine, LogRead, LogStream, LogsErrand};
 use orca_wire::stream::StreamError;
 use tokio::io::AsyncWriteExt;
 use tracing::debug;
@@ -42,24 +42,33 @@ impl Errands {
             since: errand.since,
             tail: errand.tail.map(|tail| usize::try_from(tail).unwrap_or(usize::MAX)),
         };
-        let line = |line: module_log::Line| LogLine {
-            at: line.at,
-            replica: errand.replica,
-            node: self.node,
-            stream: match line.source {
-                module_log::Source::Stdout => LogStream::Stdout,
-                module_log::Source::Stderr | module_log::Source::Orca => LogStream::Stderr,
-            },
-            text: line.text,
+        let line = |line: module_log::Line| {
+            LogRead::Line(LogLine {
+                at: line.at,
+                replica: errand.replica,
+                node: self.node,
+                stream: match line.source {
+                    module_log::Source::Stdout => LogStream::Stdout,
+                    module_log::Source::Stderr | module_log::Source::Orca => LogStream::Stderr,
+                },
+                text: line.text,
+            })
         };
+        // A replica that never printed has no log, and that is not an error. What there is and cannot be read, is.
         if !errand.follow {
-            // A replica that never printed has no log; that is not an error.
-            for read in self.logs.read(errand.replica, query).unwrap_or_default() {
+            let lines = match self.logs.read(errand.replica, query) {
+                Ok(lines) => lines,
+                Err(error) => return stream.answer(&failed(&error)).await,
+            };
+            for read in lines {
                 stream.send(&line(read)).await?;
             }
             return stream.finish().await;
         }
-        let Ok(lines) = self.logs.follow(errand.replica, query) else { return stream.finish().await };
+        let lines = match self.logs.follow(errand.replica, query) {
+            Ok(lines) => lines,
+            Err(error) => return stream.answer(&failed(&error)).await,
+        };
         let mut lines = std::pin::pin!(lines);
         let closed = stream.closed();
         let mut closed = std::pin::pin!(closed);
@@ -68,7 +77,8 @@ impl Errands {
                 () = &mut closed => return Ok(()),
                 read = lines.next() => match read {
                     Some(Ok(read)) => stream.send(&line(read)).await?,
-                    Some(Err(_)) | None => return stream.finish().await,
+                    Some(Err(error)) => return stream.answer(&failed(&error)).await,
+                    None => return stream.finish().await,
                 },
             }
         }
@@ -76,7 +86,10 @@ impl Errands {
 
     async fn container_logs(&self, errand: LogsErrand, mut stream: Stream) -> Result<(), StreamError> {
         let request = docker::LogRequest { since: errand.since, tail: errand.tail, follow: errand.follow };
-        let Ok(lines) = self.docker.logs(errand.replica, request).await else { return stream.finish().await };
+        let lines = match self.docker.logs(errand.replica, request).await {
+            Ok(lines) => lines,
+            Err(error) => return end(stream, &error).await,
+        };
         let mut lines = std::pin::pin!(lines);
         let closed = stream.closed();
         let mut closed = std::pin::pin!(closed);
@@ -85,7 +98,11 @@ impl Errands {
                 () = &mut closed => return Ok(()),
                 read = lines.next() => read,
             };
-            let Some(Ok(read)) = read else { return stream.finish().await };
+            let read = match read {
+                Some(Ok(read)) => read,
+                Some(Err(error)) => return end(stream, &error).await,
+                None => return stream.finish().await,
+            };
             let line = LogLine {
                 at: read.at,
                 replica: errand.replica,
@@ -96,7 +113,7 @@ impl Errands {
                 },
                 text: read.text,
             };
-            stream.send(&line).await?;
+            stream.send(&LogRead::Line(line)).await?;
         }
     }
 
@@ -163,6 +180,20 @@ impl Errands {
             }
         }
     }
+}
+
+/// The end of a container's log: one that has no container has said all there is.
+async fn end(mut stream: Stream, error: &docker::Error) -> Result<(), StreamError> {
+    match error {
+        docker::Error::NoReplica(_) => stream.finish().await,
+        docker::Error::NotRunning(_) | docker::Error::NoEngine(_) | docker::Error::Refused(_) => {
+            stream.answer(&failed(error)).await
+        }
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> LogRead {
+    LogRead::Failed { failed: chain(error) }
 }
 
 fn printed(output: docker::Output) -> ExecOutput {
@@ -247,10 +278,38 @@ mod tests {
         let early = timeout(Duration::from_millis(500), &mut running).await;
         assert!(early.is_err(), "it gave up on a reader that rests");
         let mut count = 0;
-        while asks.next::<LogLine>().await.unwrap().is_some() {
+        while asks.next::<LogRead>().await.unwrap().is_some() {
             count += 1;
         }
         assert_eq!(count, LINES);
         running.await.unwrap();
+    }
+
+    async fn all(mut asks: Stream) -> Vec<LogRead> {
+        let mut all = Vec::new();
+        while let Some(read) = timeout(SOON, asks.next()).await.unwrap().unwrap() {
+            all.push(read);
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn a_log_that_cannot_be_read_is_not_an_empty_one() {
+        for (module, follow) in [(true, false), (true, true), (false, false), (false, true)] {
+            let World { directory, errands, asks, asked, _kept } = world().await;
+            // It can be opened and not read. Docker's socket is not there.
+            std::fs::create_dir(directory.path().join(format!("logs/{REPLICA}.log"))).unwrap();
+            errands.run(logs(module, follow), asked).await;
+            let read = all(asks).await;
+            let [LogRead::Failed { failed }] = read.as_slice() else { panic!("{read:?}") };
+            assert!(failed.contains(if module { "directory" } else { "docker.sock does not exist" }), "{failed}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_module_that_never_printed_has_an_empty_log() {
+        let World { directory: _directory, errands, asks, asked, _kept } = world().await;
+        errands.run(logs(true, false), asked).await;
+        assert_eq!(all(asks).await, []);
     }
 }

@@ -11,7 +11,7 @@ use orca_cluster::id::{NodeId, ReplicaId, ServiceName};
 use orca_cluster::state::State;
 use orca_cluster::time::Timestamp;
 use orca_wire::cause::chain;
-use orca_wire::message::agent::{Errand, LogLine, LogStream, LogsErrand};
+use orca_wire::message::agent::{Errand, LogLine, LogRead, LogStream, LogsErrand};
 use orca_wire::message::client::{LogsQuery, Refused};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -337,13 +337,14 @@ async fn pass_on(
         Err(error) => return (last, broken(chain(&error))),
     };
     loop {
-        match stream.next::<LogLine>().await {
-            Ok(Some(line)) => {
+        match stream.next::<LogRead>().await {
+            Ok(Some(LogRead::Line(line))) => {
                 last = Some(line.at);
                 if to.send(Ok(line)).await.is_err() {
                     return (last, Ok(()));
                 }
             }
+            Ok(Some(LogRead::Failed { failed })) => return (last, broken(failed)),
             Ok(None) => return (last, Ok(())),
             Err(error) => return (last, broken(chain(&error))),
         }

@@ -261,6 +261,41 @@ async fn a_log_that_breaks_off_is_no_log_that_ends() {
 }
 
 #[tokio::test]
+async fn what_keeps_a_log_from_being_read_is_told_also_to_who_follows_it() {
+    let node = Node::found().await;
+    let _agent = node.agent().await;
+    let admin = node.admin().await;
+    admin.deploy(&web("web:1").replace("\"web\"", "\"torn\"")).await;
+    node.settled("shop/torn").await;
+    let service: ServiceName = "shop/torn".parse().unwrap();
+    let query = |follow| {
+        let grep = Some("line 2".to_owned());
+        Request::Logs(LogsQuery { service: service.clone(), replica: None, since: None, tail: None, follow, grep })
+    };
+    let mut stream = admin.open(query(false)).await;
+    let mut said: Vec<serde_json::Value> = Vec::new();
+    while let Some(one) = stream.next().await.unwrap() {
+        said.push(one);
+    }
+    assert_eq!(said.len(), 3, "{said:?}");
+    let message = said[2]["refused"]["message"].as_str().unwrap_or_else(|| panic!("{said:?}"));
+    assert!(message.ends_with("could not be read to its end: too many open files"), "{message}");
+
+    let mut stream = admin.open(query(true)).await;
+    let told = async {
+        loop {
+            let line = stream.next::<LogLine>().await.unwrap().unwrap();
+            if line.text.starts_with("orca: the log of") {
+                return line.text;
+            }
+        }
+    };
+    let told = timeout(PATIENCE, told).await.expect("nothing is said of why there are no lines");
+    assert!(told.ends_with("too many open files; it is tried again"), "{told}");
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_command_in_a_replica_is_bridged_and_leaves_an_event() {
     let node = Node::found().await;
     let _agent = node.agent().await;

@@ -17,7 +17,9 @@ use orca_cluster::state::{Role, State};
 use orca_cluster::time::Timestamp;
 use orca_control::{Config, Control, Founded, Handle, Layout, RunError, StartError, UnsealSource};
 use orca_wire::identity::{Identity, Token};
-use orca_wire::message::agent::{AgentRequest, Attach, Errand, ExecOutput, FromAgent, LogLine, LogStream, ToAgent};
+use orca_wire::message::agent::{
+    AgentRequest, Attach, Errand, ExecOutput, FromAgent, LogLine, LogRead, LogStream, ToAgent,
+};
 use orca_wire::message::client::{CreateToken, Deploy, Request, Response};
 use orca_wire::{Access, Connection, Endpoint, Plane, Stream, Wanted};
 use tempfile::TempDir;
@@ -263,8 +265,8 @@ fn observed(goal: &Goal, last: &Observed) -> Observed {
     }
 }
 
-/// Lines are alternately of one replica and of the other, the first of which has no end for `shop/cut`; a command prints
-/// what is typed.
+/// Lines are alternately of one replica and of the other, the first of which has no end for `shop/cut` and cannot be
+/// read further for `shop/torn`; a command prints what is typed.
 async fn run(errand: Errand, mut stream: Stream) {
     match errand {
         Errand::Logs(errand) => {
@@ -276,11 +278,17 @@ async fn run(errand: Errand, mut stream: Stream) {
                     stream: LogStream::Stdout,
                     text: format!("line {at}"),
                 };
-                stream.send(&line).await.unwrap();
+                if errand.since.is_none_or(|since| line.at >= since) {
+                    stream.send(&line).await.unwrap();
+                }
             }
             if errand.service.service.as_str() == "cut" && errand.replica.0 % 2 == 1 {
                 // Dropped, it breaks off; what was sent may be lost with it.
                 return;
+            }
+            if errand.service.service.as_str() == "torn" && errand.replica.0 % 2 == 1 {
+                let failed = LogRead::Failed { failed: "too many open files".to_owned() };
+                return stream.answer(&failed).await.unwrap();
             }
             stream.finish().await.unwrap();
         }
