@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
+use crate::clock::now;
 use crate::docker::{Docker, Unopened, resolve};
 use crate::module_files;
 use crate::module_log::{Logs, Source};
@@ -130,7 +131,7 @@ impl Hands {
                 self.tools.dataplane.apply(Arc::clone(&tables)).await;
                 Finished::Applied { number: tables.number, generation }
             }
-            Task::Run { replica, cron, due } => self.run_scheduled(replica, &cron, due).await,
+            Task::Run { replica, cron, due, until } => self.run_scheduled(replica, &cron, due, until).await,
         }
     }
 
@@ -262,12 +263,12 @@ impl Hands {
         }
     }
 
-    async fn run_scheduled(&self, replica: ReplicaId, cron: &str, due: Timestamp) -> Finished {
+    async fn run_scheduled(&self, replica: ReplicaId, cron: &str, due: Timestamp, until: Timestamp) -> Finished {
         let Some(module) = self.tools.replicas.get(replica) else {
             return Finished::Ran(Err("it is not running".to_owned()));
         };
         info!(%replica, cron, due = due.to_minute(), "a scheduled run begins");
-        Finished::Ran(module.run().await.map_err(|error| chain(&error)))
+        Finished::Ran(module.run(until.since(now())).await.map_err(|error| chain(&error)))
     }
 }
 

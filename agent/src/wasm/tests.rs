@@ -22,6 +22,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use super::replica::ADMISSION_WAIT_MAX;
 use super::*;
 use crate::module_log::{Line, Logs, Query, Source};
 
@@ -543,14 +544,31 @@ async fn a_task_runs_with_its_environment_and_its_exit_is_known() {
     let bench = Bench::new();
     let env = vec![("TASK_NAME".to_owned(), "nightly".to_owned().into())];
     let task = bench.module(committed("tests/fixtures/task.wasm"), |start| start.env = env).await;
-    task.run().await.unwrap();
+    task.run(Duration::ZERO).await.unwrap();
     let lines = bench.lines();
     assert_eq!(lines.iter().map(|line| line.text.as_str()).collect::<Vec<_>>(), ["task ran", "TASK_NAME=nightly"]);
     assert!(matches!(task.call(get("/")).await, Err(CallError::NotExported { .. })));
 
     let env = vec![("TASK_FAILS".to_owned(), "1".to_owned().into())];
     let task = bench.module(committed("tests/fixtures/task.wasm"), |start| start.env = env).await;
-    assert!(matches!(task.run().await, Err(CallError::Exited { code: 1 })));
+    assert!(matches!(task.run(Duration::ZERO).await, Err(CallError::Exited { code: 1 })));
+}
+
+#[tokio::test]
+async fn a_task_waits_for_its_replica_longer_than_a_request_does() {
+    let bench = Bench::new();
+    let task = bench.module(committed("tests/fixtures/task.wasm"), |start| start.limits.concurrency = 1).await;
+    let other = Arc::clone(&task.0.instances).try_acquire_owned().expect("nothing runs yet");
+    let busy = task.run(Duration::ZERO).await;
+    assert!(matches!(busy, Err(CallError::Busy { concurrency: 1 })), "{busy:?}");
+    let mut waiting = tokio::spawn({
+        let task = task.clone();
+        async move { task.run(PATIENCE).await }
+    });
+    let early = tokio::time::timeout(2 * ADMISSION_WAIT_MAX, &mut waiting).await;
+    assert!(early.is_err(), "it did not wait: {early:?}");
+    drop(other);
+    waiting.await.expect("no panic").expect("it is free again");
 }
 
 #[tokio::test]
