@@ -58,7 +58,7 @@ impl Bench {
     }
 
     async fn load(&self, bytes: Bytes) -> Result<Component, LoadError> {
-        self.engine.load(&cache::module_digest(&bytes), bytes).await
+        self.engine.load(&module_digest(&bytes), async { Ok(bytes) }).await
     }
 
     /// A replica of a module, with anything but the defaults set by `with`.
@@ -588,7 +588,7 @@ async fn what_is_no_component_is_called_by_its_name() {
     let mut cut = probe().to_vec();
     cut.truncate(1_000);
     assert!(matches!(bench.load(cut.into()).await, Err(LoadError::Compile(_))));
-    let other = bench.engine.load(&cache::module_digest(b"other"), probe()).await;
+    let other = bench.engine.load(&module_digest(b"other"), async { Ok(probe()) }).await;
     assert!(matches!(other, Err(LoadError::Digest { .. })));
     let empty = Bytes::from_static(b"\0asm\x0d\0\x01\0");
     assert!(matches!(bench.load(empty).await, Err(LoadError::MissingExport)));
@@ -597,7 +597,7 @@ async fn what_is_no_component_is_called_by_its_name() {
 /// The compiled file of the probe, and when it was last written.
 fn compiled(bench: &Bench) -> (PathBuf, u64) {
     use std::os::unix::fs::MetadataExt as _;
-    let path = bench.engine.0.cache.path(&cache::module_digest(&probe()));
+    let path = bench.engine.0.cache.path(&module_digest(&probe()));
     let inode = fs::metadata(&path).expect("a compiled module").ino();
     (path, inode)
 }
@@ -609,6 +609,24 @@ fn again(bench: &Bench) -> Engine {
 }
 
 #[tokio::test]
+async fn replicas_that_wait_for_one_compilation_read_their_module_once() {
+    let bench = Bench::new();
+    let reads = std::cell::Cell::new(0);
+    let digest = module_digest(&probe());
+    let read = || async {
+        reads.set(reads.get() + 1);
+        Ok(probe())
+    };
+    let other = bench.engine.0.compiling.acquire().await.expect("it is never closed");
+    let mut loading = Box::pin(futures_util::future::join_all((0..30).map(|_| bench.engine.load(&digest, read()))));
+    assert!(futures_util::poll!(&mut loading).is_pending());
+    assert_eq!(reads.get(), 0, "it is not their turn");
+    drop(other);
+    assert!(loading.await.iter().all(Result::is_ok));
+    assert_eq!(reads.get(), 1);
+}
+
+#[tokio::test]
 async fn a_module_is_compiled_once_and_read_from_disk_after() {
     let bench = Bench::new();
     bench.load(probe()).await.unwrap();
@@ -616,11 +634,11 @@ async fn a_module_is_compiled_once_and_read_from_disk_after() {
 
     let engine = again(&bench);
     let start = Instant::now();
-    let component = engine.load(&cache::module_digest(&probe()), probe()).await.unwrap();
+    let component = engine.load(&module_digest(&probe()), async { Ok(probe()) }).await.unwrap();
     eprintln!("loaded from disk in {:?}", start.elapsed());
     assert!(component.serves() && !component.runs());
     assert_eq!(compiled(&bench), (path.clone(), inode), "it was not written again");
-    assert!(engine.cached(&cache::module_digest(&probe())).is_some());
+    assert!(engine.cached(&module_digest(&probe())).is_some());
 }
 
 #[tokio::test]
@@ -630,7 +648,7 @@ async fn a_compiled_module_that_is_not_ours_to_the_byte_is_compiled_again() {
     bench.load(probe()).await.unwrap();
     let (path, _) = compiled(&bench);
     let whole = fs::read(&path).unwrap();
-    let other_name = cache::module_digest(b"other");
+    let other_name = module_digest(b"other");
 
     let mut flipped = whole.clone();
     let middle = flipped.len() / 2;
@@ -638,8 +656,8 @@ async fn a_compiled_module_that_is_not_ours_to_the_byte_is_compiled_again() {
     for damaged in [flipped, whole[..whole.len() - 1].to_vec(), b"orca".to_vec(), Vec::new()] {
         fs::write(&path, damaged).unwrap();
         let engine = again(&bench);
-        assert!(engine.cached(&cache::module_digest(&probe())).is_none());
-        engine.load(&cache::module_digest(&probe()), probe()).await.unwrap();
+        assert!(engine.cached(&module_digest(&probe())).is_none());
+        engine.load(&module_digest(&probe()), async { Ok(probe()) }).await.unwrap();
         assert_eq!(fs::read(&path).unwrap(), whole, "it was written anew");
     }
     // Whole, but of another module.
@@ -647,7 +665,7 @@ async fn a_compiled_module_that_is_not_ours_to_the_byte_is_compiled_again() {
     assert!(bench.engine.cached(&other_name).is_none());
     // Whole, but anybody could have written it.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-    assert!(bench.engine.cached(&cache::module_digest(&probe())).is_none());
+    assert!(bench.engine.cached(&module_digest(&probe())).is_none());
 }
 
 #[tokio::test]
