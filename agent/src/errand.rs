@@ -7,7 +7,7 @@ use orca_cluster::id::NodeId;
 use orca_cluster::secret::Opaque;
 use orca_wire::Stream;
 use orca_wire::cause::chain;
-use orca_wire::message::agent::{Errand, ExecErrand, ExecInput, ExecOutput, LogLine, LogStream, LogsErrand};
+use orca_wire::message::agent::{Errand, ExecErrand, ExecInput, ExecOutput, LogLine, LogRead, LogStream, LogsErrand};
 use orca_wire::stream::StreamError;
 use tokio::io::AsyncWriteExt;
 use tracing::debug;
@@ -24,7 +24,9 @@ pub struct Errands {
 }
 
 impl Errands {
-    pub async fn run(self, errand: Errand, stream: Stream) {
+    pub async fn run(self, errand: Errand, mut stream: Stream) {
+        // Who has enough ends the stream; until then a pager, or the slower log of another replica, is worth waiting for.
+        stream.may_rest();
         let result = match errand {
             Errand::Logs(errand) if errand.module => self.module_logs(errand, stream).await,
             Errand::Logs(errand) => self.container_logs(errand, stream).await,
@@ -40,24 +42,33 @@ impl Errands {
             since: errand.since,
             tail: errand.tail.map(|tail| usize::try_from(tail).unwrap_or(usize::MAX)),
         };
-        let line = |line: module_log::Line| LogLine {
-            at: line.at,
-            replica: errand.replica,
-            node: self.node,
-            stream: match line.source {
-                module_log::Source::Stdout => LogStream::Stdout,
-                module_log::Source::Stderr | module_log::Source::Orca => LogStream::Stderr,
-            },
-            text: line.text,
+        let line = |line: module_log::Line| {
+            LogRead::Line(LogLine {
+                at: line.at,
+                replica: errand.replica,
+                node: self.node,
+                stream: match line.source {
+                    module_log::Source::Stdout => LogStream::Stdout,
+                    module_log::Source::Stderr | module_log::Source::Orca => LogStream::Stderr,
+                },
+                text: line.text,
+            })
         };
+        // A replica that never printed has no log, and that is not an error. What there is and cannot be read, is.
         if !errand.follow {
-            // A replica that never printed has no log; that is not an error.
-            for read in self.logs.read(errand.replica, query).unwrap_or_default() {
+            let lines = match self.logs.read(errand.replica, query) {
+                Ok(lines) => lines,
+                Err(error) => return stream.answer(&failed(&error)).await,
+            };
+            for read in lines {
                 stream.send(&line(read)).await?;
             }
             return stream.finish().await;
         }
-        let Ok(lines) = self.logs.follow(errand.replica, query) else { return stream.finish().await };
+        let lines = match self.logs.follow(errand.replica, query) {
+            Ok(lines) => lines,
+            Err(error) => return stream.answer(&failed(&error)).await,
+        };
         let mut lines = std::pin::pin!(lines);
         let closed = stream.closed();
         let mut closed = std::pin::pin!(closed);
@@ -66,7 +77,8 @@ impl Errands {
                 () = &mut closed => return Ok(()),
                 read = lines.next() => match read {
                     Some(Ok(read)) => stream.send(&line(read)).await?,
-                    Some(Err(_)) | None => return stream.finish().await,
+                    Some(Err(error)) => return stream.answer(&failed(&error)).await,
+                    None => return stream.finish().await,
                 },
             }
         }
@@ -74,7 +86,10 @@ impl Errands {
 
     async fn container_logs(&self, errand: LogsErrand, mut stream: Stream) -> Result<(), StreamError> {
         let request = docker::LogRequest { since: errand.since, tail: errand.tail, follow: errand.follow };
-        let Ok(lines) = self.docker.logs(errand.replica, request).await else { return stream.finish().await };
+        let lines = match self.docker.logs(errand.replica, request).await {
+            Ok(lines) => lines,
+            Err(error) => return end(stream, &error).await,
+        };
         let mut lines = std::pin::pin!(lines);
         let closed = stream.closed();
         let mut closed = std::pin::pin!(closed);
@@ -83,7 +98,11 @@ impl Errands {
                 () = &mut closed => return Ok(()),
                 read = lines.next() => read,
             };
-            let Some(Ok(read)) = read else { return stream.finish().await };
+            let read = match read {
+                Some(Ok(read)) => read,
+                Some(Err(error)) => return end(stream, &error).await,
+                None => return stream.finish().await,
+            };
             let line = LogLine {
                 at: read.at,
                 replica: errand.replica,
@@ -94,7 +113,7 @@ impl Errands {
                 },
                 text: read.text,
             };
-            stream.send(&line).await?;
+            stream.send(&LogRead::Line(line)).await?;
         }
     }
 
@@ -163,10 +182,134 @@ impl Errands {
     }
 }
 
+/// The end of a container's log: one that has no container has said all there is.
+async fn end(mut stream: Stream, error: &docker::Error) -> Result<(), StreamError> {
+    match error {
+        docker::Error::NoReplica(_) => stream.finish().await,
+        docker::Error::NotRunning(_) | docker::Error::NoEngine(_) | docker::Error::Refused(_) => {
+            stream.answer(&failed(error)).await
+        }
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> LogRead {
+    LogRead::Failed { failed: chain(error) }
+}
+
 fn printed(output: docker::Output) -> ExecOutput {
     let bytes = Opaque(Bytes::into(output.bytes));
     match output.source {
         docker::Source::Stdout => ExecOutput::Stdout(bytes),
         docker::Source::Stderr => ExecOutput::Stderr(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use orca_cluster::id::{ClusterId, ReplicaId};
+    use orca_wire::identity::{Authority, KeyRequest};
+    use orca_wire::{Access, Connection, Endpoint, Plane, Wanted};
+    use tempfile::TempDir;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::clock::now;
+
+    const SOON: Duration = Duration::from_secs(10);
+    const REPLICA: ReplicaId = ReplicaId(7);
+
+    /// An agent's errands without a Docker engine, and a stream to them from a control node.
+    struct World {
+        directory: TempDir,
+        errands: Errands,
+        asks: Stream,
+        asked: Stream,
+        _kept: (Connection, Endpoint, Endpoint),
+    }
+
+    async fn world() -> World {
+        let directory = tempfile::tempdir().unwrap();
+        let docker = Docker::new(docker::Config {
+            socket: directory.path().join("docker.sock"),
+            cluster: "c".to_owned(),
+            runtime_directory: PathBuf::new(),
+            state_directories: Vec::new(),
+        });
+        let logs = Logs::open(directory.path().join("logs")).unwrap();
+        let authority = Authority::create(ClusterId(7), now());
+        let node = |number, raft| {
+            let request = KeyRequest::generate();
+            let issued = authority.issue_node(&request.request(), NodeId(number), raft, now()).unwrap();
+            request.into_identity(&issued).unwrap()
+        };
+        let (server, mut accepted) =
+            Endpoint::server((Ipv4Addr::LOCALHOST, 0).into(), node(1, Some(1)), |_: &_| Ok(())).unwrap();
+        let agent = Endpoint::client(Access::Certificate(node(2, None))).unwrap();
+        let dialed = agent.dial(server.local_address().unwrap(), Plane::Agent, Wanted::Control).await.unwrap();
+        let mut asks = accepted.accept().await.unwrap().open(&()).await.unwrap();
+        asks.may_rest();
+        let mut asked = dialed.accept().await.unwrap();
+        asked.next_within::<()>(SOON).await.unwrap();
+        let errands = Errands { docker, logs, node: NodeId(2) };
+        World { directory, errands, asks, asked, _kept: (dialed, server, agent) }
+    }
+
+    fn logs(module: bool, follow: bool) -> Errand {
+        let service = "shop/web".parse().unwrap();
+        Errand::Logs(LogsErrand { replica: REPLICA, service, module, since: None, tail: None, follow })
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_rests_gets_every_line_afterwards() {
+        // More than is under way unread.
+        const LINES: usize = 4_000;
+        let World { directory: _directory, errands, mut asks, mut asked, _kept } = world().await;
+        for _ in 0..LINES / 400 {
+            // As much as a writer may print in a second. The next one may too.
+            let writer = errands.logs.writer(REPLICA).unwrap();
+            (0..400).for_each(|_| writer.line(module_log::Source::Stdout, &"x".repeat(1_000)));
+        }
+        asked.sender.set_stall(Duration::from_millis(1));
+        let mut running = tokio::spawn(errands.run(logs(true, false), asked));
+        let early = timeout(Duration::from_millis(500), &mut running).await;
+        assert!(early.is_err(), "it gave up on a reader that rests");
+        let mut count = 0;
+        while asks.next::<LogRead>().await.unwrap().is_some() {
+            count += 1;
+        }
+        assert_eq!(count, LINES);
+        running.await.unwrap();
+    }
+
+    async fn all(mut asks: Stream) -> Vec<LogRead> {
+        let mut all = Vec::new();
+        while let Some(read) = timeout(SOON, asks.next()).await.unwrap().unwrap() {
+            all.push(read);
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn a_log_that_cannot_be_read_is_not_an_empty_one() {
+        for (module, follow) in [(true, false), (true, true), (false, false), (false, true)] {
+            let World { directory, errands, asks, asked, _kept } = world().await;
+            // It can be opened and not read. Docker's socket is not there.
+            std::fs::create_dir(directory.path().join(format!("logs/{REPLICA}.log"))).unwrap();
+            errands.run(logs(module, follow), asked).await;
+            let read = all(asks).await;
+            let [LogRead::Failed { failed }] = read.as_slice() else { panic!("{read:?}") };
+            assert!(failed.contains(if module { "directory" } else { "docker.sock does not exist" }), "{failed}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_module_that_never_printed_has_an_empty_log() {
+        let World { directory: _directory, errands, asks, asked, _kept } = world().await;
+        errands.run(logs(true, false), asked).await;
+        assert_eq!(all(asks).await, []);
     }
 }

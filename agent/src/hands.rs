@@ -2,7 +2,8 @@
 //! also when it fails, so that nothing stays under way for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -19,12 +20,13 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
+use crate::clock::now;
 use crate::docker::{Docker, Unopened, resolve};
 use crate::module_files;
 use crate::module_log::{Logs, Source};
 use crate::probe::probe;
 use crate::session::Session;
-use crate::wasm;
+use crate::wasm::{self, LoadError};
 
 /// A file with a module's bytes is its digest and this.
 const MODULE_SUFFIX: &str = ".wasm";
@@ -141,7 +143,7 @@ impl Hands {
                 self.tools.dataplane.apply(Arc::clone(&tables)).await;
                 Finished::Applied { number: tables.number, generation }
             }
-            Task::Run { replica, cron, due } => self.run_scheduled(replica, &cron, due).await,
+            Task::Run { replica, cron, due, until } => self.run_scheduled(replica, &cron, due, until).await,
         }
     }
 
@@ -161,47 +163,74 @@ impl Hands {
     /// Has the module's bytes here and compiled.
     async fn fetch_module(&self, replica: ReplicaId, module: &ModuleGoal) -> Finished {
         let digest = &module.digest;
-        let bytes = match self.module_bytes(digest).await {
-            Ok(bytes) => bytes,
-            Err(cause) => return Finished::Failed(cause),
-        };
-        match self.tools.wasm.load(digest, bytes).await {
+        match self.component(digest).await {
             Ok(component) => {
                 self.components.lock().unwrap_or_else(PoisonError::into_inner).insert(replica, component);
                 let digest = Some(format!("sha256:{digest}"));
                 Finished::Fetched { image: module.digest.clone(), digest, pulled: None }
             }
-            Err(error) => Finished::Failed(Cause::ModuleInvalid { reason: chain(&error) }),
+            Err(cause) => Finished::Failed(cause),
         }
     }
 
-    async fn module_bytes(&self, digest: &str) -> Result<Bytes, Cause> {
+    async fn component(&self, digest: &str) -> Result<wasm::Component, Cause> {
         // A digest is hex, so it cannot lead out of the directory; one that is not has no module.
-        let missing = || Cause::ModuleMissing { digest: digest.to_owned() };
         if digest.is_empty() || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(missing());
+            return Err(Cause::ModuleMissing { digest: digest.to_owned() });
         }
         let path = self.tools.modules.join(format!("{digest}{MODULE_SUFFIX}"));
-        if let Ok(bytes) = tokio::fs::read(&path).await {
-            return Ok(bytes.into());
+        if let Some(loaded) = self.load_kept(digest, &path).await {
+            return loaded;
         }
         // What is here waits for no transfer. Behind the lock it may have come meanwhile.
-        let _alone = self.fetching.lock().await;
-        if let Ok(bytes) = tokio::fs::read(&path).await {
-            return Ok(bytes.into());
+        let alone = self.fetching.lock().await;
+        if let Some(loaded) = self.load_kept(digest, &path).await {
+            return loaded;
         }
+        let (bytes, is_kept) = self.fetch_bytes(digest, path).await?;
+        if is_kept {
+            drop(alone);
+        }
+        self.tools.wasm.load(digest, async { Ok(bytes) }).await.map_err(|error| invalid(&error))
+    }
+
+    /// From the file that is kept; nothing if there is none, or it is not what was kept.
+    async fn load_kept(&self, digest: &str, path: &Path) -> Option<Result<wasm::Component, Cause>> {
+        let bytes = async { tokio::fs::read(path).await.map(Bytes::from) };
+        match self.tools.wasm.load(digest, bytes).await {
+            Err(LoadError::Read(error)) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error @ (LoadError::Read(_) | LoadError::Digest { .. } | LoadError::TooLarge { .. })) => {
+                warn!(path = %path.display(), error = chain(&error), "a module's file is damaged; it is fetched again");
+                None
+            }
+            loaded => Some(loaded.map_err(|error| invalid(&error))),
+        }
+    }
+
+    /// From a control node, and whether they are kept from now on.
+    async fn fetch_bytes(&self, digest: &str, path: PathBuf) -> Result<(Bytes, bool), Cause> {
+        let missing = || Cause::ModuleMissing { digest: digest.to_owned() };
         let bytes = self.tools.session.module(digest).await.map_err(|error| {
             warn!(digest, error = chain(&error), "a module could not be fetched");
             missing()
         })?;
         let bytes = bytes.ok_or_else(missing)?;
-        let (kept, at) = (bytes.clone(), path.clone());
-        let written = tokio::task::spawn_blocking(move || orca_wire::identity::file::replace(&at, &kept)).await;
-        if let Ok(Err(error)) = written {
-            // It runs all the same; after a restart it is fetched again.
-            warn!(path = %path.display(), error = chain(&error), "a module's bytes could not be kept");
-        }
-        Ok(bytes)
+        let (received, wanted) = (bytes.clone(), digest.to_owned());
+        let keeping = tokio::task::spawn_blocking(move || {
+            let found = wasm::module_digest(&received);
+            if found != wanted {
+                return Err(LoadError::Digest { wanted, found });
+            }
+            let kept = orca_wire::identity::file::replace(&path, &received);
+            if let Err(error) = &kept {
+                // It runs all the same; after a restart it is fetched again.
+                warn!(path = %path.display(), error = chain(error), "a module's bytes could not be kept");
+            }
+            Ok(kept.is_ok())
+        });
+        let is_kept =
+            keeping.await.expect("keeping neither panics nor is cancelled").map_err(|error| invalid(&error))?;
+        Ok((bytes, is_kept))
     }
 
     /// Lets go of the files of modules that are not named by the goal any more.
@@ -273,13 +302,17 @@ impl Hands {
         }
     }
 
-    async fn run_scheduled(&self, replica: ReplicaId, cron: &str, due: Timestamp) -> Finished {
+    async fn run_scheduled(&self, replica: ReplicaId, cron: &str, due: Timestamp, until: Timestamp) -> Finished {
         let Some(module) = self.tools.replicas.get(replica) else {
             return Finished::Ran(Err("it is not running".to_owned()));
         };
         info!(%replica, cron, due = due.to_minute(), "a scheduled run begins");
-        Finished::Ran(module.run().await.map_err(|error| chain(&error)))
+        Finished::Ran(module.run(until.since(now())).await.map_err(|error| chain(&error)))
     }
+}
+
+fn invalid(error: &LoadError) -> Cause {
+    Cause::ModuleInvalid { reason: chain(error) }
 }
 
 /// What is said of an action that panicked: one replica fails then, and not the node. Tables count as not applied, since
@@ -296,5 +329,128 @@ fn after_panic(task: &Task) -> Finished {
         Task::Probe { .. } => Finished::Probed(Err(Saw::Error(reason))),
         Task::Inspect { .. } => Finished::Listening(None),
         Task::Run { .. } => Finished::Ran(Err(reason)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use orca_dataplane::{AccessLog, Limits, NoModules};
+    use orca_wire::identity::{Authority, KeyRequest};
+    use orca_wire::message::agent::{AgentRequest, Blob};
+    use orca_wire::{Access, Client, Endpoint, Plane};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::clock::now;
+    use crate::docker;
+
+    /// Hands of a node, and a control node that gives the same bytes whatever module it is asked for.
+    struct World {
+        directory: TempDir,
+        hands: Arc<Hands>,
+        asked: Arc<AtomicUsize>,
+        _server: Endpoint,
+    }
+
+    fn world(given: Bytes) -> World {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(ClusterId(7), now());
+        let node = |number, raft| {
+            let request = KeyRequest::generate();
+            let issued = authority.issue_node(&request.request(), NodeId(number), raft, now()).unwrap();
+            request.into_identity(&issued).unwrap()
+        };
+        let (server, mut accepted) =
+            Endpoint::server((Ipv4Addr::LOCALHOST, 0).into(), node(1, Some(1)), |_: &_| Ok(())).unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        tokio::spawn(async move {
+            let connection = accepted.accept().await.unwrap();
+            let give = move |request: AgentRequest, mut stream: orca_wire::Stream| {
+                let (given, counted) = (given.clone(), Arc::clone(&counted));
+                async move {
+                    assert!(matches!(request, AgentRequest::Module { .. }), "{request:?}");
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    stream.send(&Blob::Here { size: given.len() as u64 }).await.unwrap();
+                    stream.send_bytes(&given).await.unwrap();
+                    stream.finish().await.unwrap();
+                }
+            };
+            connection.serve(give).await
+        });
+        let config = orca_dataplane::Config {
+            http: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+            workers: 1,
+            access_log: AccessLog::Off,
+            limits: Limits::default(),
+        };
+        let at = |name: &str| directory.path().join(name);
+        let endpoint = Endpoint::client(Access::Certificate(node(2, None))).unwrap();
+        let (hands, _finished) = Hands::new(Tools {
+            docker: Docker::new(docker::Config {
+                socket: at("docker.sock"),
+                cluster: "c".to_owned(),
+                runtime_directory: PathBuf::new(),
+                state_directories: Vec::new(),
+            }),
+            wasm: wasm::Engine::new(at("compiled"), tokio::runtime::Handle::current()).unwrap(),
+            replicas: Arc::default(),
+            logs: Logs::open(at("logs")).unwrap(),
+            dataplane: DataPlane::start(config, Arc::new(NoModules)).unwrap(),
+            session: Session::new(Client::new(endpoint, Plane::Agent, vec![server.local_address().unwrap()])),
+            cluster: ClusterId(7),
+            node: NodeId(2),
+            sealing_key: SealingKey::load_or_create(&at("keys")).unwrap(),
+            modules: at("modules"),
+        });
+        std::fs::create_dir(at("modules")).unwrap();
+        World { directory, hands, asked, _server: server }
+    }
+
+    impl World {
+        fn file(&self, digest: &str) -> PathBuf {
+            self.directory.path().join(format!("modules/{digest}{MODULE_SUFFIX}"))
+        }
+
+        async fn fetch(&self, replica: u64, digest: &str) -> Finished {
+            let limits = orca_cluster::spec::ModuleLimits::default();
+            let module = ModuleGoal { path: String::new(), digest: digest.to_owned(), limits };
+            self.hands.fetch_module(ReplicaId(replica), &module).await
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Ordering::Relaxed)
+        }
+    }
+
+    fn task() -> Bytes {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/task.wasm");
+        std::fs::read(path).unwrap().into()
+    }
+
+    #[tokio::test]
+    async fn a_damaged_module_is_fetched_once_more_for_all_its_replicas_and_replaced() {
+        let (good, world) = (task(), world(task()));
+        let digest = wasm::module_digest(&good);
+        let mut damaged = good.to_vec();
+        damaged[100] ^= 1;
+        std::fs::write(world.file(&digest), damaged).unwrap();
+        let fetched = futures_util::future::join_all((1..=5).map(|replica| world.fetch(replica, &digest))).await;
+        assert!(fetched.iter().all(|finished| matches!(finished, Finished::Fetched { .. })), "{fetched:?}");
+        assert!(std::fs::read(world.file(&digest)).unwrap() == good, "it is as it was deployed");
+        assert_eq!(world.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_not_the_module_are_not_kept() {
+        let world = world(Bytes::from_static(b"something else"));
+        let digest = wasm::module_digest(&task());
+        let failed = world.fetch(1, &digest).await;
+        let Finished::Failed(Cause::ModuleInvalid { reason }) = failed else { panic!("{failed:?}") };
+        assert!(reason.contains("not the one that was deployed"), "{reason}");
+        assert_eq!((world.asked(), world.file(&digest).exists()), (1, false));
     }
 }

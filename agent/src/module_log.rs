@@ -107,17 +107,14 @@ impl Logs {
                 let ends = log.end.subscribe();
                 let mut snapshot = log.snapshot()?;
                 let lines = snapshot.lines(query)?.into();
-                let current = match snapshot.current.take() {
-                    Some((file, _)) => file,
-                    None => File::open(&log.paths.current)?,
+                let current = match (snapshot.current.take(), snapshot.previous.take()) {
+                    (Some((file, _)), _) => file,
+                    // It already has its other name: see `rotate_when_full`.
+                    (None, Some(file)) => file,
+                    (None, None) => log.paths.open_written()?,
                 };
-                let tail = Tail {
-                    log: Arc::downgrade(&log),
-                    path: log.paths.current.clone(),
-                    current,
-                    read_to: snapshot.end,
-                    ends,
-                };
+                let tail =
+                    Tail { log: Arc::downgrade(&log), paths: log.paths.clone(), current, read_to: snapshot.end, ends };
                 Follower { lines, tail: Some(tail) }
             }
             // What nobody writes has no more lines than it has.
@@ -175,6 +172,16 @@ struct Paths {
     previous: PathBuf,
 }
 
+impl Paths {
+    /// The file that is written: under its other name, where a rotation came no further.
+    fn open_written(&self) -> io::Result<File> {
+        match File::open(&self.current) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => File::open(&self.previous),
+            opened => opened,
+        }
+    }
+}
+
 /// How far a log has got: files begun so far, then bytes in the last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct End {
@@ -194,6 +201,10 @@ struct Inner {
     file: File,
     end: End,
     allowance: Allowance,
+    /// Whether the file is to make way for the next one: what would still fit waits as well, or lines were out of order.
+    is_full: bool,
+    /// Whether the last line could not be written: that is said once, and not of every line.
+    is_failing: bool,
 }
 
 impl Log {
@@ -202,7 +213,7 @@ impl Log {
         let bytes = whole_lines(&file)?;
         file.set_len(bytes)?;
         let end = End { file: 0, bytes };
-        let inner = Inner { file, end, allowance: Allowance::default() };
+        let inner = Inner { file, end, allowance: Allowance::default(), is_full: false, is_failing: false };
         Ok(Log { paths, inner: Mutex::new(inner), end: watch::Sender::new(end) })
     }
 
@@ -214,34 +225,54 @@ impl Log {
             Verdict::Write { dropped: Some(dropped) } => {
                 let notice = dropped.to_string();
                 let notice = Record { at, source: Source::Orca, text: notice.as_bytes() }.encode();
-                self.append(&mut inner, &notice);
+                if !self.append(&mut inner, &notice) {
+                    inner.allowance.dropped = Some(dropped);
+                }
             }
             Verdict::Drop => return,
         }
-        self.append(&mut inner, &record);
+        if !self.append(&mut inner, &record) {
+            inner.allowance.refuse(record.len());
+        }
     }
 
-    fn append(&self, inner: &mut Inner, record: &[u8]) {
+    /// Whether it is written.
+    fn append(&self, inner: &mut Inner, record: &[u8]) -> bool {
         let written = self.rotate_when_full(inner, record.len()).and_then(|()| inner.file.write_all(record));
-        match written {
-            Ok(()) => inner.end.bytes += record.len() as u64,
+        let log = self.paths.current.display();
+        match &written {
+            Ok(()) => {
+                inner.end.bytes += record.len() as u64;
+                if std::mem::take(&mut inner.is_failing) {
+                    tracing::info!(%log, "lines can be logged again");
+                }
+            }
             Err(error) => {
                 // A part of the line may be there. It must not become the beginning of the next one.
                 let cut = inner.file.set_len(inner.end.bytes);
-                tracing::warn!(log = %self.paths.current.display(), %error, cut = cut.is_ok(), "could not log a line");
-                inner.allowance.refuse(record.len());
+                if !std::mem::replace(&mut inner.is_failing, true) {
+                    let cut = cut.is_ok();
+                    tracing::warn!(%log, %error, cut, "lines cannot be logged; they are counted until they can");
+                }
             }
         }
         self.end.send_replace(inner.end);
+        written.is_ok()
     }
 
     fn rotate_when_full(&self, inner: &mut Inner, more: usize) -> io::Result<()> {
-        if inner.end.bytes + more as u64 <= FILE_BYTES_MAX {
+        inner.is_full |= inner.end.bytes + more as u64 > FILE_BYTES_MAX;
+        if !inner.is_full {
             return Ok(());
         }
-        fs::rename(&self.paths.current, &self.paths.previous)?;
+        match fs::rename(&self.paths.current, &self.paths.previous) {
+            // Done before, when the next file could not be opened.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
         inner.file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.paths.current)?;
         inner.end = End { file: inner.end.file + 1, bytes: 0 };
+        inner.is_full = false;
         Ok(())
     }
 
@@ -418,7 +449,7 @@ struct Follower {
 
 struct Tail {
     log: Weak<Log>,
-    path: PathBuf,
+    paths: Paths,
     current: File,
     read_to: End,
     ends: watch::Receiver<End>,
@@ -477,7 +508,7 @@ impl Tail {
         let log = self.log.upgrade();
         let _held = log.as_ref().map(|log| lock(&log.inner));
         let end = *self.ends.borrow_and_update();
-        self.current = File::open(&self.path)?;
+        self.current = self.paths.open_written()?;
         if end.file > self.read_to.file + 1 {
             let text = "lines were written faster than they were read here; some are missing".to_owned();
             lines.push_back(Line { at: now(), source: Source::Orca, text });
@@ -519,6 +550,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use futures_util::StreamExt as _;
 
     use super::*;
@@ -658,6 +691,66 @@ mod tests {
         drop(writer);
         let lines: Vec<Line> = follower.map(Result::unwrap).collect().await;
         assert!(lines.iter().any(|line| line.text.contains("some are missing")));
+    }
+
+    /// Counts what is worth waking someone for.
+    struct Warnings(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Warnings {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn event(&self, event: &tracing::Event<'_>) {
+            if *event.metadata().level() == tracing::Level::WARN {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[tokio::test]
+    async fn a_rotation_that_came_half_way_is_ended_by_the_next_line_that_can_be_written() {
+        let (directory, logs) = logs();
+        let writer = logs.writer(REPLICA).unwrap();
+        let mut clock = Instant::now();
+        let mut line = |text: &str| {
+            clock += Duration::from_secs(1);
+            writer.0.line(Source::Stdout, format!("{text:8000}").as_bytes(), clock, Timestamp(2));
+        };
+        let mut count = 0;
+        while lock(&writer.0.inner).end.bytes + 8_020 <= FILE_BYTES_MAX {
+            line("full");
+            count += 1;
+        }
+        let Paths { current, previous } = logs.paths(REPLICA);
+        let (there, away) = (directory.path().join("logs"), directory.path().join("away"));
+        let warnings = Arc::default();
+        tracing::subscriber::with_default(Warnings(Arc::clone(&warnings)), || {
+            // The one moment that counts: it is renamed, and the next one cannot be opened.
+            fs::rename(&current, &previous).unwrap();
+            fs::rename(&there, &away).unwrap();
+            (0..3).for_each(|_| line("lost"));
+            fs::rename(&away, &there).unwrap();
+        });
+        assert_eq!(warnings.load(Ordering::Relaxed), 1);
+        // Who begins to follow now has all of it, and goes on.
+        let tail = Query { tail: Some(1), ..Query::default() };
+        let mut follower = Box::pin(logs.follow(REPLICA, tail).unwrap());
+        assert!(follower.next().await.unwrap().unwrap().text.starts_with("full"));
+        line("kept");
+        let next =
+            tokio::time::timeout(Duration::from_secs(10), follower.next()).await.expect("nothing more is written");
+        let told = next.unwrap().unwrap().text;
+        assert!(told.starts_with("3 lines"), "{told}");
+        assert!(follower.next().await.unwrap().unwrap().text.starts_with("kept"));
+        let lines = logs.read(REPLICA, Query::default()).unwrap();
+        assert_eq!(lines.len(), count + 2);
     }
 
     #[tokio::test]

@@ -26,6 +26,7 @@ mod spare;
 
 use std::io;
 
+pub use cache::module_digest;
 pub use engine::{Component, Engine, EngineError, LoadError};
 pub use failure::CallError;
 pub use replica::{Module, Start};

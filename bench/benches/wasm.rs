@@ -74,7 +74,7 @@ fn main() {
     let proxy = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let module = proxy.block_on(async {
         let compiling = Instant::now();
-        let component = engine().load(&digest, bytes.clone()).await.expect("it compiles");
+        let component = engine().load(&digest, async { Ok(bytes.clone()) }).await.expect("it compiles");
         row(&format!("compile a module of {} KB", bytes.len() / 1000), compiling.elapsed(), "–");
         drop(component);
 
@@ -82,7 +82,7 @@ fn main() {
         for _ in 0..COLD_STARTS {
             let engine = engine();
             let begin = Instant::now();
-            let component = engine.load(&digest, bytes.clone()).await.expect("it is in the cache");
+            let component = engine.load(&digest, async { Ok(bytes.clone()) }).await.expect("it is in the cache");
             let loaded = begin.elapsed();
             let module = start(&engine, &component);
             request(&module).await;
@@ -94,7 +94,7 @@ fn main() {
         row("of it loading", loaded, "–");
 
         let warm = engine();
-        let component = warm.load(&digest, bytes.clone()).await.expect("it is in the cache");
+        let component = warm.load(&digest, async { Ok(bytes.clone()) }).await.expect("it is in the cache");
         let module = start(&warm, &component);
         let mut times = Vec::new();
         for _ in 0..REQUESTS {

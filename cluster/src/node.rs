@@ -16,7 +16,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::goal::{Duty, Goal, ReplicaGoal, Workload};
+use crate::goal::{Duty, Goal, RUN_WITHIN, ReplicaGoal, Workload};
 use crate::id::{Generation, GoalNumber, ReplicaId, Revision, ServiceName};
 use crate::inventory::REPORT_INTERVAL;
 pub use crate::replica::Purpose;
@@ -60,8 +60,9 @@ pub enum Task {
     /// Give the data plane these tables. Ends in [`Finished::Applied`] when every worker uses them;
     /// anything else, and they are given once more.
     Apply { tables: Arc<Tables>, generation: Generation },
-    /// Run the module's command once, because its schedule said so. Ends in [`Finished::Ran`].
-    Run { replica: ReplicaId, cron: String, due: Timestamp },
+    /// Run the module's command once, because its schedule said so. It may have to wait for what the replica does
+    /// besides, and begins before `until` or not at all. Ends in [`Finished::Ran`].
+    Run { replica: ReplicaId, cron: String, due: Timestamp, until: Timestamp },
 }
 
 /// The sealed secrets of a goal; opened by the hands when a replica is created and forgotten at once.
@@ -516,7 +517,8 @@ impl Reconciler {
         let (begin, late) = self.runs.due(now, ready);
         self.changed |= late;
         for (id, cron, due) in begin {
-            let action = self.act(Some(id), |replica| Task::Run { replica, cron: cron.clone(), due });
+            let until = due + RUN_WITHIN;
+            let action = self.act(Some(id), |replica| Task::Run { replica, cron: cron.clone(), due, until });
             self.runs.begun(id, &cron, action);
             self.changed = true;
         }
@@ -639,6 +641,26 @@ mod tests {
         let Action { id, task } = node.poll_action()?;
         let Task::Apply { tables, .. } = task else { panic!("{task:?}") };
         Some((id, tables.number))
+    }
+
+    #[test]
+    fn a_scheduled_run_may_wait_for_its_replica_as_long_as_it_may_be_late() {
+        let start = Timestamp(1_000) + ORIENTATION_MAX;
+        let mut node = Reconciler::new(None, Timestamp(1_000));
+        node.handle_goal(Goal { replicas: BTreeMap::from([(ReplicaId(1), job(&[("a", start)]))]), ..goal(1) }, start);
+        let run = loop {
+            let Action { id, task } = node.poll_action().expect("it runs in the end");
+            let finished = match task {
+                Task::Fetch { .. } => Finished::Fetched { image: "m".to_owned(), digest: None, pulled: None },
+                Task::Create { .. } => Finished::Created,
+                Task::Start { .. } => Finished::Started { address: None },
+                Task::Apply { tables, generation } => Finished::Applied { number: tables.number, generation },
+                Task::Run { due, until, .. } => break (due, until),
+                other => panic!("{other:?}"),
+            };
+            node.handle_finished(id, finished, start);
+        };
+        assert_eq!(run, (start, start + RUN_WITHIN));
     }
 
     #[test]

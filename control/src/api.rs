@@ -59,6 +59,9 @@ const EXPIRY_CHECK: Duration = Duration::from_secs(60 * 60);
 
 pub type Answer = Result<Response, Refused>;
 
+/// What comes on a stream; or, as the last of it, why that is not all.
+pub type Items<T> = mpsc::Receiver<Result<T, Refused>>;
+
 /// Everything a request may need.
 #[derive(Debug)]
 pub struct Core {
@@ -282,10 +285,9 @@ async fn answer(core: &Arc<Core>, caller: &Caller, request: Request, stream: Str
 }
 
 /// Sends what comes until it ends or the other side has enough.
-async fn follow<T: Serialize>(
-    mut stream: Stream,
-    opened: Result<mpsc::Receiver<T>, Refused>,
-) -> Result<(), StreamError> {
+async fn follow<T: Serialize>(mut stream: Stream, opened: Result<Items<T>, Refused>) -> Result<(), StreamError> {
+    // As a person does with a pager.
+    stream.may_rest();
     let mut items = match opened {
         Ok(items) => items,
         Err(refused) => return stream.answer(&Response::Refused(refused)).await,
@@ -296,7 +298,8 @@ async fn follow<T: Serialize>(
         tokio::select! {
             () = &mut closed => return Ok(()),
             item = items.recv() => match item {
-                Some(item) => stream.send(&item).await?,
+                Some(Ok(item)) => stream.send(&item).await?,
+                Some(Err(refused)) => return stream.answer(&Response::Refused(refused)).await,
                 None => return stream.finish().await,
             },
         }
@@ -409,4 +412,36 @@ pub fn refused(refusal: Refusal) -> Refused {
         Refusal::NoDataKey(_) => (Reason::Failed, Some("try again")),
     };
     Refused { unfit: misfits(&refusal).to_vec(), ..plain(reason, refusal.to_string(), hint) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::tests::{SOON, connections};
+
+    #[tokio::test]
+    async fn a_person_who_rests_gets_every_line_and_then_why_there_are_no_more() {
+        // Together more than is under way unread.
+        const LINES: usize = 80;
+        let (person, ours, _endpoints) = connections().await;
+        let mut reading = person.open(&()).await.unwrap();
+        let mut stream = ours.accept().await.unwrap();
+        stream.next_within::<()>(SOON).await.unwrap();
+        stream.sender.set_stall(Duration::from_millis(1));
+        let (send, lines) = mpsc::channel(LINES + 1);
+        for _ in 0..LINES {
+            send.send(Ok("x".repeat(64 << 10))).await.unwrap();
+        }
+        send.send(Err(failed("n2 is away".to_owned()))).await.unwrap();
+
+        let mut following = tokio::spawn(follow(stream, Ok(lines)));
+        let early = timeout(Duration::from_millis(500), &mut following).await;
+        assert!(early.is_err(), "it gave up on somebody who rests: {early:?}");
+        for _ in 0..LINES {
+            reading.next_within::<String>(SOON).await.unwrap();
+        }
+        let last: Response = reading.next_within(SOON).await.unwrap();
+        assert!(matches!(&last, Response::Refused(refused) if refused.message == "n2 is away"), "{last:?}");
+        following.await.unwrap().unwrap();
+    }
 }

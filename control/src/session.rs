@@ -73,7 +73,12 @@ impl Sessions {
     pub async fn errand(&self, node: NodeId, errand: &Errand) -> Result<Stream, ErrandError> {
         let connection = self.with(|held| held.sessions.get(&node).map(|session| session.connection.clone()));
         let connection = connection.ok_or(ErrandError::NotConnected(node))?;
-        connection.open(errand).await.map_err(|source| ErrandError::Stream { node, source })
+        let opened = connection.open(errand).await.map_err(|source| ErrandError::Stream { node, source });
+        opened.map(|mut stream| {
+            // It is as fast as whoever reads it, and what that leaves unread keeps no report of the node from us.
+            stream.may_rest();
+            stream
+        })
     }
 
     fn open(&self, node: NodeId, connection: Connection) -> (u64, watch::Receiver<Option<Arc<Goal>>>) {
@@ -213,6 +218,77 @@ impl Drop for Closing {
         if self.sessions.close(self.node, self.serial) {
             self.inbox.gone(self.node);
             info!(node = %self.node, "agent gone");
+        }
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use orca_cluster::id::{ClusterId, ServiceName};
+    use orca_wire::identity::{Authority, KeyRequest};
+    use orca_wire::message::agent::LogsErrand;
+    use orca_wire::{Access, Endpoint, Plane, Wanted};
+    use tokio::sync::mpsc;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::clock::now;
+
+    pub const SOON: Duration = Duration::from_secs(10);
+    const NODE: NodeId = NodeId(2);
+
+    /// An agent's end of a connection, ours, and what keeps them open.
+    pub async fn connections() -> (Connection, Connection, (Endpoint, Endpoint)) {
+        let authority = Authority::create(ClusterId(7), now());
+        let node = |node, raft| {
+            let request = KeyRequest::generate();
+            let issued = authority.issue_node(&request.request(), node, raft, now()).unwrap();
+            request.into_identity(&issued).unwrap()
+        };
+        let address = (Ipv4Addr::LOCALHOST, 0).into();
+        let (server, mut accepted) = Endpoint::server(address, node(NodeId(1), Some(1)), |_: &_| Ok(())).unwrap();
+        let agent = Endpoint::client(Access::Certificate(node(NODE, None))).unwrap();
+        let dialed = agent.dial(server.local_address().unwrap(), Plane::Agent, Wanted::Control).await.unwrap();
+        (dialed, accepted.accept().await.unwrap(), (server, agent))
+    }
+
+    #[tokio::test]
+    async fn logs_that_nobody_reads_on_hold_up_nothing_else_of_their_node() {
+        // Together more than a connection takes unread.
+        const RESTING: usize = 20;
+        const ALMOST_FULL: usize = 15;
+        let (agent, ours, _endpoints) = connections().await;
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let serving = agent.serve(move |_: Errand, mut stream| {
+            let tell = tell.clone();
+            async move {
+                for _ in 0..ALMOST_FULL {
+                    stream.send_bytes(&[0; 64 << 10]).await.unwrap();
+                }
+                tell.send(()).unwrap();
+                stream.closed().await;
+            }
+        });
+        let sessions = Sessions::default();
+        sessions.open(NODE, ours);
+        let asking = async {
+            let service: ServiceName = "shop/web".parse().unwrap();
+            let (replica, module, since, tail, follow) = (orca_cluster::id::ReplicaId(1), false, None, None, true);
+            let errand = Errand::Logs(LogsErrand { replica, service, module, since, tail, follow });
+            let mut resting = Vec::new();
+            for _ in 0..RESTING {
+                resting.push(sessions.errand(NODE, &errand).await.unwrap());
+            }
+            for _ in 0..RESTING {
+                timeout(SOON, told.recv()).await.expect("they hold each other up").unwrap();
+            }
+        };
+        tokio::select! {
+            _ = serving => panic!("the connection ended"),
+            () = asking => {}
         }
     }
 }

@@ -21,7 +21,7 @@ use orca_cluster::traffic::{Legacy, Traffic};
 use tokio::sync::{mpsc, oneshot};
 
 pub use body::{Body, BodyError};
-use l7::access_log::{self, Log};
+use l7::access_log::Log;
 use l7::count::Book;
 use l7::listen;
 use l7::splice::PIPES_MAX;
@@ -47,7 +47,7 @@ pub struct Config {
 pub enum AccessLog {
     #[default]
     Off,
-    /// Appended to.
+    /// Appended to; made anew when it was renamed or removed.
     File(PathBuf),
 }
 
@@ -225,10 +225,7 @@ impl DataPlane {
         }
         let log = match config.access_log {
             AccessLog::Off => None,
-            AccessLog::File(path) => {
-                let file = access_log::open(&path);
-                Some(file.and_then(|file| Log::start(Box::new(file))).map_err(StartError::AccessLog)?)
-            }
+            AccessLog::File(path) => Some(Log::start(path).map_err(StartError::AccessLog)?),
         };
         let count = config.workers.max(1);
         let sources = Arc::new(Sources::default());

@@ -166,7 +166,7 @@ pub struct ServerArgs {
     /// Take over from the server that runs on the same data directory, without refusing a connection
     #[arg(long)]
     pub take_over: bool,
-    /// Write a line for each request to this file
+    /// Write a line for each request to this file; to rotate it, rename it (logrotate with `delaycompress`, no signal)
     #[arg(long, value_name = "FILE")]
     pub access_log: Option<PathBuf>,
     /// How to write the log

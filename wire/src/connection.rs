@@ -68,7 +68,7 @@ impl Connection {
         token: Option<TokenId>,
         agreed: Agreed,
     ) -> Connection {
-        let (account, deaf) = (Arc::default(), AtomicU32::new(0));
+        let (account, deaf) = (Account::of(&quinn), AtomicU32::new(0));
         Connection { shared: Arc::new(Shared { quinn, plane, peer, token, agreed, account, deaf }) }
     }
 

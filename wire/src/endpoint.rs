@@ -25,7 +25,7 @@ use crate::Plane;
 use crate::cause;
 use crate::connection::{Connection, code, reason};
 use crate::identity::{Identity, Peer, Token, TokenSecret, named};
-use crate::stream::{Account, Stream, StreamError};
+use crate::stream::{Account, CONNECTION_WINDOW, STREAM_WINDOW, Stream, StreamError};
 use crate::version::{Agreed, Answer, Hello, Incompatible, Opening, Shown};
 
 pub use gate::network;
@@ -49,10 +49,6 @@ const CALM_KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Requests one side of a connection may have open: a busy agent ships logs of some hundred replicas.
 const STREAMS_MAX: u32 = 1_024;
-
-/// What one stream may send before it is read, and a whole connection. A Raft snapshot or a module fills the first.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
 /// Every path carries this much (RFC 9000, section 14); larger packets are found out by probing.
 const MTU: u16 = 1_200;
@@ -311,7 +307,7 @@ impl Endpoint {
         let own = Hello::own();
         let answer = async {
             let (send, receive) = quinn.open_bi().await?;
-            let mut control = Stream::new(send, receive, Arc::new(Account::default()));
+            let mut control = Stream::new(send, receive, Account::of(&quinn));
             control.send(&Opening { hello: own.clone(), token }).await?;
             control.finish().await?;
             control.next::<Answer>().await?.ok_or(StreamError::Ended)
@@ -444,7 +440,7 @@ async fn welcome(shared: &Shared, incoming: quinn::Incoming, admit: &impl Admit)
     }
 
     let (send, receive) = quinn.accept_bi().await.map_err(NotAdmitted::Handshake)?;
-    let mut control = Stream::new(send, receive, Arc::new(Account::default()));
+    let mut control = Stream::new(send, receive, Account::of(&quinn));
     let opening: Opening = match control.next().await {
         Ok(Some(opening)) => opening,
         Ok(None) => return refuse(code::HELLO, "the connection began without a hello".to_owned()),

@@ -5,8 +5,8 @@
 //! other side is told at once. All waiting here can be given up at any point and taken up again (`select!`): what
 //! was half sent or half received stays.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -26,6 +26,10 @@ mod code {
     pub const CROWDED: VarInt = VarInt::from_u32(4);
 }
 
+/// What one stream may send before it is read, and a whole connection. A Raft snapshot or a module fills the first.
+pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
+pub(crate) const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+
 /// Most bytes taken from QUIC at a time.
 const READ_LENGTH: usize = 64 * 1024;
 
@@ -34,8 +38,11 @@ const READ_LENGTH: usize = 64 * 1024;
 const HELD_MAX: usize = 4 * codec::MESSAGE_LENGTH_MAX;
 
 /// How long the other side may take nothing at all while we have something to send. Its reader is stuck then, and
-/// what we hold for it is given back; [`Sender::set_stall`] for readers that may rest, like a person's terminal.
+/// what we hold for it is given back. See [`Stream::may_rest`] for those that are not.
 const STALL: Duration = Duration::from_secs(30);
+
+/// The same for readers that may rest: a person's pager stays open over night.
+const REST_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
@@ -86,17 +93,50 @@ fn broken_off(why: VarInt) -> StreamError {
 }
 
 /// Kept for all streams of a connection together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Account {
+    connection: quinn::Connection,
     /// Streams broken off because the other side sent nonsense.
     faults: AtomicU64,
     /// Bytes held as the beginnings of frames.
     held: AtomicUsize,
+    /// Streams whose window is not taken from the connection's.
+    rooms: Mutex<u32>,
 }
 
 impl Account {
+    pub fn of(connection: &quinn::Connection) -> Arc<Account> {
+        let (connection, faults, held) = (connection.clone(), AtomicU64::default(), AtomicUsize::default());
+        Arc::new(Account { connection, faults, held, rooms: Mutex::default() })
+    }
+
     pub fn fault_count(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
+    }
+
+    fn change_rooms(&self, change: impl FnOnce(u32) -> u32) {
+        // The number is whole at any time. Held until it is told, so that the last one told is the last one counted.
+        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        *rooms = change(*rooms);
+        let window = CONNECTION_WINDOW.saturating_add(rooms.saturating_mul(STREAM_WINDOW));
+        self.connection.set_receive_window(VarInt::from_u32(window));
+    }
+}
+
+/// One stream's window on top of its connection's, as long as this is kept.
+#[derive(Debug)]
+struct Room(Arc<Account>);
+
+impl Room {
+    fn take(account: &Arc<Account>) -> Room {
+        account.change_rooms(|rooms| rooms + 1);
+        Room(Arc::clone(account))
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.0.change_rooms(|rooms| rooms - 1);
     }
 }
 
@@ -116,8 +156,16 @@ pub struct Stream {
 impl Stream {
     pub(crate) fn new(send: quinn::SendStream, receive: quinn::RecvStream, account: Arc<Account>) -> Stream {
         let sender = Sender { stream: send, pending: BytesMut::new(), stall: STALL, done: false };
-        let receiver = Receiver { stream: receive, decoder: Decoder::default(), account, held: 0, done: false };
+        let decoder = Decoder::default();
+        let receiver = Receiver { stream: receive, decoder, account, held: 0, room: None, done: false };
         Stream { sender, receiver }
+    }
+
+    /// Whoever reads this, here or there, may take nothing for as long as a person rests: it does not count as stuck,
+    /// and what waits here unread leaves the connection's other streams their room.
+    pub fn may_rest(&mut self) {
+        self.sender.stall = REST_MAX;
+        self.receiver.room.get_or_insert_with(|| Room::take(&self.receiver.account));
     }
 
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), StreamError> {
@@ -262,6 +310,7 @@ pub struct Receiver {
     account: Arc<Account>,
     /// This stream's part of [`Account::held`].
     held: usize,
+    room: Option<Room>,
     done: bool,
 }
 

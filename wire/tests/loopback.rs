@@ -74,8 +74,13 @@ enum Ask {
     Count(u64),
     Echo,
     Silence,
+    Flood,
     Panic,
 }
+
+/// Pieces of a flood, of 64 KiB each: with so many a stream's window is almost full, and with twice as many more than full.
+const ALMOST_FULL: usize = 15;
+const PIECE: usize = 64 << 10;
 
 async fn answer(ask: Ask, mut stream: Stream, seen: mpsc::UnboundedSender<&'static str>) {
     match ask {
@@ -101,6 +106,17 @@ async fn answer(ask: Ask, mut stream: Stream, seen: mpsc::UnboundedSender<&'stat
             seen.send("began").unwrap();
             stream.closed().await;
             seen.send("closed").unwrap();
+        }
+        Ask::Flood => {
+            stream.sender.set_stall(Duration::from_millis(1));
+            stream.may_rest();
+            for piece in 0..2 * ALMOST_FULL {
+                stream.send_bytes(&[0; PIECE]).await.unwrap();
+                if piece + 1 == ALMOST_FULL {
+                    seen.send("almost full").unwrap();
+                }
+            }
+            stream.finish().await.unwrap();
         }
         Ask::Panic => panic!("as asked"),
     }
@@ -309,6 +325,31 @@ async fn dropping_a_stream_tells_the_other_side() {
     assert_eq!(timeout(SOON, served.seen.recv()).await.unwrap(), Some("began"));
     drop(stream);
     assert_eq!(timeout(SOON, served.seen.recv()).await.unwrap(), Some("closed"));
+}
+
+#[tokio::test]
+async fn streams_that_rest_lose_nothing_and_leave_the_others_their_room() {
+    // Together more than one connection takes unread.
+    const RESTING: usize = 20;
+    let mut served = served().await;
+    let mut resting = Vec::new();
+    for _ in 0..RESTING {
+        let mut stream = served.connection.open(&Ask::Flood).await.unwrap();
+        stream.may_rest();
+        resting.push(stream);
+    }
+    for _ in 0..RESTING {
+        assert_eq!(timeout(SOON, served.seen.recv()).await.expect("they hold each other up"), Some("almost full"));
+    }
+    let answer: u64 = served.connection.request(&Ask::Double(21), SOON).await.unwrap();
+    assert_eq!(answer, 42);
+    for mut stream in resting {
+        let mut length = 0;
+        while let Some(bytes) = stream.next_bytes().await.unwrap() {
+            length += bytes.len();
+        }
+        assert_eq!(length, 2 * ALMOST_FULL * PIECE);
+    }
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use orca_cluster::id::ReplicaId;
 use orca_cluster::time::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
+use super::error::status;
 use super::{Docker, Error, timestamp};
 
 /// Lines kept of what a replica wrote before it ended: a stack trace, and what led to it.
@@ -60,7 +61,13 @@ impl Docker {
         let client = self.client()?;
         let docker = self.clone();
         let lines = client.logs(&id, Some(options(request)));
-        let lines = lines.map(move |piece| piece.map_err(|error| Error::from(docker.cause(error))));
+        let lines = lines.map(move |piece| {
+            piece.map_err(|error| match status(&error) {
+                // It was removed just now.
+                Some(404) => Error::NoReplica(replica),
+                _ => docker.cause(error).into(),
+            })
+        });
         Ok(joined(lines, request.since))
     }
 

@@ -126,7 +126,7 @@ impl AsRef<[u8]> for Trusted {
 }
 
 /// Hex SHA-256 of a module, by which it is known.
-pub(super) fn module_digest(module: &[u8]) -> String {
+pub fn module_digest(module: &[u8]) -> String {
     hex(digest(&SHA256, module).as_ref())
 }
 

@@ -50,6 +50,8 @@ pub enum EngineError {
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    #[error("the module's bytes cannot be read")]
+    Read(#[source] io::Error),
     #[error("the module is not the one that was deployed: its digest is {found}, not {wanted}")]
     Digest { wanted: String, found: String },
     #[error("the module has {bytes} bytes; at most {MODULE_BYTES_MAX} are accepted")]
@@ -82,7 +84,7 @@ pub(super) struct Shared {
     /// Replicas of one revision share its code.
     loaded: Mutex<HashMap<String, Weak<Code>>>,
     /// One compilation at a time: it uses every core as it is, and two of the same module would both do the work.
-    compiling: Semaphore,
+    pub(super) compiling: Semaphore,
     ticker: Thread,
     running: AtomicUsize,
     spares: Arc<Semaphore>,
@@ -137,8 +139,13 @@ impl Engine {
     }
 
     /// A component from its bytes: from memory if a replica of it runs, from the cache if it was compiled before.
-    /// `digest` is the hex SHA-256 under which it was deployed.
-    pub async fn load(&self, digest: &str, bytes: Bytes) -> Result<Component, LoadError> {
+    /// `digest` is the hex SHA-256 under which it was deployed. The bytes are asked for when it is their turn, if they are
+    /// needed at all: the thirty replicas of a service that wait do not hold them thirty times.
+    pub async fn load(
+        &self,
+        digest: &str,
+        bytes: impl Future<Output = io::Result<Bytes>>,
+    ) -> Result<Component, LoadError> {
         if let Some(code) = self.loaded(digest) {
             return Ok(Component(code));
         }
@@ -146,6 +153,7 @@ impl Engine {
         if let Some(code) = self.loaded(digest) {
             return Ok(Component(code));
         }
+        let bytes = bytes.await.map_err(LoadError::Read)?;
         let (engine, wanted) = (self.clone(), digest.to_owned());
         let loading = self.0.runtime.spawn_blocking(move || engine.load_blocking(&wanted, &bytes));
         let code = Arc::new(loading.await.expect("loading neither panics nor is cancelled")?);

@@ -34,7 +34,7 @@ use super::spare::{Ready, Spare};
 use crate::module_log::{Source, Writer};
 
 /// How long a request waits for one of its replica's instances before it is told that all are busy.
-const ADMISSION_WAIT_MAX: Duration = Duration::from_millis(250);
+pub(super) const ADMISSION_WAIT_MAX: Duration = Duration::from_millis(250);
 /// A deadline inside a running instance names the function it was in. Waits are cut only after that had its chance.
 const DEADLINE_GRACE: Duration = Duration::from_millis(30);
 
@@ -115,7 +115,7 @@ impl Module {
         if !replica.component.serves() {
             return Err(CallError::NotExported { wanted: SERVES });
         }
-        let permit = replica.admit().await?;
+        let permit = replica.admit(ADMISSION_WAIT_MAX).await?;
         let (begin, begun) = oneshot::channel();
         let end = Arc::new(OnceLock::new());
         let mut serving = Box::pin(Arc::clone(replica).serve(request, begin, Arc::clone(&end), permit));
@@ -145,10 +145,10 @@ impl Module {
         }
     }
 
-    /// Runs the module once, as a program.
-    pub async fn run(&self) -> Result<(), CallError> {
+    /// Runs the module once, as a program. It may wait so long for an instance: unlike a request's, its caller has time.
+    pub async fn run(&self, wait_max: Duration) -> Result<(), CallError> {
         let replica = Arc::clone(&self.0);
-        let permit = replica.admit().await?;
+        let permit = replica.admit(wait_max).await?;
         let running = self.0.engine.runtime().spawn(replica.run(permit));
         let mut instance = EndsWithUs(Some(running.abort_handle()));
         let result = running.await.unwrap_or_else(|error| Err(CallError::Runtime { problem: error.to_string() }));
@@ -215,12 +215,12 @@ type Begin =
 type End = Arc<OnceLock<CallError>>;
 
 impl Replica {
-    async fn admit(&self) -> Result<OwnedSemaphorePermit, CallError> {
+    async fn admit(&self, wait_max: Duration) -> Result<OwnedSemaphorePermit, CallError> {
         let instances = Arc::clone(&self.instances);
         if let Ok(permit) = Arc::clone(&instances).try_acquire_owned() {
             return Ok(permit);
         }
-        match tokio::time::timeout(ADMISSION_WAIT_MAX, instances.acquire_owned()).await {
+        match tokio::time::timeout(wait_max, instances.acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(CallError::Stopped),
             Err(_elapsed) => Err(CallError::Busy { concurrency: self.limits.concurrency }),

@@ -22,6 +22,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use super::replica::ADMISSION_WAIT_MAX;
 use super::*;
 use crate::module_log::{Line, Logs, Query, Source};
 
@@ -57,7 +58,7 @@ impl Bench {
     }
 
     async fn load(&self, bytes: Bytes) -> Result<Component, LoadError> {
-        self.engine.load(&cache::module_digest(&bytes), bytes).await
+        self.engine.load(&module_digest(&bytes), async { Ok(bytes) }).await
     }
 
     /// A replica of a module, with anything but the defaults set by `with`.
@@ -543,14 +544,31 @@ async fn a_task_runs_with_its_environment_and_its_exit_is_known() {
     let bench = Bench::new();
     let env = vec![("TASK_NAME".to_owned(), "nightly".to_owned().into())];
     let task = bench.module(committed("tests/fixtures/task.wasm"), |start| start.env = env).await;
-    task.run().await.unwrap();
+    task.run(Duration::ZERO).await.unwrap();
     let lines = bench.lines();
     assert_eq!(lines.iter().map(|line| line.text.as_str()).collect::<Vec<_>>(), ["task ran", "TASK_NAME=nightly"]);
     assert!(matches!(task.call(get("/")).await, Err(CallError::NotExported { .. })));
 
     let env = vec![("TASK_FAILS".to_owned(), "1".to_owned().into())];
     let task = bench.module(committed("tests/fixtures/task.wasm"), |start| start.env = env).await;
-    assert!(matches!(task.run().await, Err(CallError::Exited { code: 1 })));
+    assert!(matches!(task.run(Duration::ZERO).await, Err(CallError::Exited { code: 1 })));
+}
+
+#[tokio::test]
+async fn a_task_waits_for_its_replica_longer_than_a_request_does() {
+    let bench = Bench::new();
+    let task = bench.module(committed("tests/fixtures/task.wasm"), |start| start.limits.concurrency = 1).await;
+    let other = Arc::clone(&task.0.instances).try_acquire_owned().expect("nothing runs yet");
+    let busy = task.run(Duration::ZERO).await;
+    assert!(matches!(busy, Err(CallError::Busy { concurrency: 1 })), "{busy:?}");
+    let mut waiting = tokio::spawn({
+        let task = task.clone();
+        async move { task.run(PATIENCE).await }
+    });
+    let early = tokio::time::timeout(2 * ADMISSION_WAIT_MAX, &mut waiting).await;
+    assert!(early.is_err(), "it did not wait: {early:?}");
+    drop(other);
+    waiting.await.expect("no panic").expect("it is free again");
 }
 
 #[tokio::test]
@@ -570,7 +588,7 @@ async fn what_is_no_component_is_called_by_its_name() {
     let mut cut = probe().to_vec();
     cut.truncate(1_000);
     assert!(matches!(bench.load(cut.into()).await, Err(LoadError::Compile(_))));
-    let other = bench.engine.load(&cache::module_digest(b"other"), probe()).await;
+    let other = bench.engine.load(&module_digest(b"other"), async { Ok(probe()) }).await;
     assert!(matches!(other, Err(LoadError::Digest { .. })));
     let empty = Bytes::from_static(b"\0asm\x0d\0\x01\0");
     assert!(matches!(bench.load(empty).await, Err(LoadError::MissingExport)));
@@ -579,7 +597,7 @@ async fn what_is_no_component_is_called_by_its_name() {
 /// The compiled file of the probe, and when it was last written.
 fn compiled(bench: &Bench) -> (PathBuf, u64) {
     use std::os::unix::fs::MetadataExt as _;
-    let path = bench.engine.0.cache.path(&cache::module_digest(&probe()));
+    let path = bench.engine.0.cache.path(&module_digest(&probe()));
     let inode = fs::metadata(&path).expect("a compiled module").ino();
     (path, inode)
 }
@@ -591,6 +609,24 @@ fn again(bench: &Bench) -> Engine {
 }
 
 #[tokio::test]
+async fn replicas_that_wait_for_one_compilation_read_their_module_once() {
+    let bench = Bench::new();
+    let reads = std::cell::Cell::new(0);
+    let digest = module_digest(&probe());
+    let read = || async {
+        reads.set(reads.get() + 1);
+        Ok(probe())
+    };
+    let other = bench.engine.0.compiling.acquire().await.expect("it is never closed");
+    let mut loading = Box::pin(futures_util::future::join_all((0..30).map(|_| bench.engine.load(&digest, read()))));
+    assert!(futures_util::poll!(&mut loading).is_pending());
+    assert_eq!(reads.get(), 0, "it is not their turn");
+    drop(other);
+    assert!(loading.await.iter().all(Result::is_ok));
+    assert_eq!(reads.get(), 1);
+}
+
+#[tokio::test]
 async fn a_module_is_compiled_once_and_read_from_disk_after() {
     let bench = Bench::new();
     bench.load(probe()).await.unwrap();
@@ -598,11 +634,11 @@ async fn a_module_is_compiled_once_and_read_from_disk_after() {
 
     let engine = again(&bench);
     let start = Instant::now();
-    let component = engine.load(&cache::module_digest(&probe()), probe()).await.unwrap();
+    let component = engine.load(&module_digest(&probe()), async { Ok(probe()) }).await.unwrap();
     eprintln!("loaded from disk in {:?}", start.elapsed());
     assert!(component.serves() && !component.runs());
     assert_eq!(compiled(&bench), (path.clone(), inode), "it was not written again");
-    assert!(engine.cached(&cache::module_digest(&probe())).is_some());
+    assert!(engine.cached(&module_digest(&probe())).is_some());
 }
 
 #[tokio::test]
@@ -612,7 +648,7 @@ async fn a_compiled_module_that_is_not_ours_to_the_byte_is_compiled_again() {
     bench.load(probe()).await.unwrap();
     let (path, _) = compiled(&bench);
     let whole = fs::read(&path).unwrap();
-    let other_name = cache::module_digest(b"other");
+    let other_name = module_digest(b"other");
 
     let mut flipped = whole.clone();
     let middle = flipped.len() / 2;
@@ -620,8 +656,8 @@ async fn a_compiled_module_that_is_not_ours_to_the_byte_is_compiled_again() {
     for damaged in [flipped, whole[..whole.len() - 1].to_vec(), b"orca".to_vec(), Vec::new()] {
         fs::write(&path, damaged).unwrap();
         let engine = again(&bench);
-        assert!(engine.cached(&cache::module_digest(&probe())).is_none());
-        engine.load(&cache::module_digest(&probe()), probe()).await.unwrap();
+        assert!(engine.cached(&module_digest(&probe())).is_none());
+        engine.load(&module_digest(&probe()), async { Ok(probe()) }).await.unwrap();
         assert_eq!(fs::read(&path).unwrap(), whole, "it was written anew");
     }
     // Whole, but of another module.
@@ -629,7 +665,7 @@ async fn a_compiled_module_that_is_not_ours_to_the_byte_is_compiled_again() {
     assert!(bench.engine.cached(&other_name).is_none());
     // Whole, but anybody could have written it.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-    assert!(bench.engine.cached(&cache::module_digest(&probe())).is_none());
+    assert!(bench.engine.cached(&module_digest(&probe())).is_none());
 }
 
 #[tokio::test]

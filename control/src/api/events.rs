@@ -7,12 +7,12 @@ use orca_cluster::state::State;
 use orca_wire::message::client::{EventsQuery, Refused};
 use tokio::sync::mpsc;
 
-use super::{Core, STREAM_QUEUE};
+use super::{Core, Items, STREAM_QUEUE};
 use crate::auth::{Caller, Object, Verb};
 
 /// Events as asked for, oldest first; following, also those to come. Whoever is limited to a project is shown events
 /// of its services only.
-pub async fn events(core: &Arc<Core>, caller: &Caller, query: EventsQuery) -> Result<mpsc::Receiver<Event>, Refused> {
+pub async fn events(core: &Arc<Core>, caller: &Caller, query: EventsQuery) -> Result<Items<Event>, Refused> {
     let project = query.service.as_ref().map(|service| &service.project).or(query.project.as_ref());
     let object = Object::from(project.or(caller.project.as_ref()));
     core.authorise(caller, Verb::See, object)?;
@@ -34,7 +34,7 @@ pub async fn events(core: &Arc<Core>, caller: &Caller, query: EventsQuery) -> Re
             let skip = first.len().saturating_sub(last);
             let mut told = newest(&state);
             for event in first.into_iter().skip(skip) {
-                if send.send(event).await.is_err() {
+                if send.send(Ok(event)).await.is_err() {
                     return;
                 }
             }
@@ -48,7 +48,7 @@ pub async fn events(core: &Arc<Core>, caller: &Caller, query: EventsQuery) -> Re
                     state.events.iter().filter(|event| Some(event.index) > told).filter(&wanted).cloned().collect();
                 told = newest(&state).max(told);
                 for event in new {
-                    if send.send(event).await.is_err() {
+                    if send.send(Ok(event)).await.is_err() {
                         return;
                     }
                 }

@@ -76,7 +76,8 @@ async fn open(core: &Arc<Core>, caller: &Caller, exec: Exec) -> Result<Stream, R
 }
 
 /// Both directions, until the command's end has been told or one side is gone.
-async fn bridge(person: Stream, agent: Stream) -> Result<(), StreamError> {
+async fn bridge(mut person: Stream, agent: Stream) -> Result<(), StreamError> {
+    person.may_rest();
     let gone = person.closed();
     let Stream { sender: mut screen, receiver: mut keyboard } = person;
     let Stream { sender: mut input, receiver: mut output } = agent;
@@ -98,5 +99,50 @@ async fn bridge(person: Stream, agent: Stream) -> Result<(), StreamError> {
         ended = typing => ended,
         ended = printing => ended,
         () = gone => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::session::tests::{SOON, connections};
+
+    #[tokio::test]
+    async fn a_person_who_rests_gets_all_a_command_prints() {
+        // Together more than is under way unread.
+        const PIECES: usize = 80;
+        let (agent, ours, _endpoints) = connections().await;
+        let mut errand = ours.open(&()).await.unwrap();
+        errand.may_rest();
+        let mut printing = agent.accept().await.unwrap();
+        printing.next_within::<()>(SOON).await.unwrap();
+        printing.may_rest();
+        let mut person = agent.open(&()).await.unwrap();
+        let mut screen = ours.accept().await.unwrap();
+        screen.next_within::<()>(SOON).await.unwrap();
+        screen.sender.set_stall(Duration::from_millis(1));
+
+        let printing = tokio::spawn(async move {
+            for _ in 0..PIECES {
+                let piece = ExecOutput::Stdout(orca_cluster::secret::Opaque(vec![b'x'; 64 << 10]));
+                printing.send(&piece).await.unwrap();
+            }
+            printing.finish().await.unwrap();
+            printing
+        });
+        let mut bridging = tokio::spawn(bridge(screen, errand));
+        let early = timeout(Duration::from_millis(500), &mut bridging).await;
+        assert!(early.is_err(), "it gave up on somebody who rests: {early:?}");
+        let mut count = 0;
+        while person.next::<ExecOutput>().await.unwrap().is_some() {
+            count += 1;
+        }
+        assert_eq!(count, PIECES);
+        printing.await.unwrap();
+        bridging.await.unwrap().unwrap();
     }
 }

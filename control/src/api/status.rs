@@ -10,7 +10,7 @@ use orca_cluster::status;
 use orca_wire::message::client::{Progress, Refused, Response, RevisionInfo};
 use tokio::sync::mpsc;
 
-use super::{Answer, Core, STREAM_QUEUE, actor_name, invalid, no_service};
+use super::{Answer, Core, Items, STREAM_QUEUE, actor_name, invalid, no_service};
 use crate::auth::{Caller, Object, Verb};
 use crate::clock::now;
 use crate::driver::Overview;
@@ -78,11 +78,7 @@ pub async fn nodes(core: &Core, caller: &Caller) -> Answer {
 }
 
 /// Sends what is known of these services, and again whenever that changes.
-pub async fn watch(
-    core: &Arc<Core>,
-    caller: &Caller,
-    services: Vec<ServiceName>,
-) -> Result<mpsc::Receiver<Progress>, Refused> {
+pub async fn watch(core: &Arc<Core>, caller: &Caller, services: Vec<ServiceName>) -> Result<Items<Progress>, Refused> {
     if services.len() > WATCHED_MAX {
         return Err(invalid(
             format!("{} services at once; at most {WATCHED_MAX} can be watched", services.len()),
@@ -104,7 +100,7 @@ pub async fn watch(
     Ok(progress)
 }
 
-async fn report(core: &Core, services: &[ServiceName], send: &mpsc::Sender<Progress>) {
+async fn report(core: &Core, services: &[ServiceName], send: &mpsc::Sender<Result<Progress, Refused>>) {
     let mut overviews = core.overview.clone();
     let mut last: Option<Progress> = None;
     let mut told = None;
@@ -118,7 +114,7 @@ async fn report(core: &Core, services: &[ServiceName], send: &mpsc::Sender<Progr
             let progress = Progress { generation: overview.state.generation, at: now(), services: found, events };
             let same = last.as_ref().is_some_and(|last| last.services == progress.services);
             if !same || !progress.events.is_empty() {
-                if send.send(progress.clone()).await.is_err() {
+                if send.send(Ok(progress.clone())).await.is_err() {
                     return;
                 }
                 last = Some(progress);

@@ -1,5 +1,6 @@
 //! What each route does: takes a request apart, asks the verb, and writes its answer down.
 
+use std::io;
 use std::sync::Arc;
 
 use axum::Json;
@@ -21,12 +22,11 @@ use orca_wire::message::client::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::mpsc;
 
 use super::document::document;
 use super::problem::{Asked, At, Authenticated, Problem, Sent, Whole, json};
 use super::route::{JSON, LINES, TEXT};
-use crate::api::{self, Core, deploy, doctor, events, invalid, logs, secret, service, status, token};
+use crate::api::{self, Core, Items, deploy, doctor, events, invalid, logs, secret, service, status, token};
 use crate::auth::{Object as Subject, Verb};
 use crate::metrics;
 
@@ -45,29 +45,43 @@ fn content(answer: api::Answer) -> Answer {
     }))
 }
 
-/// One JSON document a line, until there are no more or the token is revoked.
+/// One JSON document a line, until there are no more or the token is revoked. That it is not all is said as over QUIC.
 fn lines<T: Serialize + Send + 'static>(
     core: Arc<Core>,
     token: TokenId,
-    items: Result<mpsc::Receiver<T>, Refused>,
+    items: Result<Items<T>, Refused>,
 ) -> Result<Response, Problem> {
-    let text = |item: T| {
-        let mut line = serde_json::to_vec(&item).expect("a message of ours has a form in JSON");
+    let text = |item: Result<T, Refused>| {
+        let line = match item {
+            Ok(item) => serde_json::to_vec(&item),
+            Err(refused) => serde_json::to_vec(&Message::Refused(refused)),
+        };
+        let mut line = line.expect("a message of ours has a form in JSON");
         line.push(b'\n');
         line
     };
     Ok(([(header::CONTENT_TYPE, LINES)], stream(core, token, items?, text)).into_response())
 }
 
+/// The response of what is not all is broken off, so that nobody takes it for whole.
 fn stream<T: Send + 'static>(
     core: Arc<Core>,
     token: TokenId,
-    items: mpsc::Receiver<T>,
-    text: impl Fn(T) -> Vec<u8> + Send + 'static,
+    items: Items<T>,
+    text: impl Fn(Result<T, Refused>) -> Vec<u8> + Send + 'static,
 ) -> Body {
-    let items = futures_util::stream::unfold(items, |mut items| async move { Some((items.recv().await?, items)) });
+    let items = futures_util::stream::unfold((items, false), |(mut items, is_broken)| async move {
+        if is_broken {
+            // What was said last is sent meanwhile. Else it would go down with the connection.
+            tokio::task::yield_now().await;
+            return Some((Err(io::Error::other("it is not all")), (items, true)));
+        }
+        let item = items.recv().await?;
+        let is_broken = item.is_err();
+        Some((Ok(item), (items, is_broken)))
+    });
     let revoked = async move { core.revoked(&token).await };
-    let body = items.map(move |item| Ok::<_, std::convert::Infallible>(Bytes::from(text(item)))).take_until(revoked);
+    let body = items.map(move |item| item.map(|item| Bytes::from(text(item)))).take_until(revoked);
     Body::from_stream(boxed(body))
 }
 
@@ -183,7 +197,10 @@ pub async fn read_logs(
     if accept.contains("json") {
         return lines::<LogLine>(core, caller.token, read);
     }
-    let text = |line: LogLine| format!("{} {}\n", line.replica, line.text).into_bytes();
+    let text = |read: Result<LogLine, Refused>| match read {
+        Ok(line) => format!("{} {}\n", line.replica, line.text).into_bytes(),
+        Err(refused) => format!("orca: {refused}\n").into_bytes(),
+    };
     let token = caller.token.clone();
     Ok(([(header::CONTENT_TYPE, TEXT)], stream(core, token, read?, text)).into_response())
 }

@@ -8,7 +8,7 @@ use orca_wire::message::agent::{ExecOutput, LogLine};
 use orca_wire::message::client::{EventsQuery, Exec, LogsQuery, Progress, Reason, Request, Response};
 use tokio::time::timeout;
 
-use crate::support::{Node, PATIENCE, web, written};
+use crate::support::{Answered, Node, PATIENCE, http_cut_or_whole, web, written};
 
 fn name() -> ServiceName {
     "shop/web".parse().unwrap()
@@ -220,6 +220,78 @@ async fn logs_of_all_replicas_are_interleaved_by_time() {
     for _ in 0..6 {
         timeout(PATIENCE, stream.next::<LogLine>()).await.unwrap().unwrap().unwrap();
     }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_that_breaks_off_is_no_log_that_ends() {
+    let node = Node::found().await;
+    let _agent = node.agent().await;
+    let admin = node.admin().await;
+    admin.deploy(&web("web:1").replace("\"web\"", "\"cut\"")).await;
+    let state = node.settled("shop/cut").await;
+    let service: ServiceName = "shop/cut".parse().unwrap();
+    let (whole, broken): (Vec<_>, Vec<_>) =
+        state.placements_of(&service).map(|(id, _)| id).partition(|id| id.0 % 2 == 0);
+    for tail in [None, Some(100)] {
+        let query = LogsQuery { service: service.clone(), replica: None, since: None, tail, follow: false, grep: None };
+        let mut stream = admin.open(Request::Logs(query)).await;
+        let mut said: Vec<serde_json::Value> = Vec::new();
+        while let Some(one) = stream.next().await.unwrap() {
+            said.push(one);
+        }
+        let refused = said.pop().unwrap()["refused"].take();
+        let message = refused["message"].as_str().unwrap_or_else(|| panic!("{refused}"));
+        assert_eq!(refused["reason"], "failed");
+        assert!(message.starts_with(&format!("the log of {} on n", broken[0])), "{message}");
+        let of_whole = said.iter().filter(|line| line["replica"] == whole[0].0).count();
+        assert_eq!(of_whole, 3, "{said:?}");
+    }
+
+    let token = node.token();
+    for media in [None, Some("application/json")] {
+        let path = "/api/v1/services/shop/cut/logs";
+        let (Answered { body, .. }, is_whole) = http_cut_or_whole(&node, Some(&token), "GET", path, "", media).await;
+        let last = body.lines().last().unwrap_or_default();
+        assert!(last.contains(&format!("the log of {} on n", broken[0])), "{body}");
+        assert_eq!(last.starts_with("{\"refused\""), media.is_some(), "{body}");
+        assert!(!is_whole, "a program takes it for whole: {body}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_keeps_a_log_from_being_read_is_told_also_to_who_follows_it() {
+    let node = Node::found().await;
+    let _agent = node.agent().await;
+    let admin = node.admin().await;
+    admin.deploy(&web("web:1").replace("\"web\"", "\"torn\"")).await;
+    node.settled("shop/torn").await;
+    let service: ServiceName = "shop/torn".parse().unwrap();
+    let query = |follow| {
+        let grep = Some("line 2".to_owned());
+        Request::Logs(LogsQuery { service: service.clone(), replica: None, since: None, tail: None, follow, grep })
+    };
+    let mut stream = admin.open(query(false)).await;
+    let mut said: Vec<serde_json::Value> = Vec::new();
+    while let Some(one) = stream.next().await.unwrap() {
+        said.push(one);
+    }
+    assert_eq!(said.len(), 3, "{said:?}");
+    let message = said[2]["refused"]["message"].as_str().unwrap_or_else(|| panic!("{said:?}"));
+    assert!(message.ends_with("could not be read to its end: too many open files"), "{message}");
+
+    let mut stream = admin.open(query(true)).await;
+    let told = async {
+        loop {
+            let line = stream.next::<LogLine>().await.unwrap().unwrap();
+            if line.text.starts_with("orca: the log of") {
+                return line.text;
+            }
+        }
+    };
+    let told = timeout(PATIENCE, told).await.expect("nothing is said of why there are no lines");
+    assert!(told.ends_with("too many open files; it is tried again"), "{told}");
     node.stop().await;
 }
 

@@ -17,7 +17,9 @@ use orca_cluster::state::{Role, State};
 use orca_cluster::time::Timestamp;
 use orca_control::{Config, Control, Founded, Handle, Layout, RunError, StartError, UnsealSource};
 use orca_wire::identity::{Identity, Token};
-use orca_wire::message::agent::{AgentRequest, Attach, Errand, ExecOutput, FromAgent, LogLine, LogStream, ToAgent};
+use orca_wire::message::agent::{
+    AgentRequest, Attach, Errand, ExecOutput, FromAgent, LogLine, LogRead, LogStream, ToAgent,
+};
 use orca_wire::message::client::{CreateToken, Deploy, Request, Response};
 use orca_wire::{Access, Connection, Endpoint, Plane, Stream, Wanted};
 use tempfile::TempDir;
@@ -263,7 +265,8 @@ fn observed(goal: &Goal, last: &Observed) -> Observed {
     }
 }
 
-/// Lines are alternately of one replica and of the other; a command prints what is typed.
+/// Lines are alternately of one replica and of the other, the first of which has no end for `shop/cut` and cannot be
+/// read further for `shop/torn`; a command prints what is typed.
 async fn run(errand: Errand, mut stream: Stream) {
     match errand {
         Errand::Logs(errand) => {
@@ -275,7 +278,17 @@ async fn run(errand: Errand, mut stream: Stream) {
                     stream: LogStream::Stdout,
                     text: format!("line {at}"),
                 };
-                stream.send(&line).await.unwrap();
+                if errand.since.is_none_or(|since| line.at >= since) {
+                    stream.send(&line).await.unwrap();
+                }
+            }
+            if errand.service.service.as_str() == "cut" && errand.replica.0 % 2 == 1 {
+                // Dropped, it breaks off; what was sent may be lost with it.
+                return;
+            }
+            if errand.service.service.as_str() == "torn" && errand.replica.0 % 2 == 1 {
+                let failed = LogRead::Failed { failed: "too many open files".to_owned() };
+                return stream.answer(&failed).await.unwrap();
             }
             stream.finish().await.unwrap();
         }
@@ -312,6 +325,20 @@ pub async fn http_with(
     body: &str,
     media: Option<&str>,
 ) -> Answered {
+    let (answered, is_whole) = http_cut_or_whole(node, token, method, path, body, media).await;
+    assert!(is_whole, "cut off after {}", answered.body);
+    answered
+}
+
+/// Also tells whether the body came to its end.
+pub async fn http_cut_or_whole(
+    node: &Node,
+    token: Option<&Token>,
+    method: &str,
+    path: &str,
+    body: &str,
+    media: Option<&str>,
+) -> (Answered, bool) {
     let socket = tokio::net::TcpStream::connect(node.handle.http_address()).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.unwrap();
     let connection = tokio::spawn(connection);
@@ -326,8 +353,15 @@ pub async fn http_with(
     let answer = async {
         let response = sender.send_request(request).await.unwrap();
         let status = response.status().as_u16();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        Answered { status, body: String::from_utf8(body.to_vec()).unwrap() }
+        let (mut body, mut bytes) = (response.into_body(), Vec::new());
+        let is_whole = loop {
+            match body.frame().await {
+                Some(Ok(frame)) => bytes.extend_from_slice(&frame.into_data().unwrap_or_default()),
+                Some(Err(_)) => break false,
+                None => break true,
+            }
+        };
+        (Answered { status, body: String::from_utf8(bytes).unwrap() }, is_whole)
     };
     let answered = timeout(PATIENCE, answer).await.unwrap();
     connection.abort();

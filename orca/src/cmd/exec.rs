@@ -2,7 +2,6 @@
 
 use std::io;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use orca_cluster::secret::Opaque;
 use orca_wire::Stream;
@@ -19,8 +18,6 @@ use crate::session::{Following, Session};
 
 /// Read from the terminal at a time: a pasted page.
 const CHUNK: usize = 16 * 1024;
-/// A program may rest for as long as the person in front of it.
-const STALL: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub async fn run(args: ExecArgs, global: &Global) -> Result<ExitCode, Failure> {
     let ExecArgs { service, replica, no_tty, command } = args;
@@ -29,7 +26,9 @@ pub async fn run(args: ExecArgs, global: &Global) -> Result<ExitCode, Failure> {
     let wants_terminal = !no_tty && terminal::is_interactive();
     let size = wants_terminal.then(terminal::size);
     let request = Exec { service, replica: replica.or(named), command, terminal: size, stdin: true };
-    let stream = session.stream(&Request::Exec(request)).await?;
+    let mut stream = session.stream(&Request::Exec(request)).await?;
+    // A program may rest for as long as the person in front of it.
+    stream.may_rest();
     let raw = match size {
         Some(_) => Some(
             terminal::Mode::raw()
@@ -44,7 +43,6 @@ pub async fn run(args: ExecArgs, global: &Global) -> Result<ExitCode, Failure> {
 
 async fn talk(session: &Session, stream: Stream, resizes: bool) -> Result<ExitCode, Failure> {
     let Stream { mut sender, receiver } = stream;
-    sender.set_stall(STALL);
     let mut following = Following::new(receiver);
     // Ways of being ended that would leave the terminal as it is.
     let mut terminated = listen(SignalKind::terminate())?;

@@ -50,7 +50,7 @@ pub enum Blob {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Errand {
-    /// Answered by [`LogLine`]s until there are no more, or, following, for ever.
+    /// Answered by [`LogRead`]s until there are no more, or, following, for ever.
     Logs(LogsErrand),
     /// Answered by [`ExecOutput`]s, the last of which is its exit; [`ExecInput`]s go the other way.
     Exec(ExecErrand),
@@ -90,6 +90,17 @@ pub struct LogLine {
     pub node: NodeId,
     pub stream: LogStream,
     pub text: String,
+}
+
+/// What comes of a replica's log. An agent of before there was anything but lines sends those just the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LogRead {
+    Line(LogLine),
+    /// The last: there is more, and this is why it cannot be had.
+    Failed {
+        failed: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

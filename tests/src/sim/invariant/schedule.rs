@@ -11,7 +11,7 @@ const DECIDED_WITHIN: Duration = Duration::from_secs(1);
 
 /// (12) A due time is begun at most once in the whole cluster.
 pub fn check(world: &mut World, on: NodeId, task: &Task) {
-    let Task::Run { replica, cron, due } = task else { return };
+    let Task::Run { replica, cron, due, until: _ } = task else { return };
     let goal = world.nodes.get(&on).and_then(|node| node.brain.as_ref()).map(|brain| brain.goal());
     let Some(service) = goal.and_then(|goal| goal.replicas.get(replica)).map(|goal| goal.service.clone()) else {
         world.broken(&format!("{replica} on {on} runs `{cron}` and is in no goal"));
