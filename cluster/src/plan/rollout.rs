@@ -313,7 +313,10 @@ impl<'a> Pass<'a> {
         let name = ServiceName::new(self.name.project.clone(), service.clone());
         let Some(other) = state.services.get(&name) else { return false };
         let has_time = |(id, placement): (ReplicaId, &Placement)| {
-            let from = ready_from(placement, inventory.replica(placement.node, id), now);
+            let report = inventory.replica(placement.node, id);
+            // A pull that has failed once may be tried for ever.
+            let tries_again = report.is_some_and(|report| report.trouble.is_some());
+            let from = if tries_again { placement.since } else { ready_from(placement, report, now) };
             placement.state == PlacementState::Serve
                 && !inventory.is_suspect(placement.node, now)
                 && now.since(from) < other.spec().deploy.ready_timeout

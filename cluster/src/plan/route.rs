@@ -12,6 +12,7 @@
 //! 3. Until then the holder goes on answering it: while it may still return to the revision that has it, and, with a
 //!    ready replica, while another service was asked for it and is not ready. A service that is removed because the file
 //!    leaves it out stays for that; one that is removed by `orca rm` does not.
+//!    And so does who took it in a deploy that was overtaken by another before it had settled, while nobody else can.
 //! 4. A route that nobody holds is there at once, so that its page says what is missing. But where another service
 //!    answers those requests by a more general route, it goes on until this one is ready.
 
@@ -126,7 +127,8 @@ impl<'a> Claims<'a> {
             if let Some(holder) = claim.holder
                 && let Some(name) = self.held(route, claim, holder, services)
             {
-                answering.insert(*route, name);
+                let stand_in = || self.stand_in(route, services).unwrap_or(name);
+                answering.insert(*route, if answers(services, name) { name } else { stand_in() });
             }
         }
         let mut new = BTreeMap::new();
@@ -160,6 +162,23 @@ impl<'a> Claims<'a> {
             Some(removal) => is_awaited && removal.hands_over,
         });
         if keeps { Some(holder) } else { claim.wanting.first().copied() }
+    }
+
+    /// Who has answered a route since a deploy that was overtaken by another before it had settled, and can for as long
+    /// as replicas of it are there.
+    fn stand_in(&self, route: &Route, services: &BTreeMap<ServiceName, Upstream>) -> Option<&'a ServiceName> {
+        let mut all = self.view.state.services.iter().filter(|(_, deployed)| deployed.removal.is_none());
+        let (name, _) = all.find(|(name, deployed)| {
+            let has_route = |backend: &Backend| {
+                let template = backend.revision;
+                let settled = deployed.settled_record().map(|record| record.template);
+                let is_overtaken = template != deployed.template() && settled != Some(template);
+                let record = deployed.record_for(template).filter(|_| is_overtaken);
+                record.is_some_and(|record| record.spec.routes.contains(route))
+            };
+            services.get(*name).is_some_and(|upstream| upstream.backends.iter().any(has_route))
+        })?;
+        Some(name)
     }
 }
 

@@ -63,9 +63,9 @@ fn deploy(world: &mut World) -> Command {
         let mut probes = "[service.env]\nKEY = \"${secrets.KEY}\"\n".to_owned();
         let version = world.rng.random_range(1..6);
         // Few, for a pull takes longer than people keep still.
-        let pull = match (version, behaviour) {
-            (5, "ok") => "-large",
-            (5, "slow") => "-stalls",
+        let pull = match world.rng.random_range(0..40) {
+            0 | 1 => "-large",
+            2 => "-stalls",
             _ => "",
         };
         let exclusive = name == "db";
