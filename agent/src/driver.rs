@@ -181,6 +181,7 @@ mod tests {
             workers: 1,
             access_log: AccessLog::Off,
             limits: Limits::default(),
+            trusted_proxies: Vec::new(),
         };
         let dataplane = DataPlane::start(config, Arc::new(NoModules)).unwrap();
         let request = KeyRequest::generate();

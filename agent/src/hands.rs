@@ -386,6 +386,7 @@ mod tests {
             workers: 1,
             access_log: AccessLog::Off,
             limits: Limits::default(),
+            trusted_proxies: Vec::new(),
         };
         let at = |name: &str| directory.path().join(name);
         let endpoint = Endpoint::client(Access::Certificate(node(2, None))).unwrap();

@@ -18,7 +18,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let workers = arguments.next().map_or(Ok(1), |text| text.parse())?;
 
     let limits = Limits { connections_per_source_max: u32::MAX, ..Limits::default() };
-    let config = Config { http: vec![listen], workers, access_log: AccessLog::Off, limits };
+    let config =
+        Config { http: vec![listen], workers, access_log: AccessLog::Off, limits, trusted_proxies: Vec::new() };
     let plane = DataPlane::start(config, Arc::new(NoModules))?;
     let name = ServiceName::new(Label::new("example")?, Label::new("server")?);
     let backend =

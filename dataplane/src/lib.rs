@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use orca_cluster::id::ReplicaId;
 use orca_cluster::route::Tables;
 use orca_cluster::time::Timestamp;
@@ -40,6 +41,9 @@ pub struct Config {
     pub workers: usize,
     pub access_log: AccessLog,
     pub limits: Limits,
+    /// Who stands in front, and is believed what its requests say of the client: `X-Forwarded-For`, to which its own
+    /// address is added, `X-Forwarded-Proto` and `X-Forwarded-Host`. Of anybody else's they are ours.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// Where one line of JSON for each request goes.
@@ -236,6 +240,7 @@ impl DataPlane {
             let parts = worker::Parts {
                 listeners: of_worker,
                 limits: config.limits.clone(),
+                trusted_proxies: config.trusted_proxies.clone(),
                 modules: Arc::clone(&modules),
                 chooser: book.chooser(),
                 book: Arc::clone(&book),

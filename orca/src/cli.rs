@@ -2,12 +2,13 @@
 //! test can parse each of them.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use orca_cluster::id::{Generation, Label, ReplicaId, Revision, ServiceName};
 use orca_cluster::secret::TokenId;
 use orca_cluster::spec::check::node_label;
@@ -153,6 +154,10 @@ pub struct ServerArgs {
     /// Where the proxy listens [default: port 80 if that is allowed, else 8080]
     #[arg(long, value_name = "ADDR:PORT")]
     pub http: Option<SocketAddr>,
+    /// A load balancer or TLS proxy in front, whose X-Forwarded-For, -Proto and -Host are passed on; may be given several
+    /// times. Those of anybody else are replaced
+    #[arg(long = "trusted-proxy", value_name = "CIDR", value_parser = network)]
+    pub trusted_proxies: Vec<IpNet>,
     /// Where the CLI and other nodes are served (QUIC, over UDP); the HTTP API gets the TCP port of the same number, on
     /// loopback only, as it has no TLS yet
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6880")]
@@ -172,6 +177,12 @@ pub struct ServerArgs {
     /// How to write the log
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// A network, or one address.
+fn network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| format!("`{text}` is no network; write such as 10.0.0.0/8 or 10.0.0.5"))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -448,6 +448,7 @@ async fn proxy(store: &[SocketAddr]) -> DataPlane {
         workers: 1,
         access_log: AccessLog::Off,
         limits: Limits::default(),
+        trusted_proxies: Vec::new(),
     };
     let backends = store.iter().zip(1..).map(|(address, number)| Backend {
         replica: ReplicaId(number),

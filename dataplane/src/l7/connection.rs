@@ -41,6 +41,8 @@ pub struct Client {
     pub peer: IpAddr,
     /// The client's address as `X-Forwarded-For` has it.
     pub forwarded_for: HeaderValue,
+    /// It stands in front of clients, and is believed what it says of them.
+    pub is_trusted: bool,
     pub pulse: Arc<Pulse>,
     pub bypass: Arc<Bypass>,
     /// What is still to be sent of the request whose response is on its way.
@@ -309,6 +311,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, perm
     let client = Rc::new(Client {
         forwarded_for: forward::address_value(peer.ip().to_canonical()),
         peer: peer.ip().to_canonical(),
+        is_trusted: worker.trusts(peer.ip().to_canonical()),
         worker: Rc::clone(&worker),
         pulse: Arc::clone(&pulse),
         bypass,

@@ -157,12 +157,13 @@ impl Way<'_> {
         let hop = strip_request(&mut headers);
         // Room for all of them at once: it would grow twice.
         headers.reserve(FIELDS_ADDED_MAX);
-        headers.insert(X_FORWARDED_FOR, self.client.forwarded_for.clone());
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        let told = if self.client.is_trusted { Told::by(&headers) } else { Told::default() };
+        headers.insert(X_FORWARDED_FOR, told.before(&self.client.forwarded_for));
+        headers.insert(X_FORWARDED_PROTO, told.proto.unwrap_or(HeaderValue::from_static("http")));
         headers.insert(X_REQUEST_ID, self.id.clone());
         match authority {
             Some(authority) => {
-                headers.insert(X_FORWARDED_HOST, authority.clone());
+                headers.insert(X_FORWARDED_HOST, told.host.unwrap_or_else(|| authority.clone()));
                 headers.insert(header::HOST, authority);
             }
             // A client of HTTP/1.0 may not know the name; the request we make of it needs one.
@@ -480,6 +481,32 @@ fn origin_form(uri: Uri) -> Uri {
         return uri;
     }
     uri.into_parts().path_and_query.map_or_else(|| Uri::from_static("/"), Uri::from)
+}
+
+/// What a trusted proxy says of the client it speaks for.
+#[derive(Default)]
+struct Told {
+    /// All that it has passed through, nearest last.
+    path: Vec<u8>,
+    proto: Option<HeaderValue>,
+    host: Option<HeaderValue>,
+}
+
+impl Told {
+    fn by(headers: &HeaderMap) -> Told {
+        let paths: Vec<&[u8]> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+        let proto = headers.get(X_FORWARDED_PROTO).filter(|proto| matches!(proto.as_bytes(), b"http" | b"https"));
+        Told { path: paths.join(&b", "[..]), proto: proto.cloned(), host: headers.get(X_FORWARDED_HOST).cloned() }
+    }
+
+    /// The same with whoever told it at the end.
+    fn before(&self, peer: &HeaderValue) -> HeaderValue {
+        if self.path.is_empty() {
+            return peer.clone();
+        }
+        let path = [self.path.as_slice(), peer.as_bytes()].join(&b", "[..]);
+        HeaderValue::from_bytes(&path).expect("two values of fields and a comma are one")
+    }
 }
 
 pub fn address_value(address: IpAddr) -> HeaderValue {

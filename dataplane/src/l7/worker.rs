@@ -13,6 +13,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
+use ipnet::IpNet;
 use orca_cluster::id::ReplicaId;
 use orca_cluster::route::Tables;
 use socket2::SockRef;
@@ -60,6 +61,7 @@ pub enum Order {
 pub struct Parts {
     pub listeners: Vec<std::net::TcpListener>,
     pub limits: Limits,
+    pub trusted_proxies: Vec<IpNet>,
     pub modules: Arc<dyn Modules>,
     pub book: Arc<Book>,
     /// For as long as it accepts.
@@ -70,6 +72,7 @@ pub struct Parts {
 
 pub struct Worker {
     pub limits: Limits,
+    trusted_proxies: Vec<IpNet>,
     pub modules: Arc<dyn Modules>,
     pub log: Option<Log>,
     pub book: Arc<Book>,
@@ -130,6 +133,10 @@ impl std::fmt::Debug for Worker {
 }
 
 impl Worker {
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
+
     pub fn table(&self) -> Rc<Table> {
         Rc::clone(&self.table.borrow())
     }
@@ -356,6 +363,7 @@ fn is_of_one_connection(error: &std::io::Error) -> bool {
 pub async fn run(parts: Parts, mut orders: mpsc::UnboundedReceiver<Order>) {
     let worker = Rc::new(Worker {
         limits: parts.limits,
+        trusted_proxies: parts.trusted_proxies,
         modules: parts.modules,
         log: parts.log,
         book: parts.book,

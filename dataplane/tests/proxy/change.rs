@@ -306,7 +306,13 @@ async fn one_proxy_takes_over_from_another_without_losing_a_request() {
     let mut planes = vec![old];
     for _ in 0..5 {
         let old = planes.pop().unwrap();
-        let config = Config { http: Vec::new(), workers: 2, access_log: AccessLog::Off, limits: limits() };
+        let config = Config {
+            http: Vec::new(),
+            workers: 2,
+            access_log: AccessLog::Off,
+            limits: limits(),
+            trusted_proxies: Vec::new(),
+        };
         let new = DataPlane::start_with(config, old.listeners().unwrap(), Arc::new(NoModules)).unwrap();
         new.apply(tables(&[(1, one)])).await;
         old.shutdown(DEADLINE).await;

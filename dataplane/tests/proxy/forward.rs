@@ -74,6 +74,54 @@ async fn a_replica_is_told_who_asks_and_nothing_that_a_client_made_up() {
 }
 
 #[tokio::test]
+async fn what_a_trusted_proxy_says_of_its_client_is_passed_on() {
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&heads);
+    let address = raw(move |mut stream| {
+        let seen = Arc::clone(&seen);
+        async move {
+            while let Some(head) = read_head(&mut stream).await {
+                seen.lock().unwrap().push(head.to_lowercase());
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            }
+        }
+    })
+    .await;
+    let config = Config {
+        http: vec!["127.0.0.1:0".parse().unwrap()],
+        workers: 1,
+        access_log: AccessLog::Off,
+        limits: limits(),
+        trusted_proxies: vec!["10.0.0.0/8".parse().unwrap(), "127.0.0.0/8".parse().unwrap()],
+    };
+    let plane = DataPlane::start(config, Arc::new(NoModules)).unwrap();
+    plane.apply(tables(&[(1, address)])).await;
+    let mut client = Client::connect(&plane).await;
+    let mut sent = async |fields: &str| {
+        client.send(&format!("GET / HTTP/1.1\r\nHost: inner.test\r\n{fields}\r\n")).await;
+        assert_eq!(client.reply().await.unwrap().status, 200);
+        heads.lock().unwrap().pop().unwrap()
+    };
+    let through = sent(
+        "X-Forwarded-For: 6.6.6.6, 7.7.7.7\r\nX-Forwarded-For: 8.8.8.8\r\nX-Forwarded-Proto: https\r\n\
+         X-Forwarded-Host: shop.test\r\n",
+    )
+    .await;
+    for there in [
+        "x-forwarded-for: 6.6.6.6, 7.7.7.7, 8.8.8.8, 127.0.0.1",
+        "x-forwarded-proto: https",
+        "x-forwarded-host: shop.test",
+        "host: inner.test",
+    ] {
+        assert!(through.contains(&format!("\r\n{there}\r\n")), "{there} in {through}");
+    }
+    let plain = sent("X-Forwarded-Proto: gopher\r\n").await;
+    for there in ["x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http", "x-forwarded-host: inner.test"] {
+        assert!(plain.contains(&format!("\r\n{there}\r\n")), "{there} in {plain}");
+    }
+}
+
+#[tokio::test]
 async fn bodies_go_through_in_every_framing() {
     let echo =
         serve(
@@ -395,6 +443,7 @@ async fn the_access_log_has_a_line_for_each_request() {
         workers: 1,
         access_log: AccessLog::File(file.path().to_owned()),
         limits: limits(),
+        trusted_proxies: Vec::new(),
     };
     let plane = DataPlane::start(config, Arc::new(NoModules)).unwrap();
     plane.apply(tables(&[(7, named("seven").await)])).await;
@@ -411,7 +460,13 @@ async fn a_port_that_is_used_has_its_own_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let start = |address| {
-        let config = Config { http: vec![address], workers: 1, access_log: AccessLog::Off, limits: limits() };
+        let config = Config {
+            http: vec![address],
+            workers: 1,
+            access_log: AccessLog::Off,
+            limits: limits(),
+            trusted_proxies: Vec::new(),
+        };
         DataPlane::start(config, Arc::new(NoModules))
     };
     assert!(matches!(start(address), Err(StartError::InUse(at)) if at == address));

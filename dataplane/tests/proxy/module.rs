@@ -54,8 +54,13 @@ impl Modules for Loading {
 
 /// A proxy before one replica of these.
 async fn before(modules: Arc<dyn Modules>) -> DataPlane {
-    let config =
-        Config { http: vec!["127.0.0.1:0".parse().unwrap()], workers: 1, access_log: AccessLog::Off, limits: limits() };
+    let config = Config {
+        http: vec!["127.0.0.1:0".parse().unwrap()],
+        workers: 1,
+        access_log: AccessLog::Off,
+        limits: limits(),
+        trusted_proxies: Vec::new(),
+    };
     let plane = DataPlane::start(config, modules).unwrap();
     plane.apply(Arc::new(tables_with(module()))).await;
     plane

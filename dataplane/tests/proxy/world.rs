@@ -62,7 +62,13 @@ pub fn limits() -> Limits {
 }
 
 pub fn start(workers: usize, limits: Limits) -> DataPlane {
-    let config = Config { http: vec!["127.0.0.1:0".parse().unwrap()], workers, access_log: AccessLog::Off, limits };
+    let config = Config {
+        http: vec!["127.0.0.1:0".parse().unwrap()],
+        workers,
+        access_log: AccessLog::Off,
+        limits,
+        trusted_proxies: Vec::new(),
+    };
     DataPlane::start(config, Arc::new(NoModules)).unwrap()
 }
 

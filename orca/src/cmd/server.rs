@@ -475,6 +475,7 @@ fn start_proxy(
         workers,
         access_log: args.access_log.clone().map_or(AccessLog::Off, AccessLog::File),
         limits: Limits { connections_max: connections_max(workers), ..Limits::default() },
+        trusted_proxies: args.trusted_proxies.clone(),
     };
     let any = |port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
     let started = match (inherited, args.http) {
