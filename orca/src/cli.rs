@@ -707,8 +707,18 @@ fn exits(path: &str) -> Vec<Exit> {
 
 /// The tree, with examples and exit codes under the help of every leaf.
 pub fn command() -> clap::Command {
-    complete_help(Cli::command(), "")
+    complete_help(Cli::command().after_help(ENVIRONMENT), "")
 }
+
+const ENVIRONMENT: &str = "\
+Environment:
+  ORCA_CONTEXT     the file with the contexts, instead of ~/.config/orca/contexts.toml
+  ORCA_ADDRESS     HOST:PORT of a server, instead of a context's
+  ORCA_TOKEN       a token, instead of a context's
+  ORCA_UNSEAL_KEY  for a server: the unseal key, instead of a file
+  ORCA_LOG         what is logged, such as debug or info,orca_control=trace
+  DOCKER_HOST      the Docker engine's socket, unix:///var/run/docker.sock unless it is set
+  NO_COLOR         no colours";
 
 fn complete_help(command: clap::Command, path: &str) -> clap::Command {
     let names: Vec<String> = command.get_subcommands().map(|leaf| leaf.get_name().to_owned()).collect();

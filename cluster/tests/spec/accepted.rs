@@ -14,6 +14,26 @@ fn every_key_of_today_is_read() {
     expect_file!["../fixtures/all.json"].assert_eq(&json);
 }
 
+/// What people look keys up in. It must be right, and leave none out.
+#[test]
+fn the_documents_are_files_that_are_read_and_name_every_key() {
+    const SERVICE: &str = include_str!("../../../docs/service.toml");
+    const CLUSTER: &str = include_str!("../../../docs/cluster.toml");
+    project(SERVICE).unwrap_or_else(|problems| panic!("{}", rendered(SERVICE, &problems)));
+    toml::settings(&file(CLUSTER)).unwrap_or_else(|problems| panic!("{}", rendered(CLUSTER, &problems)));
+    // Accepted with the only value that changes nothing; a variable of somebody's own.
+    let left_out = ["internal", "sticky", "\"discovery.type\""];
+    let words: Vec<&str> = SERVICE.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).collect();
+    for line in ALL.lines() {
+        let key = match (line.split_once(" = "), line.trim_matches(['[', ']']).rsplit_once('.')) {
+            (Some((key, _)), _) => key,
+            (None, Some((_, table))) if line.starts_with('[') => table,
+            _ => continue,
+        };
+        assert!(words.contains(&key) || left_out.contains(&key), "docs/service.toml does not name `{key}`");
+    }
+}
+
 fn service(text: &str) -> Service {
     let text = format!("[[service]]\nname = \"web\"\n{text}");
     let project = project(&text).unwrap_or_else(|problems| panic!("{}", rendered(&text, &problems)));

@@ -2101,7 +2101,7 @@ prune = true
               |
             2 | acme_email = "ops@example.com"
               | ^^^^^^^^^^
-              = hint: leave it out; put a proxy with TLS in front for now
+              = hint: leave it out; for now put a proxy with TLS in front, and name it with `orca server --trusted-proxy`
 
             error: not supported yet: a cluster's name in its settings
              --> service.toml:3:1

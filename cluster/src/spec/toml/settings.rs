@@ -11,7 +11,7 @@ pub(super) fn read(root: &mut Table<'_>) -> Settings {
             if let Some(item) = cluster.get(key)
                 && item.string().is_some()
             {
-                item.unsupported_key("certificates by ACME", "leave it out; put a proxy with TLS in front for now");
+                item.unsupported_key("certificates by ACME", "leave it out; for now put a proxy with TLS in front, and name it with `orca server --trusted-proxy`");
             }
         }
         // That none of them has an effect yet is for `check` to say.
