@@ -276,6 +276,7 @@ async fn a_quick_module_runs_where_it_is_called_until_a_request_is_not_quick() {
     // On a busy machine it may not be quick by the clock, ever.
     let prove = || (0..1_000).for_each(|_| module.0.pace.took_turn(Duration::ZERO, true));
     answer(&module, "/version").await;
+    at_rest(&module).await;
     prove();
     // Without a look at anything but the call: nothing else is needed to answer it.
     let mut call = Box::pin(module.call(get("/version")));
