@@ -23,6 +23,7 @@ pub enum Place {
 
 /// Done to a service after its deploy.
 type Injection = Box<dyn Fn(&Case<'_>) + Send + Sync>;
+type Asking = Box<dyn Fn(&Case<'_>) -> Ran + Send + Sync>;
 
 pub struct Fault {
     /// Also the name of the service that is asked about.
@@ -42,6 +43,8 @@ enum Expect {
     Cause { code: &'static str, words: Vec<String> },
     /// The deploy says it, and changes nothing.
     Refusal { words: Vec<String> },
+    /// What is asked after it says it, ends with this code, and changes nothing.
+    LaterRefusal { ask: Asking, exit: i32, words: Vec<String> },
 }
 
 /// A fault being injected.
@@ -102,6 +105,16 @@ impl Fault {
         self.exits(exit)
     }
 
+    pub fn later_refused<const N: usize>(
+        mut self,
+        exit: i32,
+        ask: impl Fn(&Case<'_>) -> Ran + Send + Sync + 'static,
+        words: [&str; N],
+    ) -> Fault {
+        self.expect = Expect::LaterRefusal { ask: Box::new(ask), exit, words: words.map(str::to_owned).to_vec() };
+        self.exits(0)
+    }
+
     pub fn inject(&self, world: &World) -> Found {
         let case = Case { node: world.at(self.place), service: self.name };
         let found = self.try_inject(&case);
@@ -120,12 +133,11 @@ impl Fault {
             return Found::wrong(format!("its deploy ended with {}, not {}: {last}", last.code, self.exit));
         }
         match &self.expect {
-            Expect::Refusal { words } => {
-                let said = last.stderr.replace('\n', " ");
-                let missing = words.iter().find(|word| !said.contains(*word));
-                let wrong = missing.map(|word| format!("`{word}` is not said: {said}"));
-                Found { wrong, code: format!("exit {}", last.code), cause: said }
-            }
+            Expect::Refusal { words } => Found::refusal(last, words),
+            Expect::LaterRefusal { ask, exit, words } => match ask(case) {
+                ran if ran.code == *exit => Found::refusal(&ran, words),
+                ran => Found::wrong(format!("it ended with {}, not {exit}: {ran}", ran.code)),
+            },
             Expect::Cause { code, words } => {
                 if let Some(injection) = &self.then {
                     injection(case);
@@ -203,6 +215,13 @@ fn judge(diagnosis: &Value, code: &str, words: &[String]) -> Found {
 }
 
 impl Found {
+    fn refusal(ran: &Ran, words: &[String]) -> Found {
+        let said = ran.stderr.replace('\n', " ");
+        let missing = words.iter().find(|word| !said.contains(*word));
+        let wrong = missing.map(|word| format!("`{word}` is not said: {said}"));
+        Found { wrong, code: format!("exit {}", ran.code), cause: said }
+    }
+
     fn wrong(what: String) -> Found {
         Found { wrong: Some(what), code: String::new(), cause: String::new() }
     }
