@@ -197,6 +197,7 @@ fn serve(runtime: &tokio::runtime::Runtime, modules: Arc<dyn Modules>) -> (DataP
         workers: 1,
         access_log: AccessLog::Off,
         limits: Limits::default(),
+        trusted_proxies: Vec::new(),
     };
     let plane = DataPlane::start(config, modules).expect("a proxy");
     let name: ServiceName = "hello/web".parse().expect("a name");

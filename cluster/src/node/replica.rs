@@ -192,8 +192,11 @@ impl Replica {
     pub fn want(&self, now: Timestamp) -> Option<Want> {
         let erase = self.duty() == Duty::StopAndErase;
         match (&self.stage, self.duty()) {
-            // Nothing of it is there yet, and its image may take hours: what comes of that is nobody's any more.
-            (Stage::Busy(_, Doing::Fetching), Duty::Stop | Duty::StopAndErase) => Some(Want::Remove { erase }),
+            // Nothing of it is there yet, and its image may take hours: what comes of that is nobody's any more. A module
+            // comes soon.
+            (Stage::Busy(_, Doing::Fetching), Duty::Stop | Duty::StopAndErase) if self.is_container() => {
+                Some(Want::Remove { erase })
+            }
             (Stage::Unknown | Stage::Gone | Stage::Busy(..), _) | (Stage::Unreadable(_), Duty::Run) => None,
             (Stage::Pending, Duty::Run) if self.image.is_none() => Some(Want::Fetch),
             (Stage::Pending, Duty::Run) => Some(Want::Create),
