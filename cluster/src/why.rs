@@ -446,7 +446,9 @@ pub fn failure(
 ) -> Failure {
     // Ready at this moment, it has ended too often before.
     let exits = |report: &ReplicaReport| Some(replica::exited(name, spec, id, report, report.last_exit.as_ref()?));
-    let diagnosis = report.and_then(|report| replica(view, name, spec, id, report).or_else(|| exits(report)));
+    // That it is under way is no reason.
+    let found = |report| replica(view, name, spec, id, report).filter(|found| found.code != Code::Starting);
+    let diagnosis = report.and_then(|report| found(report).or_else(|| exits(report)));
     let diagnosis = diagnosis.unwrap_or_else(|| {
         let timeout = spec.deploy.ready_timeout.as_secs();
         let cause = format!("it was not ready after {timeout} s");

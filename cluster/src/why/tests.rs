@@ -1046,6 +1046,19 @@ fn an_update_that_was_given_up_is_told_until_the_next() {
     "#]]);
 }
 
+#[test]
+fn that_it_is_under_way_is_no_reason_to_give_it_up() {
+    let mut world = World::new("");
+    world.report("api", R7, Phase::Starting);
+    let late = world.with(|view| {
+        let spec = view.state.services[&name("api")].spec();
+        failure(view, &name("api"), spec, R7, view.inventory.replica(N1, R7))
+    });
+    assert_eq!(late.cause, "it was not ready after 120 s");
+    assert_eq!(lines(&late), "r7 has been starting for 8 s");
+    assert_eq!(late.fix.unwrap(), "look at its logs, or raise `ready_timeout_secs`");
+}
+
 fn lines(failure: &Failure) -> String {
     failure.evidence.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
