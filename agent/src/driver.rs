@@ -148,8 +148,8 @@ mod tests {
     use orca_cluster::id::{ClusterId, GoalNumber, NodeId};
     use orca_cluster::route::Tables;
     use orca_dataplane::{AccessLog, Limits, NoModules};
-    use orca_wire::identity::{Authority, KeyRequest, SealingKey};
-    use orca_wire::{Access, Client, Endpoint, Plane};
+    use orca_wire::identity::SealingKey;
+    use orca_wire::{Client, Plane};
     use tokio::time::timeout;
 
     use super::*;
@@ -157,6 +157,7 @@ mod tests {
     use crate::hands::Tools;
     use crate::module_log::Logs;
     use crate::session::Session;
+    use crate::testing::control_and_agent;
     use crate::wasm;
 
     const SOON: Duration = Duration::from_secs(20);
@@ -184,10 +185,7 @@ mod tests {
             trusted_proxies: Vec::new(),
         };
         let dataplane = DataPlane::start(config, Arc::new(NoModules)).unwrap();
-        let request = KeyRequest::generate();
-        let authority = Authority::create(ClusterId(7), now());
-        let issued = authority.issue_node(&request.request(), NodeId(2), None, now()).unwrap();
-        let endpoint = Endpoint::client(Access::Certificate(request.into_identity(&issued).unwrap())).unwrap();
+        let (_server, _accepted, endpoint) = control_and_agent();
         let (hands, finished) = Hands::new(Tools {
             docker: docker.clone(),
             wasm: wasm::Engine::new(directory.join("compiled"), tokio::runtime::Handle::current()).unwrap(),

@@ -206,18 +206,19 @@ fn printed(output: docker::Output) -> ExecOutput {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+
     use std::path::PathBuf;
     use std::time::Duration;
 
-    use orca_cluster::id::{ClusterId, ReplicaId};
-    use orca_wire::identity::{Authority, KeyRequest};
-    use orca_wire::{Access, Connection, Endpoint, Plane, Wanted};
+    use orca_cluster::id::ReplicaId;
+
+    use orca_wire::{Connection, Endpoint, Plane, Wanted};
     use tempfile::TempDir;
     use tokio::time::timeout;
 
     use super::*;
-    use crate::clock::now;
+
+    use crate::testing::control_and_agent;
 
     const SOON: Duration = Duration::from_secs(10);
     const REPLICA: ReplicaId = ReplicaId(7);
@@ -240,15 +241,7 @@ mod tests {
             state_directories: Vec::new(),
         });
         let logs = Logs::open(directory.path().join("logs")).unwrap();
-        let authority = Authority::create(ClusterId(7), now());
-        let node = |number, raft| {
-            let request = KeyRequest::generate();
-            let issued = authority.issue_node(&request.request(), NodeId(number), raft, now()).unwrap();
-            request.into_identity(&issued).unwrap()
-        };
-        let (server, mut accepted) =
-            Endpoint::server((Ipv4Addr::LOCALHOST, 0).into(), node(1, Some(1)), |_: &_| Ok(())).unwrap();
-        let agent = Endpoint::client(Access::Certificate(node(2, None))).unwrap();
+        let (server, mut accepted, agent) = control_and_agent();
         let dialed = agent.dial(server.local_address().unwrap(), Plane::Agent, Wanted::Control).await.unwrap();
         let mut asks = accepted.accept().await.unwrap().open(&()).await.unwrap();
         asks.may_rest();

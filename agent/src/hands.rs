@@ -338,14 +338,15 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use orca_dataplane::{AccessLog, Limits, NoModules};
-    use orca_wire::identity::{Authority, KeyRequest};
+
     use orca_wire::message::agent::{AgentRequest, Blob};
-    use orca_wire::{Access, Client, Endpoint, Plane};
+    use orca_wire::{Client, Endpoint, Plane};
     use tempfile::TempDir;
 
     use super::*;
-    use crate::clock::now;
+
     use crate::docker;
+    use crate::testing::control_and_agent;
 
     /// Hands of a node, and a control node that gives the same bytes whatever module it is asked for.
     struct World {
@@ -357,14 +358,7 @@ mod tests {
 
     fn world(given: Bytes) -> World {
         let directory = tempfile::tempdir().unwrap();
-        let authority = Authority::create(ClusterId(7), now());
-        let node = |number, raft| {
-            let request = KeyRequest::generate();
-            let issued = authority.issue_node(&request.request(), NodeId(number), raft, now()).unwrap();
-            request.into_identity(&issued).unwrap()
-        };
-        let (server, mut accepted) =
-            Endpoint::server((Ipv4Addr::LOCALHOST, 0).into(), node(1, Some(1)), |_: &_| Ok(())).unwrap();
+        let (server, mut accepted, agent) = control_and_agent();
         let asked = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&asked);
         tokio::spawn(async move {
@@ -389,7 +383,6 @@ mod tests {
             trusted_proxies: Vec::new(),
         };
         let at = |name: &str| directory.path().join(name);
-        let endpoint = Endpoint::client(Access::Certificate(node(2, None))).unwrap();
         let (hands, _finished) = Hands::new(Tools {
             docker: Docker::new(docker::Config {
                 socket: at("docker.sock"),
@@ -401,7 +394,7 @@ mod tests {
             replicas: Arc::default(),
             logs: Logs::open(at("logs")).unwrap(),
             dataplane: DataPlane::start(config, Arc::new(NoModules)).unwrap(),
-            session: Session::new(Client::new(endpoint, Plane::Agent, vec![server.local_address().unwrap()])),
+            session: Session::new(Client::new(agent, Plane::Agent, vec![server.local_address().unwrap()])),
             cluster: ClusterId(7),
             node: NodeId(2),
             sealing_key: SealingKey::load_or_create(&at("keys")).unwrap(),

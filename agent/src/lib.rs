@@ -23,4 +23,7 @@ pub mod module_files;
 pub mod module_log;
 pub mod wasm;
 
+#[cfg(test)]
+mod testing;
+
 pub use config::{Agent, AgentEnded, Config, StartError};

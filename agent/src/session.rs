@@ -150,14 +150,12 @@ async fn attach(
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
 
-    use orca_cluster::id::{ClusterId, NodeId};
-    use orca_wire::identity::{Authority, KeyRequest};
-    use orca_wire::{Access, Endpoint, Plane};
+    use orca_wire::Plane;
 
     use super::*;
-    use crate::clock::now;
+
+    use crate::testing::control_and_agent;
 
     /// A control node's part: of any module half the bytes come, and of one called `whole` the rest as well.
     async fn give(request: AgentRequest, mut stream: Stream, given_up: mpsc::UnboundedSender<()>) {
@@ -175,21 +173,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_module_whose_bytes_stop_coming_is_given_up_and_the_next_one_comes() {
-        let authority = Authority::create(ClusterId(7), now());
-        let node = |number, raft| {
-            let request = KeyRequest::generate();
-            let issued = authority.issue_node(&request.request(), NodeId(number), raft, now()).unwrap();
-            request.into_identity(&issued).unwrap()
-        };
-        let (server, mut accepted) =
-            Endpoint::server((Ipv4Addr::LOCALHOST, 0).into(), node(1, Some(1)), |_: &_| Ok(())).unwrap();
+        let (server, mut accepted, agent) = control_and_agent();
         let (tell, mut given_up) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             let connection = accepted.accept().await.unwrap();
             connection.serve(move |request, stream| give(request, stream, tell.clone())).await
         });
-        let endpoint = Endpoint::client(Access::Certificate(node(2, None))).unwrap();
-        let client = Client::new(endpoint, Plane::Agent, vec![server.local_address().unwrap()]);
+        let client = Client::new(agent, Plane::Agent, vec![server.local_address().unwrap()]);
         let session = Session::new(client);
         let impatient = Session { silence_max: Duration::from_millis(1), ..session.clone() };
 

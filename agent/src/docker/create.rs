@@ -17,7 +17,7 @@ use orca_cluster::spec::VolumeSource;
 use super::secrets::{Environment, Open, SECRETS_PATH};
 use super::{
     Docker, Identity, LABEL_CLUSTER, LABEL_DIGEST, LABEL_PORT, LABEL_REPLICA, LABEL_REVISION, LABEL_SERVICE, error,
-    mounts, network,
+    network,
 };
 
 /// Processes and threads in one container; a fork bomb ends here, and no honest service comes near.
@@ -48,14 +48,12 @@ impl Docker {
         open: Open<'_>,
     ) -> Result<Finished, Cause> {
         let container = container(goal)?;
+        self.check_mounts(container)?;
         let mut mounts = Vec::new();
         for volume in &container.volumes {
             let (typ, source) = match &volume.source {
                 VolumeSource::Named(name) => (MountType::VOLUME, self.ensure_volume(goal, name).await?),
-                VolumeSource::Host(path) => {
-                    mounts::check(path, &self.config().socket, &self.guarded())?;
-                    (MountType::BIND, path.clone())
-                }
+                VolumeSource::Host(path) => (MountType::BIND, path.clone()),
             };
             // Docker would fill a new volume with what the image has there; that is what people expect of it.
             let volume_options =

@@ -18,7 +18,7 @@ use orca_cluster::spec::{SecretsAs, VolumeSource};
 use super::create::{container, volume_name};
 use super::listening::holder;
 use super::secrets::{Environment, Open};
-use super::{ANSWER_MAX, Docker, LABEL_CLUSTER, LABEL_REPLICA, address, error, is_on_host_network, is_running, mounts};
+use super::{ANSWER_MAX, Docker, LABEL_CLUSTER, LABEL_REPLICA, address, error, is_on_host_network, is_running};
 
 /// An address is there when the start returns; these tries are for an engine under load.
 const ADDRESS_TRIES: u32 = 20;
@@ -56,11 +56,7 @@ impl Docker {
         if asked.host.network {
             check_port(goal).await?;
         }
-        for volume in &asked.volumes {
-            if let VolumeSource::Host(path) = &volume.source {
-                mounts::check(path, &self.config().socket, &self.guarded())?;
-            }
-        }
+        self.check_mounts(asked)?;
         if asked.secrets_as == SecretsAs::Files {
             let environment = Environment::of(goal, asked, open)?;
             if !environment.files.is_empty() {

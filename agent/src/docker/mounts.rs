@@ -5,7 +5,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use orca_cluster::goal::Container;
 use orca_cluster::replica::Cause;
+use orca_cluster::spec::VolumeSource;
+
+use super::Docker;
 
 /// These, everything below them, and whatever has one of them in it. The last ones are ways to root by themselves:
 /// containers are made through containerd's socket as well, and processes started through systemd's.
@@ -21,8 +25,18 @@ const FORBIDDEN: [&str; 9] = [
     "/run/dbus",
 ];
 
-/// Whether a path of the host may be mounted. Asked before each start: it may be another place by then.
-pub fn check(path: &str, socket: &Path, state: &[PathBuf]) -> Result<(), Cause> {
+impl Docker {
+    /// Whether all that a container has of the host may be mounted. Asked before each start: it may be another place by
+    /// then.
+    pub(super) fn check_mounts(&self, container: &Container) -> Result<(), Cause> {
+        container.volumes.iter().try_for_each(|volume| match &volume.source {
+            VolumeSource::Host(path) => check(path, &self.config().socket, &self.guarded()),
+            VolumeSource::Named(_) => Ok(()),
+        })
+    }
+}
+
+fn check(path: &str, socket: &Path, state: &[PathBuf]) -> Result<(), Cause> {
     let refuse = |reason: String| Err(Cause::Refused { reason });
     let real = match fs::canonicalize(path) {
         Ok(real) => real,

@@ -37,21 +37,22 @@ pub async fn plan(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
 pub async fn deploy(core: &Core, caller: &Caller, deploy: Deploy) -> Answer {
     core.authorise(caller, Verb::Deploy, Object::Project(&deploy.project.name))?;
     let is_picked = !deploy.only.is_empty();
-    let put = put(deploy)?;
+    let mut put = put(deploy)?;
+    let settings = put.settings.take();
     check_modules(core, &put.services)?;
     let mut looks = 0;
     let (outcome, changed) = loop {
         looks += 1;
         let state = core.read().await?;
-        let mut bound = put.clone();
-        bound.settings = new_settings(core, caller, &state, bound.settings)?;
-        let outcome = preview(&state, &bound, reach(caller)).map_err(refused)?;
+        put.settings = new_settings(core, caller, &state, settings.clone())?;
+        let outcome = preview(&state, &put, reach(caller)).map_err(refused)?;
         if !outcome.changes_anything() {
             return Ok(Response::Deployed { generation: state.generation, outcome: told(outcome, is_picked) });
         }
+        let mut bound = put.clone();
         let named = put.services.values().any(|service| !service.routes.is_empty());
         let is_limited = reach(caller) == Reach::Project && named;
-        if check_host(core, caller, &state, &bound, &outcome)? || is_limited {
+        if check_host(core, caller, &state, &put, &outcome)? || is_limited {
             // Allowed for what this state would make of it, and for nothing else.
             bound.if_generation = Some(state.generation);
         }

@@ -1,5 +1,6 @@
 //! Requests there, responses back.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,22 +29,27 @@ async fn one_connection_carries_many_requests_and_each_is_counted_once() {
     assert!(traffic.in_flight.is_empty(), "{:?}", traffic.in_flight);
 }
 
-#[tokio::test]
-async fn a_replica_is_told_who_asks_and_nothing_that_a_client_made_up() {
+/// A replica that gives everybody the same reply, and the heads it has seen, in lower case.
+async fn listener(reply: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let heads = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&heads);
     let address = raw(move |mut stream| {
         let seen = Arc::clone(&seen);
         async move {
             while let Some(head) = read_head(&mut stream).await {
-                seen.lock().unwrap().push(head);
-                let reply =
-                    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: X-Hop\r\nX-Hop: 1\r\nX-End: 2\r\n\r\nok";
+                seen.lock().unwrap().push(head.to_lowercase());
                 stream.write_all(reply.as_bytes()).await.unwrap();
             }
         }
     })
     .await;
+    (address, heads)
+}
+
+#[tokio::test]
+async fn a_replica_is_told_who_asks_and_nothing_that_a_client_made_up() {
+    let (address, heads) =
+        listener("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: X-Hop\r\nX-Hop: 1\r\nX-End: 2\r\n\r\nok").await;
     let plane = proxy(&[(1, address)]).await;
     let mut client = Client::connect(&plane).await;
     client
@@ -55,7 +61,7 @@ async fn a_replica_is_told_who_asks_and_nothing_that_a_client_made_up() {
         .await;
     let reply = client.reply().await.unwrap();
     assert_eq!((reply.header("x-hop"), reply.header("x-end")), (None, Some("2")));
-    let head = heads.lock().unwrap().pop().unwrap().to_lowercase();
+    let head = heads.lock().unwrap().pop().unwrap();
     assert!(head.starts_with("get /a?b=%20 http/1.1\r\n"), "{head}");
     for there in [
         "host: shop.example",
@@ -75,18 +81,7 @@ async fn a_replica_is_told_who_asks_and_nothing_that_a_client_made_up() {
 
 #[tokio::test]
 async fn what_a_trusted_proxy_says_of_its_client_is_passed_on() {
-    let heads = Arc::new(Mutex::new(Vec::new()));
-    let seen = Arc::clone(&heads);
-    let address = raw(move |mut stream| {
-        let seen = Arc::clone(&seen);
-        async move {
-            while let Some(head) = read_head(&mut stream).await {
-                seen.lock().unwrap().push(head.to_lowercase());
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
-            }
-        }
-    })
-    .await;
+    let (address, heads) = listener("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let config = Config {
         http: vec!["127.0.0.1:0".parse().unwrap()],
         workers: 1,

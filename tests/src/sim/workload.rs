@@ -146,17 +146,7 @@ fn data_key_id() -> DataKeyId {
 
 /// One service of a project, and the others left as they are.
 pub fn put_one(name: &ServiceName, spec: Service) -> Command {
-    let services = BTreeMap::from([(name.service.clone(), spec)]);
-    let (prune, replace) = (false, false);
-    Command::PutServices(PutServices {
-        project: name.project.clone(),
-        services,
-        prune,
-        replace,
-        if_generation: None,
-        settings: None,
-        recalls: true,
-    })
+    put(Project { name: name.project.clone(), services: BTreeMap::from([(name.service.clone(), spec)]) }, false, false)
 }
 
 /// What a person would have written, parsed as they would have it parsed.
@@ -175,10 +165,9 @@ pub fn project(text: &str) -> Project {
 }
 
 pub fn put(project: Project, prune: bool, replace: bool) -> Command {
-    let services: BTreeMap<_, _> = project.services;
     Command::PutServices(PutServices {
         project: project.name,
-        services,
+        services: project.services,
         prune,
         replace,
         if_generation: None,
