@@ -1,6 +1,7 @@
 //! One command's conversation with a cluster: who is asked, and what it means when no answer comes.
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use orca_cluster::id::{Label, ReplicaId, ServiceName};
@@ -11,7 +12,7 @@ use orca_wire::message::client::{Refused, Request, Response};
 use orca_wire::stream::{Receiver, StreamError};
 use orca_wire::{Client, Endpoint, Plane, Stream};
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::net::TcpStream;
+use tokio::net::UdpSocket;
 use tokio::time::{sleep, timeout};
 
 use crate::cli::ServiceArg;
@@ -78,7 +79,7 @@ impl Session {
     pub async fn connect(&self) -> Result<(), Failure> {
         let connecting = self.client.connection(CONNECT);
         tokio::pin!(connecting);
-        // A UDP port that nobody holds says nothing for seconds; the TCP port beside it says so at once.
+        // QUIC takes a port that nobody holds for one from which nothing has come yet, for seconds.
         let connected = tokio::select! {
             connected = &mut connecting => connected,
             () = self.nobody_here() => return Err(self.unreachable("nothing listens there")),
@@ -89,12 +90,11 @@ impl Session {
     /// Ends when no address can have a server, all of them being of this machine; else never.
     async fn nobody_here(&self) {
         sleep(HERE).await;
-        let mut refused = !self.addresses.is_empty();
+        let mut nobody = !self.addresses.is_empty();
         for address in &self.addresses {
-            let here = address.ip().is_loopback();
-            refused &= here && matches!(timeout(HERE, TcpStream::connect(address)).await, Ok(Err(_)));
+            nobody &= address.ip().is_loopback() && is_free(*address).await;
         }
-        if !refused {
+        if !nobody {
             std::future::pending::<()>().await;
         }
     }
@@ -322,9 +322,33 @@ pub fn unexpected(response: &Response) -> Failure {
         .fix("compare `orca version` with the server's, and report it if they are the same")
 }
 
+/// Whether nobody holds a UDP port of this machine. Its kernel says so to a socket that is connected to it (RFC 1122,
+/// 4.1.3.3); whoever holds it gets a byte that is no packet.
+async fn is_free(address: SocketAddr) -> bool {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let asked = async {
+        let socket = UdpSocket::bind((any, 0)).await?;
+        socket.connect(address).await?;
+        socket.send(&[0]).await?;
+        socket.recv(&mut [0]).await
+    };
+    matches!(timeout(HERE, asked).await, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_port_is_free_if_the_kernel_says_so_and_not_if_its_holder_is_slow() {
+        for here in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let holder = UdpSocket::bind((here, 0)).await.unwrap();
+            let address = holder.local_addr().unwrap();
+            assert!(!is_free(address).await, "{address}");
+            drop(holder);
+            assert!(is_free(address).await, "{address}");
+        }
+    }
 
     fn check(arg: &str, known: &[&str], expect: &str) {
         let known: Vec<ServiceName> = known.iter().map(|name| name.parse().unwrap()).collect();

@@ -485,15 +485,17 @@ fn a_server_on_the_network_keeps_plain_http_at_home_and_tells_its_labels() {
         "--label",
         "zone=eu-1",
     ]);
-    let http = wait_for("the address of the API", PATIENCE, || {
+    let (http, _) = wait_for("the address of the API", PATIENCE, || {
         assert!(server.is_running(), "it ended: {}", server.stderr());
         let log = server.stderr();
         let started =
             log.lines().find(|line| line.contains("control node started") && line.contains("quic=0.0.0.0:"))?;
         started.split_whitespace().find_map(|word| word.strip_prefix("http="))?.parse::<SocketAddr>().ok()
     });
-    assert_eq!(http.0.ip(), IpAddr::from([127, 0, 0, 1]));
-    assert_eq!(request(http.0, "GET", "/api/v1/health", &[], b"").unwrap().status, 200);
+    assert_eq!(http.ip(), IpAddr::from([127, 0, 0, 1]));
+    // 503 until its leader is elected.
+    wait_until("its health", PATIENCE, || request(http, "GET", "/api/v1/health", &[], b"").unwrap().status == 200);
+    wait_until("the access it gives", PATIENCE, || node.token_file().exists());
 
     let here = "[service.placement]\nlabels = { zone = \"eu-1\" }\n";
     node.deploy(&probe("here", here)).succeeded();
