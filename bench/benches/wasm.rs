@@ -177,7 +177,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 
 async fn request(module: &Module) {
     let request = Request::builder().uri("/").header("host", "bench").body(Body::empty()).expect("a request");
-    let response = module.call(request).await.expect("an answer");
+    let response = module.call(request, module.place()).await.expect("an answer");
     response.into_body().collect().await.expect("a whole answer");
 }
 

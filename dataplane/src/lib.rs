@@ -102,13 +102,22 @@ impl Default for Limits {
 
 /// Wasm replicas, which are called in this process.
 pub trait Modules: Send + Sync + 'static {
-    /// A request comes back as it was if the replica is not loaded: another can have it. Boxed, since it is large and
-    /// this is rare.
+    /// A request comes back as it was if the replica is not loaded, or is busy and told not to let it wait: another
+    /// can have it. Boxed, since it is large and this is rare.
     fn call(
         &self,
         replica: ReplicaId,
         request: http::Request<Body>,
+        when_busy: WhenBusy,
     ) -> Result<ModuleResponse, Box<http::Request<Body>>>;
+}
+
+/// What becomes of a request for a module that serves as many as it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenBusy {
+    /// It waits for a moment, then fails with [`ModuleError::Busy`].
+    Wait,
+    GiveBack,
 }
 
 pub type ModuleResponse = Pin<Box<dyn Future<Output = Result<http::Response<Body>, ModuleError>> + Send>>;
@@ -133,7 +142,12 @@ pub enum ModuleError {
 pub struct NoModules;
 
 impl Modules for NoModules {
-    fn call(&self, _: ReplicaId, request: http::Request<Body>) -> Result<ModuleResponse, Box<http::Request<Body>>> {
+    fn call(
+        &self,
+        _: ReplicaId,
+        request: http::Request<Body>,
+        _: WhenBusy,
+    ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
         Err(Box::new(request))
     }
 }

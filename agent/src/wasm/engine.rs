@@ -102,6 +102,15 @@ struct Code {
 impl Engine {
     /// `cache` is where compiled modules are kept; `runtime` is where they run: see [`runtime`].
     pub fn new(cache: PathBuf, runtime: tokio::runtime::Handle) -> Result<Engine, EngineError> {
+        Engine::ticking(cache, runtime, TICK)
+    }
+
+    /// Lets instances have a turn of this length.
+    pub(super) fn ticking(
+        cache: PathBuf,
+        runtime: tokio::runtime::Handle,
+        period: Duration,
+    ) -> Result<Engine, EngineError> {
         let engine = wasmtime::Engine::new(&config()).map_err(EngineError::Engine)?;
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(EngineError::Engine)?;
@@ -114,7 +123,7 @@ impl Engine {
             .spawn(move || {
                 // Without the engine there is nothing to tick for.
                 if let Ok(shared) = take.recv() {
-                    tick(&engine_of_ticker, &shared);
+                    tick(&engine_of_ticker, &shared, period);
                 }
             })
             .map_err(EngineError::Ticker)?;
@@ -264,14 +273,14 @@ impl Drop for Shared {
     }
 }
 
-fn tick(engine: &wasmtime::EngineWeak, shared: &Weak<Shared>) {
+fn tick(engine: &wasmtime::EngineWeak, shared: &Weak<Shared>, period: Duration) {
     loop {
         let Some(running) = shared.upgrade().map(|shared| shared.running.load(Ordering::Acquire)) else { return };
         if running == 0 {
             // An unpark between the look and the sleep ends the sleep at once.
             std::thread::park();
         } else {
-            std::thread::sleep(TICK);
+            std::thread::sleep(period);
             let Some(engine) = engine.upgrade() else { return };
             engine.increment_epoch();
         }

@@ -100,22 +100,31 @@ impl Engine {
 }
 
 impl Module {
-    /// Answers a request. The response begins when the module begins it; its body streams. Dropping the future
-    /// ends the instance; dropping the body closes it under the instance, which has until its deadline to notice.
-    pub async fn call(&self, request: Request<Body>) -> Result<Response<Body>, CallError> {
-        let result = self.answer(request).await;
+    /// A place among the requests that it may serve at a time, if there is one.
+    pub fn place(&self) -> Option<Place> {
+        Arc::clone(&self.0.instances).try_acquire_owned().ok().map(Place)
+    }
+
+    /// Answers a request, for which it waits for a place if none is given. The response begins when the module begins
+    /// it; its body streams. Dropping the future ends the instance; dropping the body closes it under the instance,
+    /// which has until its deadline to notice.
+    pub async fn call(&self, request: Request<Body>, place: Option<Place>) -> Result<Response<Body>, CallError> {
+        let result = self.answer(request, place).await;
         if let Err(error) = &result {
             self.0.note(error);
         }
         result
     }
 
-    async fn answer(&self, request: Request<Body>) -> Result<Response<Body>, CallError> {
+    async fn answer(&self, request: Request<Body>, place: Option<Place>) -> Result<Response<Body>, CallError> {
         let replica = &self.0;
         if !replica.component.serves() {
             return Err(CallError::NotExported { wanted: SERVES });
         }
-        let permit = replica.admit(ADMISSION_WAIT_MAX).await?;
+        let permit = match place {
+            Some(Place(permit)) => permit,
+            None => replica.admit(ADMISSION_WAIT_MAX).await?,
+        };
         let (begin, begun) = oneshot::channel();
         let end = Arc::new(OnceLock::new());
         let mut serving = Box::pin(Arc::clone(replica).serve(request, begin, Arc::clone(&end), permit));
@@ -171,6 +180,10 @@ impl Module {
     }
 }
 
+/// The right to one instance of a module.
+#[derive(Debug)]
+pub struct Place(OwnedSemaphorePermit);
+
 /// How an instance's first turn went.
 pub(super) enum Turn<T> {
     Unfinished,
@@ -216,11 +229,7 @@ type End = Arc<OnceLock<CallError>>;
 
 impl Replica {
     async fn admit(&self, wait_max: Duration) -> Result<OwnedSemaphorePermit, CallError> {
-        let instances = Arc::clone(&self.instances);
-        if let Ok(permit) = Arc::clone(&instances).try_acquire_owned() {
-            return Ok(permit);
-        }
-        match tokio::time::timeout(wait_max, instances.acquire_owned()).await {
+        match tokio::time::timeout(wait_max, Arc::clone(&self.instances).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(CallError::Stopped),
             Err(_elapsed) => Err(CallError::Busy { concurrency: self.limits.concurrency }),

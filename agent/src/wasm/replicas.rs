@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock};
 
 use http::Request;
 use orca_cluster::id::ReplicaId;
-use orca_dataplane::{Body, ModuleError, ModuleResponse, Modules};
+use orca_dataplane::{Body, ModuleError, ModuleResponse, Modules, WhenBusy};
 
 use super::Module;
 
@@ -29,9 +29,18 @@ impl Replicas {
 }
 
 impl Modules for Replicas {
-    fn call(&self, replica: ReplicaId, request: Request<Body>) -> Result<ModuleResponse, Box<Request<Body>>> {
+    fn call(
+        &self,
+        replica: ReplicaId,
+        request: Request<Body>,
+        when_busy: WhenBusy,
+    ) -> Result<ModuleResponse, Box<Request<Body>>> {
         let Some(module) = self.get(replica) else { return Err(Box::new(request)) };
-        Ok(Box::pin(async move { module.call(request).await.map_err(|error| ModuleError::from(&error)) }))
+        let place = module.place();
+        if place.is_none() && when_busy == WhenBusy::GiveBack {
+            return Err(Box::new(request));
+        }
+        Ok(Box::pin(async move { module.call(request, place).await.map_err(|error| ModuleError::from(&error)) }))
     }
 }
 

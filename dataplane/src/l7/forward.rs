@@ -30,8 +30,8 @@ use super::upgrade;
 use super::upload::Upload;
 use super::upstream::{self, Answer, Link};
 use super::worker::Worker;
-use crate::ModuleError;
 use crate::body::{Body, BodyError};
+use crate::{ModuleError, WhenBusy};
 
 /// Between two rounds of trying a service's replicas: at first short beside the start of a process, then longer, since
 /// many may be waiting. Whichever gets through first wakes the others.
@@ -110,7 +110,7 @@ struct Outgoing {
 
 /// Why an attempt gave no response.
 enum Failed {
-    /// Nothing was sent: the replica takes no connection, or is a module that is not loaded.
+    /// Nothing was sent: the replica takes no connection, or is a module that is not loaded or busy.
     Refused(io::Error),
     /// Nothing was sent: a kept connection had been closed.
     Stale,
@@ -204,14 +204,15 @@ impl Way<'_> {
         let worker = Rc::clone(&self.client.worker);
         let mut hold = Hold::new(&worker);
         let mut retries = 0;
-        let mut refused = 0;
-        let mut avoid = None;
+        // Who has refused it in this round, or broken off.
+        let mut avoid = Vec::new();
         loop {
             self.service = Some(Rc::clone(&service));
-            let failed = match service.choose(worker.now(), worker.random_pair(), avoid) {
+            let others = CONNECTS_PER_ROUND.min(service.backends.len()).saturating_sub(avoid.len() + 1);
+            let failed = match service.choose(worker.now(), worker.random_pair(), &avoid) {
                 None if !service.absence.may_end_soon() => return Err(Refusal::Absent(service.absence)),
                 None => None,
-                Some(backend) => match self.attempt(&service, backend, outgoing, &mut wanted).await {
+                Some(backend) => match self.attempt(&service, backend, others, outgoing, &mut wanted).await {
                     Ok(passed) => return Ok(passed),
                     Err(failed) => Some((backend.replica.id, failed)),
                 },
@@ -221,9 +222,8 @@ impl Way<'_> {
                 Some((_, Failed::Stale)) => false,
                 Some((replica, Failed::Refused(error))) => {
                     tracing::debug!(%replica, %error, "a replica took no connection");
-                    avoid = Some(replica);
-                    refused += 1;
-                    refused >= CONNECTS_PER_ROUND.min(service.backends.len())
+                    avoid.push(replica);
+                    others == 0
                 }
                 Some((replica, Failed::Broken { reused, error })) => {
                     tracing::debug!(%replica, reused, %error, "a replica broke off before it answered");
@@ -232,7 +232,9 @@ impl Way<'_> {
                     }
                     retries += 1;
                     self.exchange.retried();
-                    avoid = (!reused).then_some(replica);
+                    if !reused {
+                        avoid.push(replica);
+                    }
                     false
                 }
                 Some((replica, Failed::Invalid(why))) => {
@@ -249,9 +251,8 @@ impl Way<'_> {
                 }
                 // As when a connection is refused: it has just been stopped.
                 Some((replica, Failed::Module(ModuleError::Unavailable))) if outgoing.is_repeatable => {
-                    avoid = Some(replica);
-                    refused += 1;
-                    refused >= CONNECTS_PER_ROUND.min(service.backends.len())
+                    avoid.push(replica);
+                    others == 0
                 }
                 Some((_, Failed::Module(error))) => return Err(Refusal::Module(error)),
             };
@@ -261,18 +262,19 @@ impl Way<'_> {
                 if !hold.pause(is_absent).await {
                     return Err(if is_absent { Refusal::Absent(service.absence) } else { Refusal::Refusing });
                 }
-                refused = 0;
-                avoid = None;
+                avoid.clear();
             }
             // Time has passed: only what the table says now may be chosen.
             service = worker.table().services.get(&service.name).cloned().ok_or(Refusal::NoRoute)?;
         }
     }
 
+    /// `others` is how many replicas can be tried after this one if it refuses.
     async fn attempt(
         &mut self,
         service: &Service,
         backend: &Backend,
+        others: usize,
         outgoing: &mut Outgoing,
         wanted: &mut Option<OnUpgrade>,
     ) -> Result<Passed, Failed> {
@@ -280,7 +282,10 @@ impl Way<'_> {
         let pulse = &self.client.pulse;
         let address = match backend.target {
             Target::Address(address) => address,
-            Target::Module => return self.call(service, backend, outgoing).await,
+            Target::Module => {
+                let when_busy = if others > 0 { WhenBusy::GiveBack } else { WhenBusy::Wait };
+                return self.call(service, backend, outgoing, when_busy).await;
+            }
         };
         let replica = &backend.replica;
         let worker = &self.client.worker;
@@ -326,13 +331,19 @@ impl Way<'_> {
     }
 
     /// A module runs in this process; its time-outs are its own, and ours, which is longer, only backs them up.
-    async fn call(&mut self, service: &Service, backend: &Backend, outgoing: &mut Outgoing) -> Result<Passed, Failed> {
+    async fn call(
+        &mut self,
+        service: &Service,
+        backend: &Backend,
+        outgoing: &mut Outgoing,
+        when_busy: WhenBusy,
+    ) -> Result<Passed, Failed> {
         let pulse = &self.client.pulse;
         let is_head = outgoing.method == Method::HEAD;
         let request = outgoing.request().ok_or(Failed::Module(ModuleError::Unavailable))?;
-        let called = self.client.worker.modules.call(backend.replica.id, request).map_err(|request| {
+        let called = self.client.worker.modules.call(backend.replica.id, request, when_busy).map_err(|request| {
             outgoing.take_back(*request);
-            Failed::Refused(io::Error::other(ModuleError::Unavailable))
+            Failed::Refused(io::Error::other("the module is not loaded, or busy"))
         })?;
         pulse.wait(service.response_timeout);
         let answered = in_time(pulse, called).await;

@@ -112,13 +112,13 @@ impl Table {
 
 impl Service {
     /// The replica that should get the next request; one to be avoided only if there is no other.
-    pub fn choose(&self, now: u64, random: [u32; 2], avoid: Option<ReplicaId>) -> Option<&Backend> {
+    pub fn choose(&self, now: u64, random: [u32; 2], avoid: &[ReplicaId]) -> Option<&Backend> {
         let candidate = |index: usize| {
             let backend: &Backend = &self.backends[index];
             Candidate {
                 weight: backend.weight,
                 load: backend.replica.flight.load(),
-                available: backend.replica.health.get().is_available(now) && avoid != Some(backend.replica.id),
+                available: backend.replica.health.get().is_available(now) && !avoid.contains(&backend.replica.id),
             }
         };
         choose(self.backends.len(), candidate, random).map(|index| &self.backends[index])

@@ -1,13 +1,14 @@
 //! Replicas that run in this process.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http_body_util::BodyExt;
 use orca_cluster::id::{ReplicaId, Revision};
-use orca_cluster::route::Upstream;
-use orca_dataplane::{AccessLog, Body, Config, DataPlane, ModuleError, ModuleResponse, Modules};
+use orca_cluster::route::{Backend, Upstream};
+use orca_dataplane::{AccessLog, Body, Config, DataPlane, ModuleError, ModuleResponse, Modules, WhenBusy};
 
 use crate::world::*;
 
@@ -19,6 +20,7 @@ impl Modules for Echo {
         &self,
         replica: ReplicaId,
         request: http::Request<Body>,
+        _: WhenBusy,
     ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
         Ok(Box::pin(async move {
             match request.uri().path() {
@@ -47,8 +49,28 @@ impl Modules for Loading {
         &self,
         replica: ReplicaId,
         request: http::Request<Body>,
+        when_busy: WhenBusy,
     ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
-        if self.0.load(Ordering::SeqCst) { Echo.call(replica, request) } else { Err(Box::new(request)) }
+        if self.0.load(Ordering::SeqCst) { Echo.call(replica, request, when_busy) } else { Err(Box::new(request)) }
+    }
+}
+
+/// The same, but these replicas are busy.
+#[derive(Default)]
+struct Crowded(Mutex<BTreeSet<u64>>);
+
+impl Modules for Crowded {
+    fn call(
+        &self,
+        replica: ReplicaId,
+        request: http::Request<Body>,
+        when_busy: WhenBusy,
+    ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
+        match (self.0.lock().unwrap().contains(&replica.0), when_busy) {
+            (false, _) => Echo.call(replica, request, when_busy),
+            (true, WhenBusy::GiveBack) => Err(Box::new(request)),
+            (true, WhenBusy::Wait) => Ok(Box::pin(async { Err(ModuleError::Busy) })),
+        }
     }
 }
 
@@ -87,6 +109,26 @@ async fn a_request_of_any_kind_waits_whole_for_a_module_that_is_being_loaded() {
     let reply = posting.reply().await.unwrap();
     assert_eq!((reply.status, reply.text(), reply.header("x-replica")), (200, "body", Some("5")));
     assert_eq!(getting.reply().await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_request_of_any_kind_goes_whole_to_a_replica_that_is_not_busy() {
+    let modules = Arc::new(Crowded::default());
+    let plane = before(modules.clone()).await;
+    let mut upstream = module();
+    upstream.backends.extend([6, 7].map(|id| Backend { replica: ReplicaId(id), ..upstream.backends[0].clone() }));
+    plane.apply(Arc::new(tables_with(upstream))).await;
+    modules.0.lock().unwrap().extend([5, 7]);
+    let mut client = Client::connect(&plane).await;
+    for _ in 0..50 {
+        client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody").await;
+        let reply = client.reply().await.unwrap();
+        assert_eq!((reply.status, reply.text(), reply.header("x-replica")), (200, "body", Some("6")));
+    }
+    modules.0.lock().unwrap().insert(6);
+    let reply = client.get("/").await;
+    assert_eq!(reply.status, 503);
+    assert!(reply.text().contains("is busy with other requests"), "{}", reply.text());
 }
 
 #[tokio::test]
