@@ -24,7 +24,7 @@ pub struct Ran {
     pub took: Duration,
 }
 
-/// A program under way, whose output is being read.
+/// A program under way, whose output is being read. It does not outlive this.
 #[derive(Debug)]
 pub struct Running {
     command: String,
@@ -38,7 +38,7 @@ pub struct Running {
 #[derive(Debug)]
 struct Collected {
     bytes: Arc<Mutex<Vec<u8>>>,
-    thread: thread::JoinHandle<()>,
+    thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Running {
@@ -88,7 +88,21 @@ impl Running {
         let (status, _): (ExitStatus, _) = wait_for(&what, END_MAX, || self.child.try_wait().unwrap());
         let took = self.begun.elapsed();
         let (stdout, stderr) = (self.stdout.end(), self.stderr.end());
-        Ran { command: self.command, code: status.code().unwrap_or(-1), stdout, stderr, took }
+        Ran { command: self.command.clone(), code: status.code().unwrap_or(-1), stdout, stderr, took }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if thread::panicking() {
+            // Nobody to tell when standard error is gone.
+            drop(writeln!(io::stderr(), "--- what {} said on standard error\n{}", self.command, self.stderr.text()));
+        }
     }
 }
 
@@ -100,18 +114,18 @@ impl Collected {
             // What came until it broke is what there is to look at.
             drop(io::copy(&mut pipe, &mut to));
         });
-        Collected { bytes, thread }
+        Collected { bytes, thread: Some(thread) }
     }
 
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
     }
 
-    fn end(self) -> String {
-        let bytes = Arc::clone(&self.bytes);
-        self.thread.join().unwrap();
-        let bytes = bytes.lock().unwrap();
-        String::from_utf8_lossy(&bytes).into_owned()
+    fn end(&mut self) -> String {
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+        self.text()
     }
 }
 
