@@ -7,6 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +31,9 @@ pub struct Line {
     /// Milliseconds since 1970 at which it began.
     pub at: u64,
     pub id: String,
-    pub client: std::net::IpAddr,
+    pub client: IpAddr,
+    /// The trusted proxy that says so; absent if the client's connection is ours.
+    pub via: Option<IpAddr>,
     pub method: String,
     pub host: Option<String>,
     pub path: String,

@@ -1,6 +1,7 @@
 //! One request from its head to the end of its response, so that it is counted exactly once, whatever becomes of
 //! it: whoever holds the [`Exchange`] when it is dropped has ended it.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,13 +9,14 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use orca_cluster::id::ReplicaId;
 
 use super::access_log::Line;
 use super::connection::Client;
 use super::count::{self, Boarded, Ended};
+use super::header::X_FORWARDED_FOR;
 use super::table::{Backend, Replica, Service};
 use super::upstream::Incoming;
 use crate::body::{Body, BodyError};
@@ -48,10 +50,12 @@ impl Exchange {
     pub fn begin(client: Rc<Client>, request: &Request<hyper::body::Incoming>) -> Exchange {
         client.begin();
         let line = client.worker.log.is_some().then(|| {
+            let told = if client.is_trusted { spoken_for(&client, request.headers()) } else { None };
             Box::new(Line {
                 at: now().0,
                 id: String::new(),
-                client: client.peer,
+                client: told.unwrap_or(client.peer),
+                via: told.map(|_| client.peer),
                 method: request.method().to_string(),
                 host: None,
                 path: request.uri().path().to_owned(),
@@ -174,6 +178,21 @@ impl Drop for Exchange {
             log.write(line);
         }
     }
+}
+
+/// For whom a trusted proxy speaks: the last address it was told that is not a trusted proxy's itself, since whatever is
+/// before that one anybody may have written. If all of them are, the first.
+fn spoken_for(client: &Client, headers: &HeaderMap) -> Option<IpAddr> {
+    let mut farthest = None;
+    let fields = headers.get_all(X_FORWARDED_FOR).iter().rev().filter_map(|field| field.to_str().ok());
+    for text in fields.flat_map(|field| field.rsplit(',')) {
+        let Ok(address) = text.trim().parse::<IpAddr>() else { break };
+        farthest = Some(address.to_canonical());
+        if !client.worker.trusts(address.to_canonical()) {
+            break;
+        }
+    }
+    farthest
 }
 
 /// A response's body on its way to the client. Its end ends the exchange, and gives the replica's connection back.

@@ -438,14 +438,30 @@ async fn the_access_log_has_a_line_for_each_request() {
         workers: 1,
         access_log: AccessLog::File(file.path().to_owned()),
         limits: limits(),
-        trusted_proxies: Vec::new(),
+        trusted_proxies: vec!["127.0.0.1/32".parse().unwrap(), "10.0.0.0/8".parse().unwrap()],
     };
     let plane = DataPlane::start(config, Arc::new(NoModules)).unwrap();
     plane.apply(tables(&[(7, named("seven").await)])).await;
     let mut client = Client::connect(&plane).await;
     client.get("/a?secret=1").await;
-    until("the line is written", || std::fs::read_to_string(file.path()).unwrap().ends_with('\n')).await;
-    let line: serde_json::Value = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
+    let told = [
+        ("6.6.6.6, 7.7.7.7, 10.0.0.1", "7.7.7.7"),
+        ("::ffff:7.7.7.7", "7.7.7.7"),
+        ("10.0.0.2, 10.0.0.1", "10.0.0.2"),
+        ("6.6.6.6, unknown, 10.0.0.1", "10.0.0.1"),
+    ];
+    for (addresses, _) in told {
+        client.send(&format!("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {addresses}\r\n\r\n")).await;
+        assert_eq!(client.reply().await.unwrap().status, 200);
+    }
+    let lines = || std::fs::read_to_string(file.path()).unwrap();
+    until("the lines are written", || lines().matches('\n').count() == 1 + told.len()).await;
+    let lines: Vec<serde_json::Value> = lines().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let line = &lines[0];
+    assert_eq!((&line["client"], &line["via"]), (&"127.0.0.1".into(), &serde_json::Value::Null));
+    for (line, (addresses, client)) in lines[1..].iter().zip(told) {
+        assert_eq!((&line["client"], &line["via"]), (&client.into(), &"127.0.0.1".into()), "{addresses}");
+    }
     assert_eq!((&line["path"], &line["status"], &line["bytes"]), (&"/a".into(), &200.into(), &5.into()));
     assert_eq!((&line["service"], &line["replica"], &line["end"]), (&"shop/web".into(), &7.into(), &"done".into()));
 }
