@@ -51,7 +51,8 @@ struct Source(SocketAddr);
 pub fn router(core: Arc<Core>) -> Router {
     let router =
         route::routes().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler));
-    let router = router.fallback(problem::no_route).layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+    let router = router.fallback(problem::no_route).method_not_allowed_fallback(problem::no_method);
+    let router = router.layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
     router.layer(axum::middleware::from_fn(problem::only_local)).with_state(core)
 }
 

@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use orca_cluster::command::put::faults;
@@ -23,6 +23,8 @@ use crate::api::{Core, invalid, unauthenticated};
 use crate::auth::{self, Caller, Unauthenticated};
 use crate::clock::now;
 use crate::front::Front;
+
+const WHAT_THERE_IS: &str = "GET /api/v1/openapi.json lists what there is";
 
 /// An answer that is no success.
 #[derive(Debug)]
@@ -122,8 +124,13 @@ pub async fn no_control(State(front): State<Front>) -> Problem {
 }
 
 pub async fn no_route() -> Problem {
-    let hint = "GET /api/v1/openapi.json lists what there is";
-    crate::api::not_found("there is nothing at this path".to_owned(), Some(hint)).into()
+    crate::api::not_found("there is nothing at this path".to_owned(), Some(WHAT_THERE_IS)).into()
+}
+
+/// Axum says in `Allow` which methods there are.
+pub async fn no_method(method: Method) -> Problem {
+    let message = format!("{method} is not what this path is for");
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, invalid(message, Some(WHAT_THERE_IS)))
 }
 
 /// Who asks, by bearer token. Looked up anew for each request.

@@ -37,6 +37,8 @@ async fn the_document_and_the_router_have_the_same_routes() {
     assert!(count > 30, "{count} routes");
     let nothing = http(&node, None, "GET", "/api/v1/nothing", "").await;
     assert_eq!((nothing.status, nothing.json()["reason"].as_str().unwrap()), (404, "not_found"));
+    let other = http(&node, None, "PATCH", "/api/v1/services", "").await;
+    assert_eq!((other.status, other.json()["detail"].as_str().unwrap()), (405, "PATCH is not what this path is for"));
     node.stop().await;
 }
 
