@@ -30,6 +30,9 @@ pub struct Traffic {
 pub struct ServiceTraffic {
     /// Requests whose last attempt went to a replica of this revision.
     pub revisions: BTreeMap<Revision, Counters>,
+    /// And of revisions that are not told apart any more, since they have been out of use for long.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub retired: Counters,
     /// Requests for which there was no replica to go to.
     pub unserved: Counters,
 }
@@ -50,6 +53,10 @@ pub struct Counters {
     /// Those that ended in a 5xx because there was no replica to ask; counted where a service's requests are added up.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unserved: u64,
+}
+
+fn is_nothing(counters: &Counters) -> bool {
+    *counters == Counters::default()
 }
 
 pub(crate) fn is_zero(count: &u64) -> bool {
@@ -229,6 +236,7 @@ impl Traffic {
         for (name, before) in &before.services {
             let service = self.services.entry(name.clone()).or_default();
             service.unserved.add(&before.unserved);
+            service.retired.add(&before.retired);
             for (revision, before) in &before.revisions {
                 service.revisions.entry(*revision).or_default().add(before);
             }
@@ -280,7 +288,7 @@ impl Counters {
 impl ServiceTraffic {
     pub fn total(&self) -> Counters {
         let mut total = Counters { unserved: self.unserved.server_errors(), ..self.unserved.clone() };
-        for counters in self.revisions.values() {
+        for counters in self.revisions.values().chain([&self.retired]) {
             total.add(counters);
         }
         total
@@ -336,7 +344,7 @@ mod tests {
         let traffic = |started, counted: &[(u64, u64)], flights: &[(u64, u32, u32)]| {
             let counters = |requests| Counters { requests, ..Counters::default() };
             let revisions = counted.iter().map(|&(revision, requests)| (Revision(revision), counters(requests)));
-            let service = ServiceTraffic { revisions: revisions.collect(), unserved: counters(1) };
+            let service = ServiceTraffic { revisions: revisions.collect(), retired: counters(2), unserved: counters(1) };
             let flight = |&(replica, requests, upgraded)| (ReplicaId(replica), InFlight { requests, upgraded });
             Traffic {
                 started: Timestamp(started),
@@ -353,7 +361,8 @@ mod tests {
         let mut third = traffic(3, &[(2, 7)], &[(2, 4, 1)]);
         third.inherit(&second.traffic);
         let mut all = traffic(1, &[(1, 10), (2, 12)], &[(1, 1, 2), (2, 7, 1)]);
-        all.services.get_mut(&web).unwrap().unserved.requests = 3;
+        let ServiceTraffic { retired, unserved, .. } = all.services.get_mut(&web).unwrap();
+        (retired.requests, unserved.requests) = (6, 3);
         assert_eq!(third, all);
         // It is said from process to process.
         let said = serde_json::to_string(&second).unwrap();

@@ -212,6 +212,7 @@ mod tests {
             at: number,
             id: "x".repeat(100),
             client: std::net::Ipv4Addr::LOCALHOST.into(),
+            via: None,
             method: "GET".to_owned(),
             host: None,
             path: "/".to_owned(),

@@ -10,6 +10,12 @@ use std::time::Duration;
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
 use orca_cluster::traffic::{Counters, HISTOGRAM_BUCKETS, Histogram, Traffic, bucket_of};
 
+/// Revisions of a service that are counted apart although no replica of theirs is in the tables: the two that a canary's
+/// trial compares, should theirs be away for a moment.
+const IDLE_REVISIONS_MAX: usize = 4;
+/// Services that are gone and whose counters are told still; past it, those that went first are forgotten.
+const GONE_SERVICES_MAX: usize = 200;
+
 /// Counters of the requests that ended at one revision of a service, in one worker.
 #[derive(Debug, Default)]
 pub struct Cell(Mutex<Tally>);
@@ -107,8 +113,9 @@ impl Drop for Boarded {
     }
 }
 
-/// All cells of one worker. Locked when tables change and when someone reads. Cells are kept while the process
-/// lives, since counters may only grow: about 2 KiB for each revision that was ever served.
+/// All cells of one worker. Locked when tables change and when someone reads. What was counted is kept, since counters
+/// may only grow, but not apart for every revision and service there ever was: a cell takes about 2 KiB here, and up to
+/// that in each report.
 #[derive(Debug, Default)]
 pub struct Book {
     pages: Mutex<Pages>,
@@ -141,12 +148,38 @@ impl Drop for Chooser {
 struct Pages {
     services: BTreeMap<ServiceName, Cells>,
     flights: BTreeMap<ReplicaId, Arc<Flight>>,
+    /// How often they were pruned.
+    prunes: u64,
 }
 
 #[derive(Debug, Default)]
 struct Cells {
     revisions: BTreeMap<Revision, Arc<Cell>>,
+    /// All other revisions together.
+    retired: Counters,
     unserved: Arc<Cell>,
+    /// The prune since which nobody counts here.
+    idle: Option<u64>,
+}
+
+impl Cells {
+    /// Adds up revisions that nobody counts any more: of a service that is gone all of them. Says whether it is.
+    fn retire(&mut self) -> bool {
+        let is_gone = Arc::strong_count(&self.unserved) == 1 && self.revisions.values().all(is_idle);
+        let kept = if is_gone { 0 } else { IDLE_REVISIONS_MAX };
+        let idle = self.revisions.iter().rev().filter(|(_, cell)| is_idle(cell)).map(|(revision, _)| *revision);
+        for revision in idle.skip(kept).collect::<Vec<_>>() {
+            if let Some(cell) = self.revisions.remove(&revision) {
+                self.retired.add(&cell.read());
+            }
+        }
+        is_gone
+    }
+}
+
+/// Whether it is in no table, and no request is under way that it will count. Only its book can give it out again.
+fn is_idle(cell: &Arc<Cell>) -> bool {
+    Arc::strong_count(cell) == 1
 }
 
 impl Book {
@@ -189,10 +222,22 @@ impl Book {
         Arc::clone(pages.flights.entry(replica).or_default())
     }
 
-    /// Forgets replicas that nobody but this book knows any more.
+    /// Forgets replicas that nobody but this book knows any more, and adds up or forgets what was counted of revisions
+    /// and services that are gone.
     pub fn prune(&self) {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        pages.flights.retain(|_, flight| Arc::strong_count(flight) > 1);
+        let Pages { services, flights, prunes } = &mut *pages;
+        flights.retain(|_, flight| Arc::strong_count(flight) > 1);
+        *prunes += 1;
+        let mut gone = Vec::new();
+        for (name, cells) in services.iter_mut() {
+            cells.idle = cells.retire().then(|| cells.idle.unwrap_or(*prunes));
+            gone.extend(cells.idle.map(|since| (since, name.clone())));
+        }
+        gone.sort();
+        for (_, name) in gone.iter().rev().skip(GONE_SERVICES_MAX) {
+            services.remove(name);
+        }
     }
 
     pub fn add_to(&self, traffic: &mut Traffic) {
@@ -200,6 +245,7 @@ impl Book {
         for (name, cells) in &pages.services {
             let service = traffic.services.entry(name.clone()).or_default();
             service.unserved.add(&cells.unserved.read());
+            service.retired.add(&cells.retired);
             for (revision, cell) in &cells.revisions {
                 service.revisions.entry(*revision).or_default().add(&cell.read());
             }
@@ -220,6 +266,8 @@ impl Book {
 
 #[cfg(test)]
 mod tests {
+    use orca_cluster::traffic::ServiceTraffic;
+
     use super::*;
 
     #[test]
@@ -230,5 +278,52 @@ mod tests {
         }
         let counted = cell.read();
         assert_eq!((counted.latency_total_us, counted.latency.total()), (321_000, 3));
+    }
+
+    const OK: Ended = Ended { status: Some(http::StatusCode::OK), cut: false, latency: Duration::ZERO };
+
+    fn told(book: &Book) -> BTreeMap<ServiceName, ServiceTraffic> {
+        let mut traffic = Traffic::default();
+        book.add_to(&mut traffic);
+        traffic.services
+    }
+
+    #[test]
+    fn revisions_that_are_gone_are_added_up_and_nothing_is_lost() {
+        let book = Book::default();
+        let name: ServiceName = "shop/web".parse().unwrap();
+        let unserved = book.unserved(&name);
+        let first = book.revision(&name, Revision(1));
+        for revision in 1..=100 {
+            book.revision(&name, Revision(revision)).count(OK);
+            book.prune();
+            let told = told(&book);
+            assert_eq!(told[&name].total().requests, revision);
+            assert!(told[&name].revisions.len() <= 1 + IDLE_REVISIONS_MAX);
+        }
+        first.count(OK);
+        let apart: Vec<_> = told(&book)[&name].revisions.iter().map(|(r, counted)| (r.0, counted.requests)).collect();
+        assert_eq!(apart, [(1, 2), (97, 1), (98, 1), (99, 1), (100, 1)]);
+        drop(first);
+        drop(unserved);
+        book.prune();
+        let told = told(&book);
+        assert_eq!((told[&name].revisions.len(), told[&name].total().requests), (0, 101));
+    }
+
+    #[test]
+    fn of_services_that_are_gone_the_latest_are_told() {
+        let book = Book::default();
+        let name = |number: usize| -> ServiceName { format!("shop/web-{number}").parse().unwrap() };
+        let kept = book.unserved(&name(0));
+        for number in (1..=GONE_SERVICES_MAX + 50).rev() {
+            book.revision(&name(number), Revision(1)).count(OK);
+            book.prune();
+        }
+        let told = told(&book);
+        assert_eq!(told.len(), 1 + GONE_SERVICES_MAX);
+        assert!((1..=GONE_SERVICES_MAX).all(|number| told[&name(number)].total().requests == 1));
+        assert!(told.contains_key(&name(0)));
+        drop(kept);
     }
 }
