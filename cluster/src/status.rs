@@ -5,11 +5,12 @@ pub mod verdict;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, NodeId, ReplicaId, Revision, ServiceName};
-use crate::replica::{Exit, Facts, Phase, Pulled, Pulling, Trouble, Usage};
+use crate::replica::{Cause, Exit, Facts, Phase, Pulled, Pulling, Purpose, Trouble, Usage};
 use crate::spec::{Source, Strategy};
 use crate::state::{Deployed, Direction, PlacementState, Receipt, ScheduleRecord, Window};
 use crate::time::Timestamp;
@@ -88,7 +89,8 @@ impl ServiceStatus {
 pub enum ServiceState {
     /// As asked.
     Running,
-    /// Not all replicas are ready, for no bad reason known.
+    /// Not all replicas are ready, for no bad reason known. A readiness probe that does not pass yet is none before
+    /// `ready_timeout_secs`.
     Starting,
     Updating,
     RollingBack,
@@ -267,6 +269,19 @@ fn replica(view: View<'_>, id: ReplicaId, placement: &crate::state::Placement) -
     }
 }
 
+/// Whether all that is amiss with a replica is that its readiness probe does not pass yet, in a time that it may take.
+fn is_starting(replica: &ReplicaStatus, ready_timeout: Duration) -> bool {
+    let ReplicaStatus { phase: Phase::Starting, failures: 0, trouble: Some(trouble), .. } = replica else {
+        return false;
+    };
+    match trouble.cause {
+        Cause::ProbeFailing { purpose: Purpose::Readiness, for_ms, .. } => {
+            Duration::from_millis(for_ms) < ready_timeout
+        }
+        _ => false,
+    }
+}
+
 fn state(
     deployed: &Deployed,
     replicas: &[ReplicaStatus],
@@ -296,7 +311,9 @@ fn state(
     }
     let serving = replicas.iter().filter(|replica| !replica.leaving);
     let looping = serving.clone().any(|r| r.failures >= CRASH_LOOP_AFTER && r.phase != Phase::Ready);
-    let troubled = serving.clone().any(|r| r.trouble.is_some() && r.phase != Phase::Ready);
+    let ready_timeout = deployed.target_record().spec.deploy.ready_timeout;
+    let troubled =
+        serving.clone().any(|r| r.trouble.is_some() && r.phase != Phase::Ready && !is_starting(r, ready_timeout));
     let stuck = waiting.iter().any(|w| matches!(w, Waiting::ForRoom { .. } | Waiting::ForNode { .. }));
     match (looping, troubled || stuck || silent, ready) {
         (true, _, _) => ServiceState::CrashLooping,

@@ -344,7 +344,8 @@ mod tests {
         let traffic = |started, counted: &[(u64, u64)], flights: &[(u64, u32, u32)]| {
             let counters = |requests| Counters { requests, ..Counters::default() };
             let revisions = counted.iter().map(|&(revision, requests)| (Revision(revision), counters(requests)));
-            let service = ServiceTraffic { revisions: revisions.collect(), retired: counters(2), unserved: counters(1) };
+            let service =
+                ServiceTraffic { revisions: revisions.collect(), retired: counters(2), unserved: counters(1) };
             let flight = |&(replica, requests, upgraded)| (ReplicaId(replica), InFlight { requests, upgraded });
             Traffic {
                 started: Timestamp(started),

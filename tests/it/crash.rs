@@ -564,7 +564,8 @@ fn what_cannot_be_written_into_the_ledger_is_not_begun_before_it_can() {
     node.deploy(&version(1)).succeeded();
     // In the way of the file that is to replace the ledger.
     let obstacle = node.data_dir().join("agent").join(format!("ledger.{}.new", node.pid()));
-    fs::create_dir(&obstacle).unwrap();
+    // It is there for a moment while the ledger is written.
+    wait_until("the ledger to be written", PATIENCE, || fs::create_dir(&obstacle).is_ok());
     let deploying = node.start_deploy(&version(2), &[]);
     wait_until("the ledger's trouble in the log", PATIENCE, || node.log().contains("the ledger cannot be written"));
     let load = Load::start(node.target("web"), Rates::plain());

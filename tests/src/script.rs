@@ -16,6 +16,7 @@ use std::time::Duration;
 use orca_cluster::command::{Applied, Command};
 
 use orca_cluster::id::NodeId;
+use orca_cluster::status;
 use orca_cluster::time::Timestamp;
 use orca_cluster::view::View;
 
@@ -156,14 +157,19 @@ fn step(world: &mut World, command: &str) -> Option<String> {
             let routes: Vec<String> = routes.collect();
             return Some(if routes.is_empty() { "none".to_owned() } else { routes.join("; ") });
         }
-        "why" => {
+        // What people are told of a service, in a word and in a sentence.
+        "state" | "why" => {
             let (leader, recent) = (world.leader.as_ref().expect("somebody leads"), BTreeMap::new());
             let (state, inventory, sent) = (&*world.state, leader.inventory(), leader.sent());
             let view = View { state, inventory, sent, recent: &recent, now: world.now };
             let name = service(rest, world);
             let waiting = leader.waiting().get(&name).map_or(&[][..], Vec::as_slice);
-            let why = orca_cluster::why::why(view, &name, waiting);
-            return Some(why.map_or("nothing is wrong".to_owned(), |diagnosis| diagnosis.cause));
+            let told = status::service(view, &name, &world.state.services[&name], waiting);
+            return Some(match &told.why {
+                _ if verb == "state" => format!("{:?}", told.state),
+                Some(why) => why.cause.clone(),
+                None => "nothing is wrong".to_owned(),
+            });
         }
         "volumes" => {
             let kept = world

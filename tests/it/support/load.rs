@@ -2,12 +2,14 @@
 //!
 //! It is open: a request is begun when its time has come, however long the others take. Every request that was sent is
 //! in the [`Tally`] with exactly one outcome, so a [`Tally`] can be compared with the proxy's own count to the request.
-//! Clients are well-behaved: they take a connection that the server said it will close for closed, and end WebSockets
-//! by saying so. They try nothing again.
+//! Clients are well-behaved: they take a connection that the server said it will close, or has closed, for closed, and end
+//! WebSockets by saying so. They try nothing again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -220,7 +222,7 @@ impl Clients {
 
     async fn one(&self, kind: Kind) {
         let begun = Instant::now();
-        let kept = if kind == Kind::KeepAlive { self.idle.lock().unwrap().pop_front() } else { None };
+        let kept = if kind == Kind::KeepAlive { self.kept() } else { None };
         let connected = kept.as_ref().map_or(begun, |(connected, _)| *connected);
         let (outcome, body) = match timeout(ANSWER_MAX, self.request(kind, kept)).await {
             Ok(Ok(response)) => {
@@ -236,6 +238,12 @@ impl Clients {
 
     fn record(&self, record: Record) {
         self.tally.lock().unwrap().records.push(record);
+    }
+
+    /// A connection that has been kept, by the server too.
+    fn kept(&self) -> Option<(Instant, Connection)> {
+        let mut idle = self.idle.lock().unwrap();
+        std::iter::from_fn(|| idle.pop_front()).find(|(_, connection)| is_open(connection.get_ref()))
     }
 
     /// From one of many addresses, as many clients have: a proxy bounds what each may take.
@@ -343,6 +351,12 @@ impl Clients {
             (opcode, _) => Err(format!("a frame of kind {opcode} for our close")),
         }
     }
+}
+
+/// Whether nothing has come, not even the end. Asked of the kernel: the runtime may not have heard of it yet.
+fn is_open(stream: &TcpStream) -> bool {
+    let same = stream.as_fd().try_clone_to_owned().map(std::net::TcpStream::from).unwrap();
+    same.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
 #[derive(Debug)]
