@@ -33,8 +33,9 @@ use super::pace::Pace;
 use super::spare::{Ready, Spare};
 use crate::module_log::{Source, Writer};
 
-/// How long a request waits for one of its replica's instances before it is told that all are busy.
-pub(super) const ADMISSION_WAIT_MAX: Duration = Duration::from_millis(250);
+/// How long a request waits for one of its replica's instances before it is told that all are busy: as long as the proxy
+/// holds one for a service that is restarting. In that time a rush passes, or a busy machine gets to it.
+pub(super) const ADMISSION_WAIT_MAX: Duration = Duration::from_secs(2);
 /// A deadline inside a running instance names the function it was in. Waits are cut only after that had its chance.
 const DEADLINE_GRACE: Duration = Duration::from_millis(30);
 

@@ -388,7 +388,7 @@ async fn past_its_concurrency_a_module_is_busy_and_then_free_again() {
     let module = bench.probe(|start| start.limits.concurrency = 1).await;
     let slow = tokio::spawn({
         let module = module.clone();
-        async move { module.call(get("/sleep?600"), None).await.map(|_| ()) }
+        async move { module.call(get("/sleep?4000"), None).await.map(|_| ()) }
     });
     while module.0.instances.available_permits() > 0 {
         tokio::task::yield_now().await;
@@ -587,7 +587,7 @@ async fn a_task_waits_for_its_replica_longer_than_a_request_does() {
         let task = task.clone();
         async move { task.run(PATIENCE).await }
     });
-    let early = tokio::time::timeout(2 * ADMISSION_WAIT_MAX, &mut waiting).await;
+    let early = tokio::time::timeout(ADMISSION_WAIT_MAX + Duration::from_millis(250), &mut waiting).await;
     assert!(early.is_err(), "it did not wait: {early:?}");
     drop(other);
     waiting.await.expect("no panic").expect("it is free again");
