@@ -27,7 +27,7 @@ use l7::count::Book;
 use l7::listen;
 use l7::splice::PIPES_MAX;
 use l7::worker::{self, Order, Sources};
-pub use services::{Nowhere, Passage, Services};
+pub use services::{Passage, Services};
 
 /// Files that each worker may have open besides those of its connections: its pipes, of two ends each, its listeners,
 /// and what its runtime waits with.
@@ -269,7 +269,7 @@ impl DataPlane {
             workers,
             addresses,
             listeners: Mutex::new(listeners),
-            services: Services::default(),
+            services: Services::new(Arc::downgrade(&modules)),
             ordering: tokio::sync::Mutex::new(()),
             serving: tokio::sync::watch::Sender::new(false),
         })))

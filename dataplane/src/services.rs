@@ -3,9 +3,10 @@
 //! Modules run on any thread, so this table is shared, where a worker has its own; the lock is held for a choice.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 use orca_cluster::id::{ReplicaId, ServiceName};
@@ -15,34 +16,28 @@ use orca_cluster::traffic::Traffic;
 use crate::l7::balance::{Candidate, Health, choose};
 use crate::l7::count::{Boarded, Book, Flight};
 use crate::l7::forward::is_our_shortage;
+use crate::l7::table::Target;
+use crate::{Body, ModuleResponse, Modules, NoModules, WhenBusy};
 
-/// A handle; cheap to clone. It keeps no proxy running: whoever is called by the proxy may hold it.
-#[derive(Debug, Clone, Default)]
+/// A handle; cheap to clone. It keeps neither a proxy nor modules running: whoever is called by them may hold it.
+#[derive(Debug, Clone)]
 pub struct Services(Arc<Shared>);
 
 /// A request's way to the replica that was chosen for it. The request is in flight there while this lives.
 #[derive(Debug)]
 pub struct Passage {
     replica: Arc<Replica>,
-    address: SocketAddr,
-    began: Instant,
+    target: Target,
+    services: Arc<Shared>,
     _boarded: Boarded,
 }
 
-/// Why a service can be connected to nowhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Nowhere {
-    #[error("the service has no replica that is ready")]
-    NoReplica,
-    #[error("the service is a module, and a module cannot be asked by another yet")]
-    Module,
-}
-
-#[derive(Debug)]
 struct Shared {
     table: RwLock<Table>,
     book: Book,
     began: Instant,
+    /// They hold us.
+    modules: Weak<dyn Modules>,
 }
 
 #[derive(Debug, Default)]
@@ -54,13 +49,12 @@ struct Table {
 #[derive(Debug)]
 struct Service {
     backends: Vec<Backend>,
-    is_module: bool,
 }
 
 #[derive(Debug)]
 struct Backend {
     replica: Arc<Replica>,
-    address: SocketAddr,
+    target: Target,
     weight: u16,
 }
 
@@ -71,34 +65,47 @@ struct Replica {
     flight: Arc<Flight>,
 }
 
-impl Default for Shared {
-    fn default() -> Shared {
-        Shared { table: RwLock::default(), book: Book::default(), began: Instant::now() }
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Services").field("table", &self.table).finish_non_exhaustive()
+    }
+}
+
+/// No services.
+impl Default for Services {
+    fn default() -> Services {
+        Services::new(Weak::<NoModules>::new())
     }
 }
 
 impl Services {
+    pub(crate) fn new(modules: Weak<dyn Modules>) -> Services {
+        let (table, book) = Default::default();
+        Services(Arc::new(Shared { table, book, began: Instant::now(), modules }))
+    }
+
     /// Whether there is a service of this name, with or without replicas.
     pub fn has(&self, service: &ServiceName) -> bool {
         self.0.table.read().unwrap_or_else(PoisonError::into_inner).services.contains_key(service)
     }
 
     /// The way to the replica that should get the next request; to one that is to be avoided only if there is no other.
-    pub fn choose(&self, service: &ServiceName, avoid: &[ReplicaId]) -> Result<Passage, Nowhere> {
+    /// Nothing if none is ready.
+    pub fn choose(&self, service: &ServiceName, avoid: &[ReplicaId]) -> Option<Passage> {
         let now = millis_since(self.0.began);
         let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
-        let Service { backends, is_module } = table.services.get(service).ok_or(Nowhere::NoReplica)?;
+        let Service { backends } = table.services.get(service)?;
         let candidate = |index: usize| {
             let Backend { replica, weight, .. } = &backends[index];
             let available = replica.health().is_available(now) && !avoid.contains(&replica.id);
             Candidate { weight: *weight, load: replica.flight.load(), available }
         };
-        let nowhere = if *is_module { Nowhere::Module } else { Nowhere::NoReplica };
-        let chosen = choose(backends.len(), candidate, rand::random()).ok_or(nowhere)?;
-        let Backend { replica, address, .. } = &backends[chosen];
+        let chosen = choose(backends.len(), candidate, rand::random())?;
+        let Backend { replica, target, .. } = &backends[chosen];
         // Still under the lock: once other tables are applied, whoever was chosen by these is seen in flight.
         let boarded = replica.flight.board();
-        Ok(Passage { replica: Arc::clone(replica), address: *address, began: self.0.began, _boarded: boarded })
+        let (replica, services) = (Arc::clone(replica), Arc::clone(&self.0));
+        Some(Passage { replica, target: *target, services, _boarded: boarded })
     }
 
     /// Chooses by these tables from now on. When it returns, nobody is chosen by earlier ones any more.
@@ -122,16 +129,15 @@ impl Table {
         for (name, upstream) in &tables.services {
             let mut backends = Vec::with_capacity(upstream.backends.len());
             for backend in &upstream.backends {
-                // A module has none: it is called, not connected to.
-                let Some(address) = backend.address else { continue };
+                let Some(target) = Target::of(upstream, backend) else { continue };
                 let id = backend.replica;
                 let replica = replicas.entry(id).or_insert_with(|| match before.replicas.get(&id) {
                     Some(known) => Arc::clone(known),
                     None => Arc::new(Replica { id, health: Mutex::default(), flight: book.flight(id) }),
                 });
-                backends.push(Backend { replica: Arc::clone(replica), address, weight: backend.weight });
+                backends.push(Backend { replica: Arc::clone(replica), target, weight: backend.weight });
             }
-            services.insert(name.clone(), Service { backends, is_module: upstream.module });
+            services.insert(name.clone(), Service { backends });
         }
         Table { services, replicas }
     }
@@ -142,8 +148,24 @@ impl Passage {
         self.replica.id
     }
 
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Nothing if it is a module, which is [called](Passage::call) instead.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.target {
+            Target::Address(address) => Some(address),
+            Target::Module => None,
+        }
+    }
+
+    /// Gives a request to a module. As with [`Modules::call`] it may come back; it does if this is none.
+    pub fn call(
+        &self,
+        request: http::Request<Body>,
+        when_busy: WhenBusy,
+    ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
+        match (self.target, self.services.modules.upgrade()) {
+            (Target::Module, Some(modules)) => modules.call(self.replica.id, request, when_busy),
+            _ => Err(Box::new(request)),
+        }
     }
 
     /// It answered.
@@ -156,7 +178,7 @@ impl Passage {
         if is_our_shortage(error) {
             return;
         }
-        if self.replica.health().failed(millis_since(self.began)) {
+        if self.replica.health().failed(millis_since(self.services.began)) {
             tracing::info!(replica = %self.replica.id, "ejected: it refused modules several times in a row");
         }
     }

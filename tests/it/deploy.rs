@@ -126,6 +126,21 @@ fn an_update_of_a_module_costs_no_request() {
 }
 
 #[test]
+fn an_update_of_a_module_that_another_asks_by_name_costs_no_request() {
+    let node = Node::start();
+    let both = |number: &str| format!("{}{}", probe("web", ""), probe("stock", &version(number)));
+    node.deploy(&both("1")).succeeded();
+    let load = Load::start(node.target("web").path("/fetch?http://stock/version"), Rates::plain());
+    load.go_on(200);
+    node.deploy(&both("2")).succeeded();
+    load.go_on(200);
+    let tally = load.stop();
+    eprintln!("{tally}");
+    assert_eq!(tally.failed(), 0, "{tally}");
+    assert_eq!(tally.bodies().into_keys().collect::<Vec<_>>(), ["1", "2"]);
+}
+
+#[test]
 fn an_image_and_the_number_of_replicas_change_together() {
     requires_docker!();
     let second = container("web", "2", "replicas = 3");

@@ -5,7 +5,8 @@
 //! to: a name may not lead back into the host or into its network, whatever its owner lets it resolve to today.
 //!
 //! Which replica of a service a request goes to is the data plane's choice ([`Services`]), by the same tables and the
-//! same rule as for clients. It is in flight there until its response is read, so that a drain waits for it too.
+//! same rule as for clients. It is in flight there until its response is read, so that a drain waits for it too. Another
+//! module is called in this process; one that calls itself, over whatever detour, comes to the end of its `concurrency`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,12 +20,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::{PathAndQuery, Scheme, Uri};
 use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use orca_cluster::id::{Label, ServiceName};
-use orca_dataplane::{Passage, Services};
+use orca_dataplane::{Body, BodyError, ModuleError, ModuleResponse, Passage, Services, WhenBusy};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -66,17 +66,32 @@ impl Policy {
         let destination = self.destination(&target).await?;
         let slot = Arc::clone(&self.connections).acquire_owned().await.expect("the semaphore is never closed");
         let connect_time = options.connect_timeout.unwrap_or(CONNECT_TIME_MAX).min(CONNECT_TIME_MAX);
-        let connecting = async {
-            let (stream, passage) = match destination {
+        let request = outgoing(request);
+        let reaching = async {
+            match destination {
                 Destination::Service(service) => {
-                    self.connect(&target, &service).await.map(|(stream, passage)| (stream, Some(passage)))?
+                    let (reached, passage) = self.reach(&target, &service, request).await?;
+                    Ok::<_, Error>((reached, Some(passage)))
                 }
-                Destination::Outside(address) => (connect(address).await.map_err(Error::Connect)?, None),
-            };
-            Ok::<_, Error>((target.secure(stream).await?, passage))
+                Destination::Outside(address) => {
+                    let stream = connect(address).await.map_err(Error::Connect)?;
+                    Ok((Reached::Connected(target.secure(stream).await?, request), None))
+                }
+            }
         };
-        let (stream, passage) = timeout(connect_time, connecting).await.map_err(|_| Error::ConnectionTimeout)??;
-        exchange(stream, request, &options, Place { _slot: slot, passage }).await
+        let (reached, passage) = timeout(connect_time, reaching).await.map_err(|_| Error::ConnectionTimeout)??;
+        let (response, drive) = match reached {
+            Reached::Connected(stream, request) => exchange(stream, request, &options).await?,
+            Reached::Called(answer) => {
+                (self.answer(&target, answer, &options).await?, Box::new(async { Ok(()) }) as Drive)
+            }
+        };
+        if let Some(passage) = &passage {
+            passage.succeeded();
+        }
+        let idle = options.between_bytes_timeout;
+        let place = Place { _slot: slot, _passage: passage };
+        Ok((response.map(|body| ResponseBody { body, idle, clock: None, _place: place }.boxed_unsync()), drive))
     }
 
     /// Where a request may go, if anywhere.
@@ -95,27 +110,69 @@ impl Policy {
         }
     }
 
-    /// Connects to a replica of a service; to another where one takes no connection.
-    async fn connect(&self, target: &Target, service: &ServiceName) -> Result<(TcpStream, Passage), Error> {
+    /// Connects to a replica of a service, or calls it if it is a module; another where one takes no request.
+    async fn reach(
+        &self,
+        target: &Target,
+        service: &ServiceName,
+        mut request: Request<Body>,
+    ) -> Result<(Reached, Passage), Error> {
         let mut refused = Vec::new();
         loop {
-            let passage = match self.services.choose(service, &refused) {
-                Ok(passage) => passage,
-                Err(nowhere) => return Err(self.refuse(target, &nowhere.to_string(), Error::DestinationUnavailable)),
+            let Some(passage) = self.services.choose(service, &refused) else {
+                let problem = "the service has no replica that is ready";
+                return Err(self.refuse(target, problem, Error::DestinationUnavailable));
             };
-            let connected = timeout(REPLICA_CONNECT_TIME_MAX, connect(passage.address())).await;
-            let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(stream) => return Ok((stream, passage)),
-                Err(error) => error,
-            };
-            passage.refused(&error);
             // Chosen again: there is no other.
-            let is_last = refused.contains(&passage.replica());
-            refused.push(passage.replica());
-            if is_last || refused.len() >= REPLICAS_TRIED_MAX {
-                return Err(Error::Connect(error));
+            let is_last = refused.contains(&passage.replica()) || refused.len() + 1 >= REPLICAS_TRIED_MAX;
+            let error = match passage.address() {
+                Some(address) => {
+                    let connected = timeout(REPLICA_CONNECT_TIME_MAX, connect(address)).await;
+                    let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                        Ok(stream) => return Ok((Reached::Connected(target.secure(stream).await?, request), passage)),
+                        Err(error) => error,
+                    };
+                    passage.refused(&error);
+                    Error::Connect(error)
+                }
+                None if target.tls => {
+                    let problem = "the service is a module, which is asked by http://";
+                    return Err(self.refuse(target, problem, Error::TlsProtocolError));
+                }
+                None => {
+                    let when_busy = if is_last { WhenBusy::Wait } else { WhenBusy::GiveBack };
+                    match passage.call(request, when_busy) {
+                        Ok(answer) => return Ok((Reached::Called(answer), passage)),
+                        Err(given_back) => request = *given_back,
+                    }
+                    Error::DestinationUnavailable
+                }
+            };
+            if is_last {
+                return Err(error);
             }
+            refused.push(passage.replica());
         }
+    }
+
+    /// What another module answers, when it begins to.
+    async fn answer(
+        &self,
+        target: &Target,
+        answer: ModuleResponse,
+        options: &RequestOptions,
+    ) -> Result<Response<Body>, Error> {
+        let response = in_time(options, answer).await?.map_err(|error| {
+            self.log.line(Source::Orca, &format!("request to {target} failed: {error}"));
+            match error {
+                ModuleError::Busy => Error::ConnectionLimitReached,
+                ModuleError::Unavailable => Error::DestinationUnavailable,
+                ModuleError::TimedOut => Error::HttpResponseTimeout,
+                ModuleError::Trapped | ModuleError::TooMuchMemory => Error::ConnectionTerminated,
+            }
+        })?;
+        // As through a connection, where hyper sees to it.
+        if response.status().is_informational() { Err(Error::HttpProtocolError) } else { Ok(response) }
     }
 
     fn refuse(&self, target: &Target, problem: &str, error: Error) -> Error {
@@ -255,22 +312,38 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 type Drive = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Sent = (Response<WasiBody>, Drive);
 
+/// A request whose receiver is found.
+enum Reached {
+    Connected(Box<dyn Stream>, Request<Body>),
+    /// It has begun.
+    Called(ModuleResponse),
+}
+
 /// What a request holds until its response is read: one of its replica's connections, and its place in flight at the
 /// service that it goes to.
 struct Place {
     _slot: OwnedSemaphorePermit,
-    passage: Option<Passage>,
+    _passage: Option<Passage>,
 }
 
-async fn exchange(
-    stream: Box<dyn Stream>,
-    mut request: Request<WasiBody>,
-    options: &RequestOptions,
-    place: Place,
-) -> Result<Sent, Error> {
-    // A connection per request: it asks for a path, not for a whole address as one would of a proxy.
+/// The request as it is sent: it asks for a path, not for a whole address as one would of a proxy.
+fn outgoing(mut request: Request<WasiBody>) -> Request<Body> {
     let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     *request.uri_mut() = Uri::from(path);
+    request.map(|body| {
+        if body.is_end_stream() {
+            return Body::empty();
+        }
+        Body::stream(body.map_err(|error| BodyError::Module(Box::new(error))))
+    })
+}
+
+/// A connection per request.
+async fn exchange(
+    stream: Box<dyn Stream>,
+    request: Request<Body>,
+    options: &RequestOptions,
+) -> Result<(Response<Body>, Drive), Error> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let mut connection = Box::pin(connection);
     let answer = async {
@@ -290,35 +363,39 @@ async fn exchange(
         })
         .await
     };
-    let response = match options.first_byte_timeout {
-        Some(limit) => timeout(limit, answer).await.map_err(|_| Error::ConnectionReadTimeout)??,
-        // The module's own time is the limit.
-        None => answer.await?,
-    };
-    if let Some(passage) = &place.passage {
-        passage.succeeded();
+    let response = in_time(options, answer).await??;
+    Ok((response.map(Body::from), Box::new(async move { connection.await.map_err(Error::from) })))
+}
+
+/// An answer within the time that the module gives it; its own is the limit if it gives none.
+async fn in_time<F: Future>(options: &RequestOptions, answer: F) -> Result<F::Output, Error> {
+    match options.first_byte_timeout {
+        Some(limit) => timeout(limit, answer).await.map_err(|_| Error::ConnectionReadTimeout),
+        None => Ok(answer.await),
     }
-    let idle = options.between_bytes_timeout;
-    let response = response.map(|body| ResponseBody { body, idle, clock: None, _place: place }.boxed_unsync());
-    Ok((response, Box::new(async move { connection.await.map_err(Error::from) })))
 }
 
 /// A response's body, held to the pace the module asked for.
 struct ResponseBody {
-    body: Incoming,
+    body: Body,
     idle: Option<Duration>,
     clock: Option<Pin<Box<tokio::time::Sleep>>>,
     _place: Place,
 }
 
-impl Body for ResponseBody {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             self.clock = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(Error::from)));
+            return Poll::Ready(frame.map(|frame| {
+                frame.map_err(|error| match error {
+                    BodyError::Broken(error) => Error::from(error),
+                    BodyError::Replica(_) | BodyError::Module(_) => Error::HttpResponseIncomplete,
+                })
+            }));
         }
         let Some(idle) = self.idle else { return Poll::Pending };
         let clock = self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));

@@ -16,7 +16,7 @@ use orca_cluster::resource::Memory;
 use orca_cluster::route::{Absence, Backend, Tables, Upstream};
 use orca_cluster::spec::ModuleLimits;
 use orca_cluster::time::Timestamp;
-use orca_dataplane::{AccessLog, Body, BodyError, DataPlane, Limits, Modules as _, NoModules, Services, WhenBusy};
+use orca_dataplane::{AccessLog, Body, BodyError, DataPlane, Limits, Modules, NoModules, Services, WhenBusy};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
@@ -464,6 +464,12 @@ async fn neighbour() -> SocketAddr {
 
 /// A proxy that knows one more service of the project, `shop/store`, with a replica at each of these.
 async fn proxy(store: &[SocketAddr]) -> DataPlane {
+    let addresses = store.iter().copied().map(Some).collect();
+    proxy_before(addresses, Arc::new(NoModules)).await
+}
+
+/// The same, where a replica without an address is one of these.
+async fn proxy_before(store: Vec<Option<SocketAddr>>, modules: Arc<dyn Modules>) -> DataPlane {
     let config = orca_dataplane::Config {
         http: vec!["127.0.0.1:0".parse().expect("an address")],
         workers: 1,
@@ -471,17 +477,18 @@ async fn proxy(store: &[SocketAddr]) -> DataPlane {
         limits: Limits::default(),
         trusted_proxies: Vec::new(),
     };
-    let backends = store.iter().zip(1..).map(|(address, number)| Backend {
+    let module = store.contains(&None);
+    let backends = store.into_iter().zip(1..).map(|(address, number)| Backend {
         replica: ReplicaId(number),
         revision: Revision(1),
         node: NodeId(1),
-        address: Some(*address),
+        address,
         weight: 1,
     });
     let upstream =
-        Upstream { backends: backends.collect(), absence: Absence::Failing, response_timeout: PATIENCE, module: false };
+        Upstream { backends: backends.collect(), absence: Absence::Failing, response_timeout: PATIENCE, module };
     let services = [("shop/store".parse().expect("a name"), upstream)].into();
-    let plane = DataPlane::start(config, Arc::new(NoModules)).expect("a proxy");
+    let plane = DataPlane::start(config, modules).expect("a proxy");
     plane.apply(Arc::new(Tables { services, ..Tables::default() })).await;
     plane
 }
@@ -541,6 +548,63 @@ async fn what_a_module_asks_of_a_replica_is_in_flight_there_until_it_is_answered
     hold.send(false).expect("the neighbour listens");
     assert_eq!(asking.await.expect("no panic"), (StatusCode::OK, "12 ropes\n".to_owned()));
     until_in_flight(&proxy, 0).await;
+}
+
+/// `shop/store` as a module of this many replicas, each with one place, and one more module that asks it.
+async fn store_of_modules(bench: &Bench, count: u64) -> (DataPlane, Vec<Module>, Module) {
+    let replicas = Arc::new(Replicas::default());
+    let proxy = proxy_before((0..count).map(|_| None).collect(), Arc::clone(&replicas) as Arc<dyn Modules>).await;
+    let mut store = Vec::new();
+    for number in 1..=count {
+        let module = bench.probe(|start| {
+            (start.replica, start.services) = (ReplicaId(number), proxy.services());
+            start.limits.concurrency = 1;
+        });
+        store.push(module.await);
+    }
+    store.iter().for_each(|module| replicas.insert(module.clone()));
+    let asking = bench.probe(|start| start.services = proxy.services()).await;
+    (proxy, store, asking)
+}
+
+#[tokio::test]
+async fn a_module_reaches_another_module_by_name() {
+    let bench = Bench::new();
+    let (proxy, store, asking) = store_of_modules(&bench, 2).await;
+    let version = (StatusCode::OK, "1".to_owned());
+    let busy = store[0].place().expect("nobody asks yet");
+    for _ in 0..20 {
+        assert_eq!(answer(&asking, "/fetch?http://store/version").await, version, "the other is not busy");
+    }
+    drop(busy);
+    // Each of the two asks its service for the next, and the last finds nobody who is not busy.
+    assert_eq!(answer(&asking, "/fetch?http://store/fetch?http://store/version").await, version);
+    let (status, _) = answer(&asking, "/fetch?http://store/fetch?http://store/fetch?http://store/version").await;
+    assert_eq!(status, StatusCode::BAD_GATEWAY);
+    bench.logged("request to http://store:80 failed: the module serves as many requests as it may").await;
+
+    for (url, error, said) in [
+        ("http://store/trap", "ConnectionTerminated", "request to http://store:80 failed: the module trapped"),
+        ("https://store/version", "TlsProtocolError", "request to https://store:443 refused: the service is a module"),
+    ] {
+        let (status, body) = answer(&asking, &format!("/fetch?{url}")).await;
+        assert_eq!((status, body.contains(error)), (StatusCode::BAD_GATEWAY, true), "{body}");
+        bench.logged(said).await;
+    }
+    drop(proxy);
+}
+
+#[tokio::test]
+async fn what_a_module_asks_of_a_module_is_in_flight_there_and_ends_with_whoever_asked() {
+    let bench = Bench::new();
+    let (proxy, store, asking) = store_of_modules(&bench, 1).await;
+    let waiting =
+        tokio::spawn(async move { asking.call(get("/fetch?http://store/sleep?600000"), None).await.map(drop) });
+    until_in_flight(&proxy, 1).await;
+    assert_eq!(store[0].0.instances.available_permits(), 0);
+    waiting.abort();
+    until_in_flight(&proxy, 0).await;
+    drop(store[0].0.instances.acquire().await.expect("it is not closed"));
 }
 
 #[tokio::test]

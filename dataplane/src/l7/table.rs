@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
-use orca_cluster::route::{Absence, Tables};
+use orca_cluster::route::{self, Absence, Tables, Upstream};
 
 use super::balance::{Candidate, Health, choose};
 use super::count::{self, Book, Flight};
@@ -48,6 +48,18 @@ pub enum Target {
     Module,
 }
 
+impl Target {
+    /// Nothing for a container without an address.
+    pub fn of(upstream: &Upstream, backend: &route::Backend) -> Option<Target> {
+        match (upstream.module, backend.address) {
+            // Also beside modules, while a service is on its way from one kind to the other.
+            (_, Some(address)) => Some(Target::Address(address)),
+            (true, None) => Some(Target::Module),
+            (false, None) => None,
+        }
+    }
+}
+
 /// What a worker knows about a replica for as long as it is in the tables or serves a request.
 #[derive(Debug)]
 pub struct Replica {
@@ -73,14 +85,9 @@ impl Table {
         for (name, upstream) in &tables.services {
             let mut backends = Vec::with_capacity(upstream.backends.len());
             for backend in &upstream.backends {
-                let target = match (upstream.module, backend.address) {
-                    // Also beside modules, while a service is on its way from one kind to the other.
-                    (_, Some(address)) => Target::Address(address),
-                    (true, None) => Target::Module,
-                    (false, None) => {
-                        tracing::error!(service = %name, replica = %backend.replica, "a container without an address was routed to");
-                        continue;
-                    }
+                let Some(target) = Target::of(upstream, backend) else {
+                    tracing::error!(service = %name, replica = %backend.replica, "a container without an address was routed to");
+                    continue;
                 };
                 backends.push(Backend {
                     replica: replicas.replica(backend.replica, book),

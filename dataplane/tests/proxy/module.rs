@@ -132,6 +132,25 @@ async fn a_request_of_any_kind_goes_whole_to_a_replica_that_is_not_busy() {
 }
 
 #[tokio::test]
+async fn a_request_from_inside_the_process_is_given_to_a_module_and_in_flight_there() {
+    let modules = Arc::new(Crowded::default());
+    let plane = before(modules.clone()).await;
+    let passage = plane.services().choose(&service(), &[]).unwrap();
+    assert_eq!((passage.replica(), passage.address()), (ReplicaId(5), None));
+    assert_eq!(traffic(&plane).in_flight[&ReplicaId(5)].requests, 1);
+    let request = || http::Request::post("/").body(Body::whole("body")).unwrap();
+    modules.0.lock().unwrap().insert(5);
+    let given_back = passage.call(request(), WhenBusy::GiveBack).err().unwrap();
+    modules.0.lock().unwrap().clear();
+    let response = passage.call(*given_back, WhenBusy::GiveBack).ok().unwrap().await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "body");
+    // Whoever still has the way when nothing runs any more learns that.
+    plane.shutdown(Duration::ZERO).await;
+    drop(modules);
+    assert!(passage.call(request(), WhenBusy::Wait).is_err());
+}
+
+#[tokio::test]
 async fn a_module_that_does_not_end_its_request_itself_is_not_waited_for_without_end() {
     let plane = before(Arc::new(Echo)).await;
     let mut upstream = module();
