@@ -75,13 +75,13 @@ impl Policy {
                 }
                 Destination::Outside(address) => {
                     let stream = connect(address).await.map_err(Error::Connect)?;
-                    Ok((Reached::Connected(target.secure(stream).await?, request), None))
+                    Ok((Reached::Connected(target.secure(stream).await?, request.into()), None))
                 }
             }
         };
         let (reached, passage) = timeout(connect_time, reaching).await.map_err(|_| Error::ConnectionTimeout)??;
         let (response, drive) = match reached {
-            Reached::Connected(stream, request) => exchange(stream, request, &options).await?,
+            Reached::Connected(stream, request) => exchange(stream, *request, &options).await?,
             Reached::Called(answer) => {
                 (self.answer(&target, answer, &options).await?, Box::new(async { Ok(()) }) as Drive)
             }
@@ -129,7 +129,9 @@ impl Policy {
                 Some(address) => {
                     let connected = timeout(REPLICA_CONNECT_TIME_MAX, connect(address)).await;
                     let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                        Ok(stream) => return Ok((Reached::Connected(target.secure(stream).await?, request), passage)),
+                        Ok(stream) => {
+                            return Ok((Reached::Connected(target.secure(stream).await?, request.into()), passage));
+                        }
                         Err(error) => error,
                     };
                     passage.refused(&error);
@@ -314,7 +316,7 @@ type Sent = (Response<WasiBody>, Drive);
 
 /// A request whose receiver is found.
 enum Reached {
-    Connected(Box<dyn Stream>, Request<Body>),
+    Connected(Box<dyn Stream>, Box<Request<Body>>),
     /// It has begun.
     Called(ModuleResponse),
 }
