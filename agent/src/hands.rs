@@ -10,7 +10,7 @@ use bytes::Bytes;
 use orca_cluster::goal::{ModuleGoal, ReplicaGoal, Workload};
 use orca_cluster::id::{ClusterId, NodeId, ReplicaId, ServiceName};
 use orca_cluster::node::{Action, ActionId, Finished, Secrets, Task};
-use orca_cluster::replica::{Cause, Pulling, Saw};
+use orca_cluster::replica::{Cause, Pulling, RunState, Saw};
 use orca_cluster::secret::SecretName;
 use orca_cluster::time::Timestamp;
 use orca_dataplane::DataPlane;
@@ -304,10 +304,14 @@ impl Hands {
 
     async fn run_scheduled(&self, replica: ReplicaId, cron: &str, due: Timestamp, until: Timestamp) -> Finished {
         let Some(module) = self.tools.replicas.get(replica) else {
-            return Finished::Ran(Err("it is not running".to_owned()));
+            return Finished::Ran(RunState::NotBegun { reason: "it is not running".to_owned() });
         };
         info!(%replica, cron, due = due.to_minute(), "a scheduled run begins");
-        Finished::Ran(module.run(until.since(now())).await.map_err(|error| chain(&error)))
+        Finished::Ran(match module.run(until.since(now())).await {
+            Ok(()) => RunState::Done,
+            Err(error) if error.precedes_run() => RunState::NotBegun { reason: chain(&error) },
+            Err(error) => RunState::Failed { reason: chain(&error) },
+        })
     }
 }
 
@@ -328,7 +332,7 @@ fn after_panic(task: &Task) -> Finished {
         | Task::Apply { .. } => Finished::Failed(Cause::Refused { reason }),
         Task::Probe { .. } => Finished::Probed(Err(Saw::Error(reason))),
         Task::Inspect { .. } => Finished::Listening(None),
-        Task::Run { .. } => Finished::Ran(Err(reason)),
+        Task::Run { .. } => Finished::Ran(RunState::Failed { reason }),
     }
 }
 

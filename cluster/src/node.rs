@@ -20,7 +20,7 @@ use crate::goal::{Duty, Goal, RUN_WITHIN, ReplicaGoal, Workload};
 use crate::id::{Generation, GoalNumber, ReplicaId, Revision, ServiceName};
 use crate::inventory::REPORT_INTERVAL;
 pub use crate::replica::Purpose;
-use crate::replica::{Cause, Phase, Pulled, Pulling, ReplicaReport, Saw, Usage};
+use crate::replica::{Cause, Phase, Pulled, Pulling, ReplicaReport, RunState, Saw, Usage};
 use crate::route::Tables;
 use crate::secret::{Sealed, SecretName};
 use crate::spec::Check;
@@ -89,7 +89,8 @@ pub enum Finished {
         number: GoalNumber,
         generation: Generation,
     },
-    Ran(Result<(), String>),
+    /// Done, failed or not begun.
+    Ran(RunState),
     Failed(Cause),
 }
 
@@ -471,8 +472,8 @@ impl Reconciler {
     }
 
     fn finish(&mut self, id: ReplicaId, action: ActionId, finished: Finished, now: Timestamp) {
-        if let Finished::Ran(result) = finished {
-            self.runs.ended(action, result);
+        if let Finished::Ran(state) = finished {
+            self.runs.ended(action, state);
             self.changed = true;
             return;
         }

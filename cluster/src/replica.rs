@@ -113,6 +113,10 @@ pub enum RunState {
     },
     /// Its replica was not ready in time, and it will not begin any more.
     TooLate,
+    /// Its replica was ready, and could not begin it in time.
+    NotBegun {
+        reason: String,
+    },
     /// The agent has restarted since it was given the run: whether it had begun is not known, so it is not begun again.
     Unknown,
 }

@@ -16,8 +16,9 @@ use crate::support::{
 const RATE_MIN: f64 = 200.0;
 /// The ten seconds after a rollout, of which its receipt tells, and a while for them to be written.
 const AFTER_MAX: Duration = Duration::from_secs(25);
-/// A table that was swapped whole is in use within this: the requests under way at its replacement.
-const SWITCH_MAX: Duration = Duration::from_millis(500);
+/// A table that was swapped whole is in use within this, also on a busy machine: the requests under way at its
+/// replacement.
+const SWITCH_MAX: Duration = Duration::from_secs(2);
 
 fn version(version: &str) -> String {
     format!("[service.env]\nVERSION = \"{version}\"\n")

@@ -116,6 +116,13 @@ fn is_machinery(name: &str) -> bool {
         .any(|start| name.starts_with(start))
 }
 
+impl CallError {
+    /// Whether nothing of the module has run.
+    pub fn precedes_run(&self) -> bool {
+        matches!(self, CallError::Busy { .. } | CallError::NodeBusy)
+    }
+}
+
 impl From<&CallError> for orca_dataplane::ModuleError {
     fn from(error: &CallError) -> orca_dataplane::ModuleError {
         use orca_dataplane::ModuleError;

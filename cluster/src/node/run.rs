@@ -68,12 +68,9 @@ impl Runs {
         }
     }
 
-    pub fn ended(&mut self, action: ActionId, result: Result<(), String>) {
+    pub fn ended(&mut self, action: ActionId, state: RunState) {
         if let Some(run) = self.all.values_mut().find(|run| run.action == Some(action)) {
-            run.state = match result {
-                Ok(()) => RunState::Done,
-                Err(reason) => RunState::Failed { reason },
-            };
+            run.state = state;
         }
     }
 
@@ -153,14 +150,14 @@ pub(super) mod tests {
         assert_eq!(begins(&mut runs, DUE, true), [DUE]);
         runs.set(&goal(&[("a", DUE)]));
         assert_eq!((begins(&mut runs, DUE, true), states(&runs)), (vec![], vec![RunState::Going]));
-        runs.ended(ActionId(DUE.0), Err("trap".to_owned()));
-        runs.set(&goal(&[("a", DUE)]));
         let failed = RunState::Failed { reason: "trap".to_owned() };
+        runs.ended(ActionId(DUE.0), failed.clone());
+        runs.set(&goal(&[("a", DUE)]));
         assert_eq!((begins(&mut runs, DUE, true), states(&runs)), (vec![], vec![failed]));
         let next = DUE + Duration::from_secs(60);
         runs.set(&goal(&[("a", next)]));
         assert_eq!(begins(&mut runs, next, true), [next]);
-        runs.ended(ActionId(next.0), Ok(()));
+        runs.ended(ActionId(next.0), RunState::Done);
         assert_eq!(states(&runs), [RunState::Done]);
     }
 

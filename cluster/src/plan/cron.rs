@@ -94,6 +94,7 @@ impl Pass<'_> {
             RunState::Done => Some(RunEnding::Done),
             RunState::Failed { reason } => Some(RunEnding::Failed { reason: reason.clone() }),
             RunState::TooLate => Some(RunEnding::Skipped { reason: format!("{} was not ready in time", run.replica) }),
+            RunState::NotBegun { reason } => Some(RunEnding::Skipped { reason: format!("{}: {reason}", run.replica) }),
             RunState::Unknown => unknown(format!("the agent of {node_name} restarted meanwhile")),
         }
     }
@@ -351,6 +352,16 @@ mod tests {
         world.say(Phase::Ready, &[(R1, minute(10), RunState::Unknown)]);
         assert_eq!(world.decide(), [r#"that of 10 Unknown { reason: "the agent of n1 restarted meanwhile" }"#]);
         assert_eq!(world.decide(), [""; 0]);
+    }
+
+    #[test]
+    fn a_run_for_which_a_ready_replica_had_no_time_is_skipped_and_has_not_failed() {
+        let mut world = World::new();
+        world.at(minute(10)).say(Phase::Ready, &[]);
+        assert_eq!(world.decide(), ["r1 runs that of 10"]);
+        let busy = RunState::NotBegun { reason: "all 1 instances are busy".to_owned() };
+        world.at(minute(15)).say(Phase::Ready, &[(R1, minute(10), busy)]);
+        assert_eq!(world.decide(), [r#"that of 10 Skipped { reason: "r1: all 1 instances are busy" }"#]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use orca_cluster::goal::{ReplicaGoal, Workload};
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
 use orca_cluster::node::{Condition, Exited, Finished, Found, Seen, Task};
-use orca_cluster::replica::{Cause, Pulled, Saw};
+use orca_cluster::replica::{Cause, Pulled, RunState, Saw};
 use orca_cluster::spec::{Check, Volume, VolumeSource};
 use orca_cluster::time::Timestamp;
 use orca_cluster::traffic::{InFlight, ServiceTraffic};
@@ -179,8 +179,8 @@ impl Runtime {
             }
             Task::Run { replica, .. } => {
                 let fails = self.containers.get(replica).is_none_or(|module| module.image.starts_with("fails"));
-                let result = if fails { Err("exit code 1".to_owned()) } else { Ok(()) };
-                (rng.random_range(5..5_000), Finished::Ran(result))
+                let state = if fails { RunState::Failed { reason: "exit code 1".to_owned() } } else { RunState::Done };
+                (rng.random_range(5..5_000), Finished::Ran(state))
             }
         };
         Done { millis, finished, events }
