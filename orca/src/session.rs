@@ -342,7 +342,11 @@ mod tests {
     #[tokio::test]
     async fn a_port_is_free_if_the_kernel_says_so_and_not_if_its_holder_is_slow() {
         for here in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-            let holder = UdpSocket::bind((here, 0)).await.unwrap();
+            // A machine may have no IPv6; the rest is as good a test.
+            let holder = match UdpSocket::bind((here, 0)).await {
+                Err(error) if here.is_ipv6() => return eprintln!("without {here}: {error}"),
+                holder => holder.unwrap(),
+            };
             let address = holder.local_addr().unwrap();
             assert!(!is_free(address).await, "{address}");
             drop(holder);

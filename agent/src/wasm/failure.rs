@@ -117,7 +117,7 @@ fn is_machinery(name: &str) -> bool {
 }
 
 impl CallError {
-    /// Whether nothing of the module has run.
+    /// Whether it is certain that nothing of the module has run.
     pub fn precedes_run(&self) -> bool {
         matches!(self, CallError::Busy { .. } | CallError::NodeBusy)
     }

@@ -6,7 +6,8 @@
 //!
 //! Which replica of a service a request goes to is the data plane's choice ([`Services`]), by the same tables and the
 //! same rule as for clients. It is in flight there until its response is read, so that a drain waits for it too. Another
-//! module is called in this process; one that calls itself, over whatever detour, comes to the end of its `concurrency`.
+//! module is called in this process; one that calls itself, over whatever detour, comes to the end of its
+//! `max_concurrent` or of what it may have open.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::{PathAndQuery, Scheme, Uri};
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
@@ -37,7 +38,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use crate::module_log::{Source, Writer};
 
-/// Connections one replica has open at once; further requests wait for one to close, until their module's time is up.
+/// Requests one replica has under way at once; further ones wait for one to end, until their module's time is up.
 const CONNECTIONS_MAX: usize = 256;
 /// From the first packet to an open connection, unless the module asks for less.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
@@ -66,6 +67,7 @@ impl Policy {
         let destination = self.destination(&target).await?;
         let slot = Arc::clone(&self.connections).acquire_owned().await.expect("the semaphore is never closed");
         let connect_time = options.connect_timeout.unwrap_or(CONNECT_TIME_MAX).min(CONNECT_TIME_MAX);
+        let is_head = request.method() == Method::HEAD;
         let request = outgoing(request);
         let reaching = async {
             match destination {
@@ -83,7 +85,10 @@ impl Policy {
         let (response, drive) = match reached {
             Reached::Connected(stream, request) => exchange(stream, *request, &options).await?,
             Reached::Called(answer) => {
-                (self.answer(&target, answer, &options).await?, Box::new(async { Ok(()) }) as Drive)
+                let response = self.answer(&target, answer, &options).await?;
+                // As through a connection, where hyper sees to it.
+                let response = if is_head { response.map(|_| Body::empty()) } else { response };
+                (response, Box::new(async { Ok(()) }) as Drive)
             }
         };
         if let Some(passage) = &passage {
@@ -118,14 +123,16 @@ impl Policy {
         mut request: Request<Body>,
     ) -> Result<(Reached, Passage), Error> {
         let mut refused = Vec::new();
+        // All modules were busy: it waits for a place at one of them.
+        let mut waits = false;
         loop {
             let Some(passage) = self.services.choose(service, &refused) else {
                 let problem = "the service has no replica that is ready";
                 return Err(self.refuse(target, problem, Error::DestinationUnavailable));
             };
             // Chosen again: there is no other.
-            let is_last = refused.contains(&passage.replica()) || refused.len() + 1 >= REPLICAS_TRIED_MAX;
-            let error = match passage.address() {
+            let is_again = refused.contains(&passage.replica());
+            match passage.address() {
                 Some(address) => {
                     let connected = timeout(REPLICA_CONNECT_TIME_MAX, connect(address)).await;
                     let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
@@ -135,25 +142,33 @@ impl Policy {
                         Err(error) => error,
                     };
                     passage.refused(&error);
-                    Error::Connect(error)
+                    if is_again || refused.len() + 1 >= REPLICAS_TRIED_MAX {
+                        return Err(Error::Connect(error));
+                    }
+                    refused.push(passage.replica());
                 }
                 None if target.tls => {
                     let problem = "the service is a module, which is asked by http://";
                     return Err(self.refuse(target, problem, Error::TlsProtocolError));
                 }
                 None => {
-                    let when_busy = if is_last { WhenBusy::Wait } else { WhenBusy::GiveBack };
+                    let when_busy = if waits { WhenBusy::Wait } else { WhenBusy::GiveBack };
                     match passage.call(request, when_busy) {
                         Ok(answer) => return Ok((Reached::Called(answer), passage)),
+                        Err(_) if waits => {
+                            let problem = "the module is not loaded on this node";
+                            return Err(self.refuse(target, problem, Error::DestinationUnavailable));
+                        }
                         Err(given_back) => request = *given_back,
                     }
-                    Error::DestinationUnavailable
+                    if is_again {
+                        waits = true;
+                        refused.clear();
+                    } else {
+                        refused.push(passage.replica());
+                    }
                 }
-            };
-            if is_last {
-                return Err(error);
             }
-            refused.push(passage.replica());
         }
     }
 
@@ -173,7 +188,6 @@ impl Policy {
                 ModuleError::Trapped | ModuleError::TooMuchMemory => Error::ConnectionTerminated,
             }
         })?;
-        // As through a connection, where hyper sees to it.
         if response.status().is_informational() { Err(Error::HttpProtocolError) } else { Ok(response) }
     }
 
@@ -317,7 +331,7 @@ type Sent = (Response<WasiBody>, Drive);
 /// A request whose receiver is found.
 enum Reached {
     Connected(Box<dyn Stream>, Box<Request<Body>>),
-    /// It has begun.
+    /// It is asked when this is polled.
     Called(ModuleResponse),
 }
 

@@ -601,7 +601,9 @@ async fn what_a_module_asks_of_a_module_is_in_flight_there_and_ends_with_whoever
     let waiting =
         tokio::spawn(async move { asking.call(get("/fetch?http://store/sleep?600000"), None).await.map(drop) });
     until_in_flight(&proxy, 1).await;
-    assert_eq!(store[0].0.instances.available_permits(), 0);
+    while store[0].0.instances.available_permits() > 0 {
+        tokio::task::yield_now().await;
+    }
     waiting.abort();
     until_in_flight(&proxy, 0).await;
     drop(store[0].0.instances.acquire().await.expect("it is not closed"));

@@ -10,8 +10,8 @@ use std::time::Duration;
 use orca_cluster::id::{ReplicaId, Revision, ServiceName};
 use orca_cluster::traffic::{Counters, HISTOGRAM_BUCKETS, Histogram, Traffic, bucket_of};
 
-/// Revisions of a service that are counted apart although no replica of theirs is in the tables: the two that a canary's
-/// trial compares, should theirs be away for a moment.
+/// Revisions of a service that are counted apart although no replica of theirs is in the tables, the newest first: what is
+/// on trial may be away for a moment.
 const IDLE_REVISIONS_MAX: usize = 4;
 /// Services that are gone and whose counters are told still; past it, those that went first are forgotten.
 const GONE_SERVICES_MAX: usize = 200;
@@ -163,7 +163,8 @@ struct Cells {
 }
 
 impl Cells {
-    /// Adds up revisions that nobody counts any more: of a service that is gone all of them. Says whether it is.
+    /// Adds up revisions that nobody counts any more but the newest: of a service that is gone all of them. Says whether
+    /// it is.
     fn retire(&mut self) -> bool {
         let is_gone = Arc::strong_count(&self.unserved) == 1 && self.revisions.values().all(is_idle);
         let kept = if is_gone { 0 } else { IDLE_REVISIONS_MAX };

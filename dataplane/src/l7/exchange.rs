@@ -184,9 +184,11 @@ impl Drop for Exchange {
 /// before that one anybody may have written. If all of them are, the first.
 fn spoken_for(client: &Client, headers: &HeaderMap) -> Option<IpAddr> {
     let mut farthest = None;
-    let fields = headers.get_all(X_FORWARDED_FOR).iter().rev().filter_map(|field| field.to_str().ok());
-    for text in fields.flat_map(|field| field.rsplit(',')) {
-        let Ok(address) = text.trim().parse::<IpAddr>() else { break };
+    let fields = headers.get_all(X_FORWARDED_FOR).iter().rev();
+    for text in fields.flat_map(|field| field.as_bytes().rsplit(|byte| *byte == b',')) {
+        let Some(address) = str::from_utf8(text).ok().and_then(|text| text.trim().parse::<IpAddr>().ok()) else {
+            break;
+        };
         farthest = Some(address.to_canonical());
         if !client.worker.trusts(address.to_canonical()) {
             break;

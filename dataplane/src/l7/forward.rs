@@ -110,8 +110,10 @@ struct Outgoing {
 
 /// Why an attempt gave no response.
 enum Failed {
-    /// Nothing was sent: the replica takes no connection, or is a module that is not loaded or busy.
+    /// Nothing was sent: the replica takes no connection.
     Refused(io::Error),
+    /// The same of a module that is busy, or not loaded.
+    GivenBack,
     /// Nothing was sent: a kept connection had been closed.
     Stale,
     /// It was sent, and the connection broke without a byte of a response.
@@ -206,13 +208,17 @@ impl Way<'_> {
         let mut retries = 0;
         // Who has refused it in this round, or broken off.
         let mut avoid = Vec::new();
+        // All modules were busy: it waits for a place at one of them, drawn by weight as if none had been.
+        let mut waits = false;
         loop {
             self.service = Some(Rc::clone(&service));
-            let others = CONNECTS_PER_ROUND.min(service.backends.len()).saturating_sub(avoid.len() + 1);
-            let failed = match service.choose(worker.now(), worker.random_pair(), &avoid) {
+            let when_busy = if waits || service.backends.len() == 1 { WhenBusy::Wait } else { WhenBusy::GiveBack };
+            let chosen = service.choose(worker.now(), worker.random_pair(), &avoid);
+            let is_last = chosen.is_none_or(|backend| avoid.len() + 1 >= service.tries_max(backend.target));
+            let failed = match chosen {
                 None if !service.absence.may_end_soon() => return Err(Refusal::Absent(service.absence)),
                 None => None,
-                Some(backend) => match self.attempt(&service, backend, others, outgoing, &mut wanted).await {
+                Some(backend) => match self.attempt(&service, backend, when_busy, outgoing, &mut wanted).await {
                     Ok(passed) => return Ok(passed),
                     Err(failed) => Some((backend.replica.id, failed)),
                 },
@@ -223,7 +229,16 @@ impl Way<'_> {
                 Some((replica, Failed::Refused(error))) => {
                     tracing::debug!(%replica, %error, "a replica took no connection");
                     avoid.push(replica);
-                    others == 0
+                    is_last
+                }
+                Some((_, Failed::GivenBack)) if is_last && when_busy == WhenBusy::GiveBack => {
+                    waits = true;
+                    avoid.clear();
+                    false
+                }
+                Some((replica, Failed::GivenBack)) => {
+                    avoid.push(replica);
+                    is_last
                 }
                 Some((replica, Failed::Broken { reused, error })) => {
                     tracing::debug!(%replica, reused, %error, "a replica broke off before it answered");
@@ -252,7 +267,7 @@ impl Way<'_> {
                 // As when a connection is refused: it has just been stopped.
                 Some((replica, Failed::Module(ModuleError::Unavailable))) if outgoing.is_repeatable => {
                     avoid.push(replica);
-                    others == 0
+                    is_last
                 }
                 Some((_, Failed::Module(error))) => return Err(Refusal::Module(error)),
             };
@@ -263,18 +278,18 @@ impl Way<'_> {
                     return Err(if is_absent { Refusal::Absent(service.absence) } else { Refusal::Refusing });
                 }
                 avoid.clear();
+                waits = false;
             }
             // Time has passed: only what the table says now may be chosen.
             service = worker.table().services.get(&service.name).cloned().ok_or(Refusal::NoRoute)?;
         }
     }
 
-    /// `others` is how many replicas can be tried after this one if it refuses.
     async fn attempt(
         &mut self,
         service: &Service,
         backend: &Backend,
-        others: usize,
+        when_busy: WhenBusy,
         outgoing: &mut Outgoing,
         wanted: &mut Option<OnUpgrade>,
     ) -> Result<Passed, Failed> {
@@ -282,10 +297,7 @@ impl Way<'_> {
         let pulse = &self.client.pulse;
         let address = match backend.target {
             Target::Address(address) => address,
-            Target::Module => {
-                let when_busy = if others > 0 { WhenBusy::GiveBack } else { WhenBusy::Wait };
-                return self.call(service, backend, outgoing, when_busy).await;
-            }
+            Target::Module => return self.call(service, backend, outgoing, when_busy).await,
         };
         let replica = &backend.replica;
         let worker = &self.client.worker;
@@ -343,7 +355,7 @@ impl Way<'_> {
         let request = outgoing.request().ok_or(Failed::Module(ModuleError::Unavailable))?;
         let called = self.client.worker.modules.call(backend.replica.id, request, when_busy).map_err(|request| {
             outgoing.take_back(*request);
-            Failed::Refused(io::Error::other("the module is not loaded, or busy"))
+            Failed::GivenBack
         })?;
         pulse.wait(service.response_timeout);
         let answered = in_time(pulse, called).await;
@@ -358,6 +370,16 @@ impl Way<'_> {
             *response.body_mut() = Body::empty();
         }
         Ok(Passed::Response(response.map(Content::Ours)))
+    }
+}
+
+impl Service {
+    /// Replicas of this kind that a round tries: asking a module for a place costs nothing.
+    fn tries_max(&self, target: Target) -> usize {
+        match target {
+            Target::Address(_) => CONNECTS_PER_ROUND.min(self.backends.len()),
+            Target::Module => self.backends.len(),
+        }
     }
 }
 

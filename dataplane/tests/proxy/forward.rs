@@ -449,6 +449,7 @@ async fn the_access_log_has_a_line_for_each_request() {
         ("::ffff:7.7.7.7", "7.7.7.7"),
         ("10.0.0.2, 10.0.0.1", "10.0.0.2"),
         ("6.6.6.6, unknown, 10.0.0.1", "10.0.0.1"),
+        ("\u{e9}, 7.7.7.7", "7.7.7.7"),
     ];
     for (addresses, _) in told {
         client.send(&format!("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {addresses}\r\n\r\n")).await;
