@@ -206,18 +206,15 @@ fn printed(output: docker::Output) -> ExecOutput {
 
 #[cfg(test)]
 mod tests {
-
     use std::path::PathBuf;
     use std::time::Duration;
 
     use orca_cluster::id::ReplicaId;
-
     use orca_wire::{Connection, Endpoint, Plane, Wanted};
     use tempfile::TempDir;
     use tokio::time::timeout;
 
     use super::*;
-
     use crate::testing::control_and_agent;
 
     const SOON: Duration = Duration::from_secs(10);

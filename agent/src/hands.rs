@@ -342,13 +342,11 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use orca_dataplane::{AccessLog, Limits, NoModules};
-
     use orca_wire::message::agent::{AgentRequest, Blob};
     use orca_wire::{Client, Endpoint, Plane};
     use tempfile::TempDir;
 
     use super::*;
-
     use crate::docker;
     use crate::testing::control_and_agent;
 

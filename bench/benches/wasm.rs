@@ -22,7 +22,7 @@ use orca_cluster::id::{NodeId, ReplicaId, Revision, ServiceName};
 use orca_cluster::resource::Memory;
 use orca_cluster::route::{Absence, Backend, RouteKey, Tables, Upstream};
 use orca_cluster::spec::ModuleLimits;
-use orca_dataplane::{AccessLog, Body, Config, DataPlane, Limits, ModuleResponse, Modules, Services, WhenBusy};
+use orca_dataplane::{AccessLog, Body, Config, DataPlane, Limits, Modules, Offered, Services, WhenBusy};
 
 const COLD_STARTS: usize = 50;
 const REQUESTS: usize = 2_000;
@@ -185,7 +185,7 @@ async fn request(module: &Module) {
 struct Native;
 
 impl Modules for Native {
-    fn call(&self, _: ReplicaId, _: Request<Body>, _: WhenBusy) -> Result<ModuleResponse, Box<Request<Body>>> {
+    fn call(&self, _: ReplicaId, _: Request<Body>, _: WhenBusy) -> Offered {
         Ok(Box::pin(async { Ok(Response::new(Body::whole("Hello, /\n"))) }))
     }
 }

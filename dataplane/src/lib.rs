@@ -102,14 +102,7 @@ impl Default for Limits {
 
 /// Wasm replicas, which are called in this process.
 pub trait Modules: Send + Sync + 'static {
-    /// A request comes back as it was if the replica is not loaded, or is busy and told not to let it wait: another
-    /// can have it. Boxed, since it is large and this is rare.
-    fn call(
-        &self,
-        replica: ReplicaId,
-        request: http::Request<Body>,
-        when_busy: WhenBusy,
-    ) -> Result<ModuleResponse, Box<http::Request<Body>>>;
+    fn call(&self, replica: ReplicaId, request: http::Request<Body>, when_busy: WhenBusy) -> Offered;
 }
 
 /// What becomes of a request for a module that serves as many as it may.
@@ -119,6 +112,10 @@ pub enum WhenBusy {
     Wait,
     GiveBack,
 }
+
+/// What becomes of a request that is offered to a replica. It comes back as it was if that is not loaded, or is busy and
+/// told not to let it wait: another can have it. Boxed, since it is large and this is rare.
+pub type Offered = Result<ModuleResponse, Box<http::Request<Body>>>;
 
 pub type ModuleResponse = Pin<Box<dyn Future<Output = Result<http::Response<Body>, ModuleError>> + Send>>;
 
@@ -142,12 +139,7 @@ pub enum ModuleError {
 pub struct NoModules;
 
 impl Modules for NoModules {
-    fn call(
-        &self,
-        _: ReplicaId,
-        request: http::Request<Body>,
-        _: WhenBusy,
-    ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
+    fn call(&self, _: ReplicaId, request: http::Request<Body>, _: WhenBusy) -> Offered {
         Err(Box::new(request))
     }
 }

@@ -17,7 +17,7 @@ use crate::l7::balance::{Candidate, Health, choose};
 use crate::l7::count::{Boarded, Book, Flight};
 use crate::l7::forward::is_our_shortage;
 use crate::l7::table::Target;
-use crate::{Body, ModuleResponse, Modules, NoModules, WhenBusy};
+use crate::{Body, Modules, NoModules, Offered, WhenBusy};
 
 /// A handle; cheap to clone. It keeps neither a proxy nor modules running: whoever is called by them may hold it.
 #[derive(Debug, Clone)]
@@ -157,11 +157,7 @@ impl Passage {
     }
 
     /// Gives a request to a module. As with [`Modules::call`] it may come back; it does if this is none.
-    pub fn call(
-        &self,
-        request: http::Request<Body>,
-        when_busy: WhenBusy,
-    ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
+    pub fn call(&self, request: http::Request<Body>, when_busy: WhenBusy) -> Offered {
         match (self.target, self.services.modules.upgrade()) {
             (Target::Module, Some(modules)) => modules.call(self.replica.id, request, when_busy),
             _ => Err(Box::new(request)),

@@ -95,8 +95,8 @@ impl Policy {
             passage.succeeded();
         }
         let idle = options.between_bytes_timeout;
-        let place = Place { _slot: slot, _passage: passage };
-        Ok((response.map(|body| ResponseBody { body, idle, clock: None, _place: place }.boxed_unsync()), drive))
+        let held = Held { _slot: slot, _passage: passage };
+        Ok((response.map(|body| ResponseBody { body, idle, clock: None, _held: held }.boxed_unsync()), drive))
     }
 
     /// Where a request may go, if anywhere.
@@ -337,7 +337,7 @@ enum Reached {
 
 /// What a request holds until its response is read: one of its replica's connections, and its place in flight at the
 /// service that it goes to.
-struct Place {
+struct Held {
     _slot: OwnedSemaphorePermit,
     _passage: Option<Passage>,
 }
@@ -396,7 +396,7 @@ struct ResponseBody {
     body: Body,
     idle: Option<Duration>,
     clock: Option<Pin<Box<tokio::time::Sleep>>>,
-    _place: Place,
+    _held: Held,
 }
 
 impl http_body::Body for ResponseBody {

@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock};
 
 use http::Request;
 use orca_cluster::id::ReplicaId;
-use orca_dataplane::{Body, ModuleError, ModuleResponse, Modules, WhenBusy};
+use orca_dataplane::{Body, ModuleError, Modules, Offered, WhenBusy};
 
 use super::Module;
 
@@ -29,12 +29,7 @@ impl Replicas {
 }
 
 impl Modules for Replicas {
-    fn call(
-        &self,
-        replica: ReplicaId,
-        request: Request<Body>,
-        when_busy: WhenBusy,
-    ) -> Result<ModuleResponse, Box<Request<Body>>> {
+    fn call(&self, replica: ReplicaId, request: Request<Body>, when_busy: WhenBusy) -> Offered {
         let Some(module) = self.get(replica) else { return Err(Box::new(request)) };
         let place = module.place();
         if place.is_none() && when_busy == WhenBusy::GiveBack {

@@ -189,8 +189,9 @@ fn spoken_for(client: &Client, headers: &HeaderMap) -> Option<IpAddr> {
         let Some(address) = str::from_utf8(text).ok().and_then(|text| text.trim().parse::<IpAddr>().ok()) else {
             break;
         };
-        farthest = Some(address.to_canonical());
-        if !client.worker.trusts(address.to_canonical()) {
+        let address = address.to_canonical();
+        farthest = Some(address);
+        if !client.worker.trusts(address) {
             break;
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http_body_util::BodyExt;
 use orca_cluster::id::{ReplicaId, Revision};
 use orca_cluster::route::{Backend, Upstream};
-use orca_dataplane::{AccessLog, Body, Config, DataPlane, ModuleError, ModuleResponse, Modules, WhenBusy};
+use orca_dataplane::{AccessLog, Body, Config, DataPlane, ModuleError, Modules, Offered, WhenBusy};
 
 use crate::world::*;
 
@@ -16,12 +16,7 @@ use crate::world::*;
 struct Echo;
 
 impl Modules for Echo {
-    fn call(
-        &self,
-        replica: ReplicaId,
-        request: http::Request<Body>,
-        _: WhenBusy,
-    ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
+    fn call(&self, replica: ReplicaId, request: http::Request<Body>, _: WhenBusy) -> Offered {
         Ok(Box::pin(async move {
             match request.uri().path() {
                 "/trap" => Err(ModuleError::Trapped),
@@ -45,12 +40,7 @@ impl Modules for Echo {
 struct Loading(AtomicBool);
 
 impl Modules for Loading {
-    fn call(
-        &self,
-        replica: ReplicaId,
-        request: http::Request<Body>,
-        when_busy: WhenBusy,
-    ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
+    fn call(&self, replica: ReplicaId, request: http::Request<Body>, when_busy: WhenBusy) -> Offered {
         if self.0.load(Ordering::SeqCst) { Echo.call(replica, request, when_busy) } else { Err(Box::new(request)) }
     }
 }
@@ -60,12 +50,7 @@ impl Modules for Loading {
 struct Crowded(Mutex<BTreeSet<u64>>);
 
 impl Modules for Crowded {
-    fn call(
-        &self,
-        replica: ReplicaId,
-        request: http::Request<Body>,
-        when_busy: WhenBusy,
-    ) -> Result<ModuleResponse, Box<http::Request<Body>>> {
+    fn call(&self, replica: ReplicaId, request: http::Request<Body>, when_busy: WhenBusy) -> Offered {
         match (self.0.lock().unwrap().contains(&replica.0), when_busy) {
             (false, _) => Echo.call(replica, request, when_busy),
             (true, WhenBusy::GiveBack) => Err(Box::new(request)),

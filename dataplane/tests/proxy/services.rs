@@ -3,8 +3,9 @@
 use std::io;
 use std::net::SocketAddr;
 
-use crate::world::*;
 use orca_cluster::id::ReplicaId;
+
+use crate::world::*;
 
 const R1: ReplicaId = ReplicaId(1);
 const R2: ReplicaId = ReplicaId(2);
